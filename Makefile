@@ -1,0 +1,52 @@
+# make demo | make test: create .venv, install into it, run. Nothing but Linux and Python >= 3.10 is needed;
+# choose another interpreter with `make PYTHON=/path/to/python3.11 demo`.
+PYTHON ?= $(firstword $(foreach name,python3 python3.13 python3.12 python3.11 python3.10,\
+	$(shell $(name) -c 'import sys; print("$(name)" if sys.version_info >= (3, 10) else "")' 2>/dev/null)))
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+export PYTHONNOUSERSITE := 1
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+unexport PYTHONPATH PYTHONHOME
+
+.DELETE_ON_ERROR:
+.PHONY: demo test lint format install clean distclean
+
+demo: $(STAMP)
+	$(BIN)/alhvr demo
+
+test: $(STAMP)
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: $(STAMP)
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m ruff format --check .
+	$(BIN)/python -m mypy
+
+format: $(STAMP)
+	$(BIN)/python -m ruff check --fix .
+	$(BIN)/python -m ruff format .
+
+install: $(STAMP)
+
+$(STAMP): setup.cfg pyproject.toml
+	@test -x $(BIN)/python && $(BIN)/python -m pip --version >/dev/null 2>&1 || { \
+	  test -n "$(PYTHON)" && $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || { \
+	    echo 'Python 3.10 or newer is needed and was not found; name one: make PYTHON=/path/to/python3 ...' >&2; exit 1; }; \
+	  $(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+	    echo '$(PYTHON) cannot make virtual environments; install its venv package (Debian, Ubuntu: python3-venv)' >&2; exit 1; }; \
+	  echo 'creating $(VENV) with $(PYTHON)'; \
+	  $(PYTHON) -m venv --clear $(VENV); }
+	@echo 'installing into $(VENV): a few minutes and several GB (PyTorch) the first time'
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	@$(BIN)/python -c 'import torchvision' || { \
+	  echo 'torch and torchvision in $(VENV) do not fit together; see "Troubleshooting" in README.md' >&2; exit 1; }
+	@touch $@
+
+clean:
+	rm -rf build dist *.egg-info demo_output .pytest_cache .mypy_cache .ruff_cache
+	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -exec rm -rf {} +
+
+distclean: clean
+	rm -rf $(VENV)

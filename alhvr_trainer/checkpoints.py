@@ -1,0 +1,85 @@
+"""Atomic checkpoint files and the random states that they carry."""
+
+from __future__ import annotations
+
+import os
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from alhvr_trainer.errors import InputError
+
+
+def write_atomically(content: dict[str, Any], path: str | os.PathLike[str]) -> None:
+    """``torch.save`` to a temporary file, fsync, rename: the file at ``path`` is the old or the new one, never half.
+
+    Raises:
+        InputError: the disk is full or the folder is not writable; what stood at ``path`` is still there.
+    """
+    target = Path(path)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            torch.save(content, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, target)
+        _sync_folder(target.parent)
+    except (OSError, RuntimeError) as error:  # torch wraps a full disk in a RuntimeError
+        temporary.unlink(missing_ok=True)
+        kept = "the previous one is untouched" if target.exists() else "there was none before"
+        raise InputError(f"could not write the checkpoint {target} ({error}); {kept}") from error
+
+
+def _sync_folder(folder: Path) -> None:
+    if os.name == "nt":  # Windows cannot open folders
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python's, NumPy's and torch's global generators: nnU-Net's initialisers and loaders draw from them."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def random_states() -> dict[str, Any]:
+    """States of the global generators of Python, NumPy and torch (CPU and all CUDA devices)."""
+    return {
+        "python": random.getstate(),
+        "numpy": np.random.get_state(),
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+
+
+def restore_random_states(states: dict[str, Any]) -> None:
+    """Take up :func:`random_states`; CUDA's only if as many devices are there as when they were saved."""
+    random.setstate(states["python"])
+    np.random.set_state(states["numpy"])
+    torch.set_rng_state(states["torch"].cpu())
+    if states["cuda"] and len(states["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all([state.cpu() for state in states["cuda"]])
+
+
+def read_checkpoint(path: str | os.PathLike[str], device: torch.device | str = "cpu") -> dict[str, Any]:
+    """A checkpoint of nnU-Net or ours. It may hold pickled objects, as nnU-Net's do: read only what you trust.
+
+    Raises:
+        InputError: the file is missing, truncated or no checkpoint.
+    """
+    try:
+        checkpoint = torch.load(path, map_location=device, weights_only=False)
+    except Exception as error:  # torch raises half a dozen kinds for damaged files
+        raise InputError(f"{path} is missing or not a readable checkpoint ({error}); use another one") from error
+    if not isinstance(checkpoint, dict) or "network_weights" not in checkpoint:
+        raise InputError(f'{path} is no nnU-Net checkpoint: it has no "network_weights"')
+    return checkpoint

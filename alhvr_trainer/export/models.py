@@ -1,0 +1,229 @@
+"""Find a trained model in ``nnUNet_results`` and take network a or b out of its checkpoints."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from nnunetv2.paths import nnUNet_results
+from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
+from nnunetv2.utilities.file_path_utilities import get_output_folder
+from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
+from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
+
+from alhvr_trainer.checkpoints import read_checkpoint
+from alhvr_trainer.errors import InputError
+from alhvr_trainer.settings import PLANS_NAME, SETTINGS_KEY, TRAINER_NAME, UNLABELED_KEY
+
+NETWORKS = ("a", "b", "both")
+WEIGHTS_FILE = "checkpoint_final.pth"
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """A model folder of nnU-Net and the folds to take from it."""
+
+    dataset: str
+    configuration: str
+    trainer: str
+    plans_name: str
+    folds: tuple[int | str, ...]
+    folder: Path
+    weights_file: str
+    plans: dict[str, Any]
+    dataset_json: dict[str, Any]
+    """Without what only training needs: the folders of unlabelled images."""
+
+    @property
+    def plans_manager(self) -> PlansManager:
+        return PlansManager(self.plans)
+
+    @property
+    def configuration_manager(self) -> ConfigurationManager:
+        return self.plans_manager.get_configuration(self.configuration)
+
+    @property
+    def num_channels(self) -> int:
+        return determine_num_input_channels(self.plans_manager, self.configuration_manager, self.dataset_json)
+
+    def checkpoint_path(self, fold: int | str) -> Path:
+        return self.folder / f"fold_{fold}" / self.weights_file
+
+
+@dataclass(frozen=True)
+class Member:
+    """One network to export: where it comes from and its weights."""
+
+    fold: int | str
+    network: str
+    weights: dict[str, torch.Tensor]
+    checkpoint: dict[str, Any]
+
+    def __str__(self) -> str:
+        return f"network {self.network} of fold {self.fold}"
+
+
+def find_model(
+    dataset: int | str,
+    configuration: str,
+    fold: int | str | tuple[int | str, ...] = 0,
+    plans: str = PLANS_NAME,
+    trainer: str = TRAINER_NAME,
+    weights_file: str = WEIGHTS_FILE,
+) -> TrainedModel:
+    """The trained model that nnU-Net keeps under these names.
+
+    Args:
+        dataset: id or name, as for ``nnUNetv2_predict -d``.
+        fold: a fold, several (``"0,1"`` or a tuple), or ``"all"``.
+
+    Raises:
+        InputError: ``nnUNet_results`` is not set, or the model, a fold or a checkpoint is missing; the
+            message says what is there.
+
+    Example:
+        >>> find_model(27, "2d").checkpoint_path(0)     # doctest: +SKIP
+        PosixPath('…/Dataset027_ACDC/ALHVRTrainer__ALHVRPlans__2d/fold_0/checkpoint_final.pth')
+    """
+    folds = parse_folds(fold)
+    name = _dataset_name(dataset)
+    folder = Path(get_output_folder(name, trainer, plans, configuration))
+    train_command = f"nnUNetv2_train {dataset} {configuration} {folds[0]} -tr {trainer} -p {plans}"
+    if not folder.is_dir():
+        there = _listing(folder.parent, "*__*__*")
+        raise InputError(f"no trained model {folder}; models of this dataset: {there}; train it with: {train_command}")
+    dataset_json = read_json(folder / "dataset.json")
+    dataset_json.pop(UNLABELED_KEY, None)
+    model = TrainedModel(
+        name,
+        configuration,
+        trainer,
+        plans,
+        folds,
+        folder,
+        weights_file,
+        read_json(folder / "plans.json"),
+        dataset_json,
+    )
+    for each in folds:
+        path = model.checkpoint_path(each)
+        if not path.parent.is_dir():
+            raise InputError(f"no fold {each} in {folder}: it holds {_listing(folder, 'fold_*')}")
+        if not path.is_file():
+            raise InputError(
+                f"no {weights_file} in {path.parent}: it holds {_listing(path.parent, '*.pth')}; "
+                f"finish the training with: {train_command} --c"
+            )
+    return model
+
+
+def parse_folds(fold: int | str | tuple[int | str, ...] | list[int | str]) -> tuple[int | str, ...]:
+    """Folds as nnU-Net numbers them.
+
+    Raises:
+        InputError: neither a whole number of at least 0 nor "all", or a fold twice.
+
+    Example:
+        >>> parse_folds("0,1"), parse_folds(3), parse_folds("all")
+        ((0, 1), (3,), ('all',))
+    """
+    parts = fold if isinstance(fold, (tuple, list)) else str(fold).split(",")
+    texts = [str(part).strip() for part in parts]
+    if not texts or any(text != "all" and not text.isdecimal() for text in texts):
+        raise InputError(f'fold is {fold!r}; it must be a number (0), several ("0,1") or "all"')
+    folds = tuple("all" if text == "all" else int(text) for text in texts)
+    if len(set(folds)) < len(folds):
+        raise InputError(f"fold is {fold!r}: a fold is named twice")
+    return folds
+
+
+def network_weights(checkpoint: dict[str, Any], network: str) -> dict[str, torch.Tensor]:
+    """State dict of network ``"a"`` or ``"b"``.
+
+    Raises:
+        InputError: network b of a model that has one network only.
+    """
+    if network == "a":
+        return checkpoint["network_weights"]
+    if network != "b":
+        raise InputError(f'network is {network!r}; it must be "a" or "b"')
+    weights = checkpoint.get(SETTINGS_KEY, {}).get("network_b_weights")
+    if weights is None:
+        raise InputError(
+            f"the checkpoint of {checkpoint.get('trainer_name', 'an unknown trainer')} holds one network: "
+            'there is no network b, use network "a"'
+        )
+    return weights
+
+
+def model_members(model: TrainedModel, network: str = "a") -> list[Member]:
+    """The networks to export, in the order in which nnU-Net would average them: fold by fold, a before b.
+
+    Raises:
+        InputError: an unknown ``network``, no network b, or weights that do not fit the plans' architecture.
+    """
+    if network not in NETWORKS:
+        raise InputError(f'network is {network!r}; it must be "a", "b" or "both"')
+    members = []
+    for fold in model.folds:
+        checkpoint = read_checkpoint(model.checkpoint_path(fold))
+        for letter in ("a", "b") if network == "both" else (network,):
+            member = Member(fold, letter, network_weights(checkpoint, letter), checkpoint)
+            _check_architecture(model, member)
+            members.append(member)
+    return members
+
+
+def _check_architecture(model: TrainedModel, member: Member) -> None:
+    """Stock nnU-Net and the bundle build the network from the plans alone: the weights must fit that one."""
+    configuration = model.configuration_manager
+    network = get_network_from_plans(
+        configuration.network_arch_class_name,
+        configuration.network_arch_init_kwargs,
+        configuration.network_arch_init_kwargs_req_import,
+        model.num_channels,
+        model.plans_manager.get_label_manager(model.dataset_json).num_segmentation_heads,
+        allow_init=False,
+        deep_supervision=False,
+    )
+    try:
+        network.load_state_dict(member.weights, strict=True)
+    except RuntimeError as error:
+        raise InputError(
+            f"{member} in {model.folder} does not fit the network in its plans ({one_line(error)}): "
+            f"trainer {model.trainer} builds another one, which cannot be exported"
+        ) from error
+
+
+def _dataset_name(dataset: int | str) -> str:
+    results = nnUNet_results.get()
+    if not results:
+        raise InputError("nnUNet_results is not set: export nnUNet_results=<the folder with your trained models>")
+    try:
+        name = str(maybe_convert_to_dataset_name(dataset))
+    except (RuntimeError, ValueError, TypeError) as error:
+        raise InputError(
+            f"dataset {dataset!r} not found; datasets in nnUNet_results ({results}): "
+            f"{_listing(Path(results), 'Dataset*')}"
+        ) from error
+    return name
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot read {path}, which nnU-Net writes when training starts: {error}") from error
+
+
+def _listing(folder: Path, pattern: str) -> str:
+    return ", ".join(sorted(path.name for path in folder.glob(pattern))) or "none"
+
+
+def one_line(error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    return text if len(text) <= 160 else f"{text[:157]}..."

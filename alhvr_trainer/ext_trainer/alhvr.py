@@ -1,0 +1,17 @@
+"""ALHVR for nnU-Net: lets nnU-Net's look-up by name find ALHVR's trainers and planner.
+
+It serves nnUNet_extTrainer as it is; `alhvr link` copies it into nnU-Net, `alhvr unlink` removes the copies.
+"""
+
+
+def __getattr__(name):
+    # nnU-Net asks every module in its folders for every class: all names but ours must cost nothing
+    if name.startswith(("ALHVR", "SupervisedTrainer")):
+        try:
+            from alhvr_trainer.link import class_named
+        except ModuleNotFoundError as error:
+            if error.name != "alhvr_trainer":  # uninstalled while linked: nnU-Net goes on without us
+                raise
+        else:
+            return class_named(name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,141 @@
+"""Make nnU-Net's own commands find ALHVR: ``alhvr link``, ``alhvr unlink``, ``alhvr trainer_path``.
+
+nnU-Net looks for trainers and planners by name, with ``hasattr``, in all modules below two of its folders.
+So one small module in each, a copy of ``ext_trainer/alhvr.py``, is enough; it imports ALHVR only when asked
+for one of its names.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from contextlib import suppress
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+
+from alhvr_trainer.errors import InputError
+from alhvr_trainer.resources import ext_trainer_folder
+
+SHIM_NAME = "alhvr_link.py"
+SHIM_FOLDERS = ("training/nnUNetTrainer", "experiment_planning/experiment_planners")
+
+
+def link() -> list[Path]:
+    """Make nnU-Net's own commands find ALHVR's trainers and planner.
+
+    Writes one small module, ``alhvr_link.py``, into two folders of the installed nnU-Net. Safe to repeat;
+    repeat it after reinstalling nnU-Net. ``alhvr unlink`` removes the modules again.
+
+    Returns:
+        The files written.
+
+    Raises:
+        InputError: nnU-Net is not installed or not writable, or a file of that name is not ours.
+
+    Example:
+        alhvr link
+        nnUNetv2_train 27 2d 0 -tr ALHVRTrainer -p ALHVRPlans
+    """
+    shim = _shim_source()
+    files = _shim_files()
+    for file in files:
+        _refuse_foreign(file)
+    for file in files:
+        _write(file, shim)
+        print(f"linked: {file}")
+    return files
+
+
+def unlink() -> list[Path]:
+    """Take ``alhvr link`` back: remove its modules from the installed nnU-Net. Safe to repeat.
+
+    Returns:
+        The files removed.
+
+    Raises:
+        InputError: nnU-Net is not installed or not writable, or a file of that name is not ours.
+
+    Example:
+        alhvr unlink
+    """
+    files = [file for file in _shim_files() if file.exists()]
+    for file in files:
+        _refuse_foreign(file)
+    for file in files:
+        try:
+            file.unlink()
+        except OSError as error:
+            raise InputError(f"cannot remove {file}: {error.strerror}; remove it by hand") from error
+        print(f"removed: {file}")
+    if not files:
+        print("nothing to remove: nnU-Net is not linked")
+    return files
+
+
+def trainer_path() -> Path:
+    """The folder for ``nnUNet_extTrainer``, for those who do not want to touch their nnU-Net installation.
+
+    nnU-Net's commands then find the trainers; the planner is found by ``alhvr plan_and_preprocess`` alone.
+
+    Example:
+        export nnUNet_extTrainer="$(alhvr trainer_path)"
+    """
+    return ext_trainer_folder()
+
+
+def class_named(name: str) -> type:
+    """The trainer or planner called ``name``.
+
+    Raises:
+        AttributeError: there is none (what nnU-Net's look-up expects).
+
+    Example:
+        >>> class_named("ALHVRTrainer_5epochs").__name__
+        'ALHVRTrainer_5epochs'
+    """
+    if "Planner" in name:
+        found: type = getattr(import_module("alhvr_trainer.planning.planner"), name)
+        return found
+    from alhvr_trainer.variants import trainer_named
+
+    return trainer_named(name)
+
+
+def _shim_source() -> str:
+    return (ext_trainer_folder() / "alhvr.py").read_text(encoding="utf-8")
+
+
+def _shim_files() -> list[Path]:
+    """Where the copies belong. Does not import nnU-Net."""
+    spec = find_spec("nnunetv2")
+    if spec is None or not spec.submodule_search_locations:
+        raise InputError(f"nnunetv2 is not installed for {sys.executable}; install it first: pip install nnunetv2")
+    package = Path(next(iter(spec.submodule_search_locations)))
+    return [package / folder / SHIM_NAME for folder in SHIM_FOLDERS]
+
+
+def _refuse_foreign(file: Path) -> None:
+    try:
+        text = file.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return
+    except (OSError, UnicodeDecodeError):
+        text = ""
+    if not text.startswith(_shim_source().splitlines()[0]):
+        raise InputError(f"{file} was not written by alhvr link; move it away first")
+
+
+def _write(file: Path, text: str) -> None:
+    """Whole or not at all: a training that starts meanwhile must not read half a module."""
+    part = file.with_name(f"{file.name}.{os.getpid()}.part")
+    try:
+        part.write_text(text, encoding="utf-8")
+        os.replace(part, file)
+    except OSError as error:
+        with suppress(OSError):
+            part.unlink()
+        raise InputError(
+            f"cannot write into {file.parent} ({error.strerror}); leave nnU-Net as it is and use instead: "
+            'export nnUNet_extTrainer="$(alhvr trainer_path)"'
+        ) from error

@@ -1,0 +1,133 @@
+"""The two passes of one nnU-Net U-Net, and the decoder feature map that CG-CPCL compares."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+
+from alhvr_trainer.errors import InputError
+
+FEATURE_STRIDE = 8
+
+UNet = Any
+"""nnU-Net's ``PlainConvUNet`` or ``ResidualEncoderUNet``: a module with an ``encoder`` and a staged ``decoder``."""
+
+
+@dataclass(frozen=True)
+class TwoPassOutput:
+    """What one network gives for a batch of L labelled and, after them, U unlabelled samples."""
+
+    outputs: Tensor | list[Tensor]
+    """Clean pass on all samples: logits (L+U, C, *S), with deep supervision a list, full resolution first."""
+    perturbed_logits: Tensor
+    """Decoder on perturbed encoder features of the unlabelled samples, (U, C, *S)."""
+    features: Tensor
+    """Decoder feature map of the clean pass, unlabelled samples, (U, K, *s)."""
+    perturbed_features: Tensor
+    """The same map in the perturbed pass, (U, K, *s)."""
+
+    @property
+    def logits(self) -> Tensor:
+        """Full-resolution logits of the clean pass, (L+U, C, *S)."""
+        return self.outputs if isinstance(self.outputs, Tensor) else self.outputs[0]
+
+    def labeled_outputs(self, labeled: int) -> Tensor | list[Tensor]:
+        """The clean pass on the first ``labeled`` samples, in the form that nnU-Net's loss takes."""
+        if isinstance(self.outputs, Tensor):
+            return self.outputs[:labeled]
+        return [output[:labeled] for output in self.outputs]
+
+
+def two_pass(
+    network: UNet,
+    data: Tensor,
+    labeled: int,
+    perturb: Callable[[list[Tensor]], list[Tensor]],
+    feature_stage: int | None = None,
+) -> TwoPassOutput:
+    """Clean pass on all samples, perturbed decoder pass on the unlabelled ones alone.
+
+    Both passes start from the same encoder output, so gradients of both reach the encoder. Without the labelled
+    samples the perturbed pass gives the same numbers under per-sample norms (nnU-Net's InstanceNorm); under batch
+    norm its statistics are those of the unlabelled samples, where the authors' code takes the whole batch.
+
+    Args:
+        network: in training or evaluation mode, deep supervision on or off.
+        data: (L+U, channels, *S), labelled samples first.
+        labeled: L; there must be at least one sample after them.
+        perturb: maps the list of encoder outputs to perturbed ones, e.g. ``FeaturePerturbation``.
+        feature_stage: decoder stage of the feature tap, see :func:`default_feature_stage`.
+    """
+    decoder = network.decoder
+    stage = default_feature_stage(network) if feature_stage is None else feature_stage
+    with _captured(decoder.stages[stage]) as captured:
+        skips = network.encoder(data)
+        outputs = decoder(skips)
+        with _single_output(decoder):
+            perturbed_logits = decoder(perturb([skip[labeled:] for skip in skips]))
+    features, perturbed_features = captured
+    return TwoPassOutput(outputs, perturbed_logits, features[labeled:], perturbed_features)
+
+
+def default_feature_stage(network: UNet) -> int:
+    """Index of the decoder stage (0 = deepest) whose output feeds CG-CPCL.
+
+    The authors tap their 2D U-Net before the second up-block (after a 1x1 convolution, signed) and their 3D V-Net
+    after decoder block six (after ReLU): both 1/8 of the resolution per axis. nnU-Net's equivalent is the output of a
+    decoder stage (after norm and LeakyReLU); we take the last one, counted from the bottleneck, that is still at 1/8
+    or coarser along its most reduced axis, or the deepest one where the network never gets that coarse. With
+    anisotropic strides the least reduced axes are then finer than 1/8.
+    """
+    strides = np.cumprod([np.broadcast_to(s, _dimensions(network)) for s in network.encoder.strides], axis=0)
+    last = len(network.decoder.stages) - 1  # decoder stage i works at the resolution of encoder stage last - i
+    coarse = [i for i in range(last + 1) if strides[last - i].max() >= FEATURE_STRIDE]
+    return max(coarse, default=0)
+
+
+def check_network(network: UNet, feature_stage: int | None) -> None:
+    """Refuse what :func:`two_pass` cannot run.
+
+    Raises:
+        InputError: no encoder and staged decoder, or no such decoder stage.
+    """
+    stages = getattr(getattr(network, "decoder", None), "stages", None)
+    if stages is None or not hasattr(network, "encoder"):
+        raise InputError(
+            f"the plans' architecture {type(network).__name__} has no encoder and staged decoder; ALHVR needs "
+            "nnU-Net's PlainConvUNet or ResidualEncoderUNet"
+        )
+    if feature_stage is not None and feature_stage >= len(stages):
+        raise InputError(
+            f'"alhvr.feature_stage" is {feature_stage}, but the decoder has stages 0 (deepest) to {len(stages) - 1}'
+        )
+
+
+def _dimensions(network: UNet) -> int:
+    return 3 if issubclass(network.encoder.conv_op, nn.Conv3d) else 2
+
+
+@contextmanager
+def _captured(module: nn.Module) -> Iterator[list[Tensor]]:
+    """Outputs of a module while the context is open, one entry per call."""
+    outputs: list[Tensor] = []
+    handle = module.register_forward_hook(lambda _module, _inputs, output: outputs.append(output))
+    try:
+        yield outputs
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def _single_output(decoder: Any) -> Iterator[None]:
+    """Switch deep supervision off: the perturbed pass needs full resolution alone."""
+    enabled = decoder.deep_supervision
+    decoder.deep_supervision = False
+    try:
+        yield
+    finally:
+        decoder.deep_supervision = enabled

@@ -1,0 +1,1 @@
+"""Planning: the planner, the ready plans laid over its result, and the commands."""

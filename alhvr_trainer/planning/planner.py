@@ -1,0 +1,106 @@
+"""nnU-Net's experiment planner for two networks and a batch of labelled and unlabelled samples."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import torch
+from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
+from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
+from nnunetv2.utilities.json_export import recursive_fix_for_json_export
+
+from alhvr_trainer.planning.templates import Template, alhvr_block, apply_template
+from alhvr_trainer.settings import PLANS_NAME, SETTINGS_KEY
+from alhvr_trainer.unlabeled.fingerprint import add_unlabeled_to_fingerprint, merged_with_unlabeled
+from alhvr_trainer.unlabeled.workers import default_processes
+
+NETWORKS = 2
+UNLABELED_SHARE = 0.5
+"""Share of a batch that passes through the decoder a second time, see ``settings.split_batch``."""
+
+
+class ALHVRPlanner(ExperimentPlanner):
+    """Plans patch size, batch size and network as nnU-Net does, with three differences.
+
+    - Spacings and shapes come from labelled and unlabelled cases; intensity statistics from the labelled
+      foreground.
+    - The GPU memory holds two networks, and the decoder's second pass on the unlabelled half of the batch.
+    - ``batch_size`` counts labelled and unlabelled samples; an ``alhvr`` block in each configuration splits
+      it.
+
+    Used by ``alhvr plan_and_preprocess``, and after ``alhvr link`` by ``nnUNetv2_plan_and_preprocess -pl
+    ALHVRPlanner``.
+
+    Raises:
+        InputError: there is no unlabelled case, or one cannot be used.
+
+    Example:
+        >>> plans = ALHVRPlanner("Dataset027_ACDC").plan_experiment()
+        >>> plans["configurations"]["2d"]["batch_size"], plans["configurations"]["2d"]["alhvr"]
+        (16, {'unlabeled_batch_size': 8, 'threshold_proportion': 0.8})
+    """
+
+    template: Template | None = None
+    """Ready plans to lay over; a class attribute, as nnU-Net's functions fix the arguments of a planner."""
+
+    def __init__(
+        self,
+        dataset_name_or_id: str | int,
+        gpu_memory_target_in_gb: float = 8,
+        preprocessor_name: str = "DefaultPreprocessor",
+        plans_name: str = PLANS_NAME,
+        overwrite_target_spacing: list[float] | tuple[float, ...] | None = None,
+        suppress_transpose: bool = False,
+    ):
+        super().__init__(
+            dataset_name_or_id,
+            gpu_memory_target_in_gb,
+            preprocessor_name,
+            plans_name,
+            overwrite_target_spacing,
+            suppress_transpose,
+        )
+        self.dataset_fingerprint = merged_with_unlabeled(
+            add_unlabeled_to_fingerprint(self.dataset_name, default_processes())
+        )
+        # caps the batch size at 5 % of the voxels of the dataset; the file that nnU-Net copies stays as it is
+        self.dataset_json["numTraining"] = len(self.dataset_fingerprint["spacings"])
+
+    @staticmethod
+    def static_estimate_VRAM_usage(
+        patch_size: tuple[int, ...],
+        input_channels: int,
+        output_channels: int,
+        arch_class_name: str,
+        arch_kwargs: dict[str, Any],
+        arch_kwargs_req_import: tuple[str, ...],
+    ) -> float:
+        """Feature map values per sample: two networks, each with its share of second decoder passes."""
+        # nnU-Net's own estimate fails where nnUNet_n_proc_DA is 0, so its building blocks are called here
+        with torch.device("meta"):  # only shapes are needed: no weights, no initialisation
+            network = get_network_from_plans(
+                arch_class_name,
+                arch_kwargs,
+                arch_kwargs_req_import,
+                input_channels,
+                output_channels,
+                allow_init=False,
+            )
+        one_pass = network.compute_conv_feature_map_size(patch_size)
+        second_decoder_pass = network.decoder.compute_conv_feature_map_size(patch_size)
+        return NETWORKS * (one_pass + UNLABELED_SHARE * second_decoder_pass)
+
+    def get_plans_for_configuration(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """nnU-Net's plan of a configuration, and its ``alhvr`` block."""
+        plan = super().get_plans_for_configuration(*args, **kwargs)
+        plan[SETTINGS_KEY] = alhvr_block(plan["batch_size"], len(plan["patch_size"]))
+        return plan
+
+    def save_plans(self, plans: dict[str, Any]) -> None:
+        """Lay the ready plans over, if there are any, before nnU-Net writes the file."""
+        if self.template is not None:
+            recursive_fix_for_json_export(plans)
+            plans.update(apply_template(self.template, json.loads(json.dumps(plans)), self.dataset_json))
+            print(f"{self.template.file} was laid over: {', '.join(self.template.configurations)}")
+        super().save_plans(plans)

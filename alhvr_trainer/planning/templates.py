@@ -1,0 +1,243 @@
+"""Ready plans (``plans/*.json``) laid over what the planner found for a dataset.
+
+A ready plan is a part of nnU-Net's plans: ``{"plans_name": …, "description": …, "configurations": {"2d":
+{…}}}``. What it leaves out, above all everything that depends on the dataset, comes from the planner. A
+complete nnU-Net plans file of another dataset works as well; only the settings of training
+(:data:`TRAINING_KEYS`) are taken from it then.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pydoc
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nnunetv2
+import numpy as np
+import torch
+from nnunetv2.utilities.find_class_by_name import recursive_find_python_class
+from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
+from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+from alhvr_trainer.errors import InputError
+from alhvr_trainer.resources import plans_folder
+from alhvr_trainer.settings import (
+    PLANS_NAME,
+    SETTINGS_KEY,
+    THRESHOLD_PROPORTION_2D,
+    THRESHOLD_PROPORTION_3D,
+    settings_from_plans,
+    split_batch,
+)
+from alhvr_trainer.unlabeled.dataset import channel_names
+from alhvr_trainer.unlabeled.images import one_line
+
+TRAINING_KEYS = ("batch_size", "patch_size", "architecture", "batch_dice", SETTINGS_KEY)
+"""Settings that do not depend on a dataset."""
+DATA_KEYS = ("spacing", "normalization_schemes", "use_mask_for_norm")
+"""Settings of preprocessing that a ready plan may fix; the planner chooses them otherwise."""
+TOP_KEYS = ("plans_name", "description", "configurations")
+
+
+@dataclass(frozen=True)
+class Template:
+    """A ready plan, checked as far as it can be without a dataset."""
+
+    file: str
+    plans_name: str
+    configurations: dict[str, dict[str, Any]]
+    complete: bool
+    """It is a complete plans file of another dataset: configurations that this dataset lacks are left out."""
+
+
+def shipped_templates() -> list[str]:
+    """Names of the ready plans that come with the package."""
+    return sorted(file.stem for file in plans_folder().glob("*.json"))
+
+
+def load_template(name_or_file: str) -> Template:
+    """Read a ready plan by its name (``"acdc_2d"``) or its path.
+
+    Raises:
+        InputError: no such file; no JSON object with ``configurations``; an unknown key; an invalid ``alhvr``
+            block.
+
+    Example:
+        >>> load_template("acdc_2d").configurations["2d"]["patch_size"]
+        [256, 256]
+    """
+    file = Path(name_or_file)
+    if not file.is_file():
+        file = plans_folder() / f"{name_or_file}.json"
+    if not file.is_file():
+        raise InputError(f"no plans file {name_or_file}; ready plans: {', '.join(shipped_templates())}")
+    try:
+        content = json.loads(file.read_text())
+    except ValueError as error:
+        raise InputError(f"{file} is not valid JSON: {error}") from error
+    configurations = content.get("configurations") if isinstance(content, dict) else None
+    if not isinstance(configurations, dict) or not configurations:
+        raise InputError(f'{file} is no plans file: it must be an object with "configurations"')
+    complete = "dataset_name" in content
+    if not complete:
+        _check_keys(content, TOP_KEYS, str(file))
+    checked = {
+        name: _checked_entries(f'{file}, configuration "{name}"', entries, complete)
+        for name, entries in configurations.items()
+    }
+    # a complete file may be called nnUNetPlans: never overwrite the dataset's own plans of that name
+    plans_name = PLANS_NAME if complete else str(content.get("plans_name", file.stem))
+    return Template(str(file), plans_name, checked, complete)
+
+
+def apply_template(template: Template, plans: dict[str, Any], dataset_json: dict[str, Any]) -> dict[str, Any]:
+    """Lay a ready plan over the planner's plans of a dataset.
+
+    Args:
+        template: see :func:`load_template`.
+        plans: what the planner wrote for the dataset; its ``plans_name`` stays and names the preprocessed
+            data.
+        dataset_json: the dataset's ``dataset.json``.
+
+    Returns:
+        New plans; ``plans`` is not changed.
+
+    Raises:
+        InputError: the plan does not fit the dataset; file, configuration and key are named.
+    """
+    plans = deepcopy(plans)
+    dimensions = {}
+    for name, entries in template.configurations.items():
+        where = f'{template.file}, configuration "{name}"'
+        if name not in plans["configurations"]:
+            if template.complete:
+                print(f"{where} is left out: the dataset has no such configuration")
+                continue
+            raise InputError(f"{where}: the dataset has only {', '.join(plans['configurations'])}")
+        if entries:
+            dimensions[name] = len(PlansManager(plans).get_configuration(name).patch_size)
+            plans["configurations"][name].update(deepcopy(entries))
+            _fit_to_dataset(plans, name, entries)
+    for name in dimensions:
+        where = f'{template.file}, configuration "{name}"'
+        _check_configuration(where, plans, name, dimensions[name], dataset_json)
+    return plans
+
+
+def alhvr_block(batch_size: int, dimensions: int) -> dict[str, Any]:
+    """The planned part of the ``alhvr`` block; everything else keeps its default.
+
+    Example:
+        >>> alhvr_block(16, 2)
+        {'unlabeled_batch_size': 8, 'threshold_proportion': 0.8}
+    """
+    _, unlabeled = split_batch(batch_size)
+    proportion = THRESHOLD_PROPORTION_2D if dimensions == 2 else THRESHOLD_PROPORTION_3D
+    return {"unlabeled_batch_size": unlabeled, "threshold_proportion": proportion}
+
+
+def _checked_entries(where: str, entries: object, complete: bool) -> dict[str, Any]:
+    if not isinstance(entries, dict):
+        raise InputError(f"{where} must be an object, found {entries!r}")
+    if complete:
+        entries = {key: value for key, value in entries.items() if key in TRAINING_KEYS}
+    _check_keys(entries, TRAINING_KEYS + DATA_KEYS, where)
+    try:
+        settings_from_plans(entries)
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from error
+    return entries
+
+
+def _check_keys(entries: dict[str, Any], valid: tuple[str, ...], where: str) -> None:
+    unknown = [key for key in entries if key not in valid]
+    if unknown:
+        raise InputError(f'{where}: unknown key "{unknown[0]}"; valid keys: {", ".join(valid)}')
+
+
+def _fit_to_dataset(plans: dict[str, Any], name: str, entries: dict[str, Any]) -> None:
+    """Bring the planner's own entries in line with those of the ready plan."""
+    configuration = plans["configurations"][name]
+    resolved = PlansManager(plans).get_configuration(name).configuration
+    if isinstance(resolved["batch_size"], int) and isinstance(resolved["patch_size"], list):
+        planned = alhvr_block(resolved["batch_size"], len(resolved["patch_size"]))
+        configuration[SETTINGS_KEY] = {**planned, **entries.get(SETTINGS_KEY, {})}
+    spacing = entries.get("spacing")
+    if spacing is not None and len(spacing) == len(resolved["patch_size"]):
+        extent = np.multiply(plans["original_median_shape_after_transp"], plans["original_median_spacing_after_transp"])
+        shape = extent[-len(spacing) :] / np.array(spacing)
+        configuration["median_image_size_in_voxels"] = [float(size) for size in shape]
+
+
+def _check_configuration(
+    where: str, plans: dict[str, Any], name: str, dimensions: int, dataset_json: dict[str, Any]
+) -> None:
+    manager = PlansManager(plans)
+    configuration = manager.get_configuration(name).configuration
+    _check_numbers(where, configuration, dimensions)
+    channels = channel_names(dataset_json)
+    schemes = configuration["normalization_schemes"]
+    for key in ("normalization_schemes", "use_mask_for_norm"):
+        if not isinstance(configuration[key], list) or len(configuration[key]) != len(channels):
+            raise InputError(
+                f'{where}: "{key}" must have one entry per channel of the dataset ({", ".join(channels)}), '
+                f"found {configuration[key]!r}"
+            )
+    folder = os.path.join(nnunetv2.__path__[0], "preprocessing", "normalization")
+    for scheme in schemes:
+        if recursive_find_python_class(folder, scheme, "nnunetv2.preprocessing.normalization") is None:
+            raise InputError(f'{where}: nnU-Net has no normalization scheme "{scheme}"')
+    try:
+        split_batch(configuration["batch_size"], configuration[SETTINGS_KEY]["unlabeled_batch_size"])
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from error
+    _check_network(where, manager, name, dataset_json)
+
+
+def _check_numbers(where: str, configuration: dict[str, Any], dimensions: int) -> None:
+    batch_size, patch, spacing = (configuration[key] for key in ("batch_size", "patch_size", "spacing"))
+    if not isinstance(batch_size, int) or batch_size < 1:
+        raise InputError(f'{where}: "batch_size" must be a whole number of at least 1, found {batch_size!r}')
+    for key, values, kind in (("patch_size", patch, int), ("spacing", spacing, (int, float))):
+        valid = isinstance(values, list) and len(values) == dimensions
+        if not valid or not all(isinstance(value, kind) and value > 0 for value in values):
+            raise InputError(f'{where}: "{key}" must be {dimensions} positive numbers, found {values!r}')
+
+
+def _check_network(where: str, manager: PlansManager, name: str, dataset_json: dict[str, Any]) -> None:
+    """Build the network and pass a patch through it, on shapes only."""
+    configuration = manager.get_configuration(name)
+    architecture, patch = configuration.configuration["architecture"], configuration.patch_size
+    try:
+        for key in architecture["_kw_requires_import"]:
+            value = architecture["arch_kwargs"][key]
+            if value is not None and pydoc.locate(value) is None:
+                raise ValueError(f'"{key}": there is no {value}')
+        strides = np.prod(architecture["arch_kwargs"]["strides"], axis=0) * np.ones(len(patch), dtype=int)
+        if any(size % stride for size, stride in zip(patch, strides, strict=True)):
+            raise InputError(
+                f'{where}: "patch_size" {patch} must be divisible by the product of all "strides", {strides.tolist()}'
+            )
+        channels = determine_num_input_channels(manager, configuration, dataset_json)
+        with torch.device("meta"), torch.no_grad():
+            network = get_network_from_plans(
+                configuration.network_arch_class_name,
+                configuration.network_arch_init_kwargs,
+                configuration.network_arch_init_kwargs_req_import,
+                channels,
+                manager.get_label_manager(dataset_json).num_segmentation_heads,
+                allow_init=False,
+                deep_supervision=False,
+            )
+            network(torch.zeros((2, channels, *patch)))
+    except InputError:
+        raise
+    # a wrong architecture fails in as many ways as there are arguments
+    except Exception as error:
+        reason = one_line(error) or type(error).__name__
+        raise InputError(f'{where}: "architecture" gives no working network: {reason}') from error

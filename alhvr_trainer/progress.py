@@ -1,0 +1,62 @@
+"""What ALHVR logs per epoch, and its plot beside nnU-Net's ``progress.png``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("agg")  # no display in training; nnU-Net chooses the same
+from matplotlib import pyplot as plt
+
+PLOT_NAME = "progress_alhvr.png"
+HISTORY_KEYS = (
+    "supervised_a", "supervised_b", "dtct_a", "dtct_b", "ce_a", "ce_b", "cos_a", "cos_b",
+    "weight", "gamma", "share_omega1", "share_omega2a", "share_omega2b", "share_omega3",
+)  # fmt: skip
+
+History = dict[str, list[float]]
+
+_PANELS: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("supervised loss", ("supervised_a", "supervised_b")),
+    ("DTCT", ("dtct_a", "dtct_b")),
+    ("CG-CPCL cross-entropy", ("ce_a", "ce_b")),
+    ("CG-CPCL cosine", ("cos_a", "cos_b")),
+    ("unsupervised weight w(t)", ("weight",)),
+    ("confidence threshold gamma", ("gamma",)),
+    ("share of voxels, Omega1", ("share_omega1",)),
+    ("share of voxels, Omega2 and Omega3", ("share_omega2a", "share_omega2b", "share_omega3")),
+)
+
+
+def empty_history() -> History:
+    return {key: [] for key in HISTORY_KEYS}
+
+
+def summary_line(history: History) -> str:
+    """The last epoch in one line of the training log."""
+    return ", ".join(f"{key} {values[-1]:.4f}" for key, values in history.items())
+
+
+def plot_history(history: History, folder: str | Path, panels: Sequence[tuple[str, tuple[str, ...]]] = _PANELS) -> Path:
+    """Write the curves of all epochs as one PNG into ``folder``.
+
+    Args:
+        history: epoch means by name, see ``HISTORY_KEYS``.
+        folder: the fold's output folder.
+    """
+    figure, axes = plt.subplots(len(panels) // 2, 2, figsize=(14, 3 * len(panels) // 2), squeeze=False, sharex=True)
+    for ax, (title, keys) in zip(axes.flat, panels, strict=True):
+        for key in keys:
+            ax.plot(history[key], label=key)
+        ax.set_title(title)
+        ax.legend(loc="best", fontsize="small")
+        ax.grid(alpha=0.3)
+    for ax in axes[-1]:
+        ax.set_xlabel("epoch")
+    figure.tight_layout()
+    path = Path(folder) / PLOT_NAME
+    figure.savefig(path, dpi=80)
+    plt.close(figure)
+    return path

@@ -1,0 +1,39 @@
+"""The fair baseline: nnU-Net itself at the plans' length, with as many labelled samples per step as ALHVRTrainer."""
+
+from __future__ import annotations
+
+import torch
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+from alhvr_trainer.checkpoints import seed_everything
+from alhvr_trainer.settings import set_training_length, settings_from_plans, split_batch
+
+
+class SupervisedTrainer(nnUNetTrainer):
+    """nnU-Net's trainer, unchanged but for lengths, seed and the number L of samples, from the ``alhvr`` block.
+
+    It sees the fold's labelled cases only. ``nnUNetv2_train D C F -tr SupervisedTrainer -p ALHVRPlans``.
+    """
+
+    batch_size: int
+
+    def __init__(
+        self,
+        plans: dict,
+        configuration: str,
+        fold: int,
+        dataset_json: dict,
+        device: torch.device = torch.device("cuda"),  # noqa: B008  nnU-Net's signature
+    ):
+        super().__init__(plans, configuration, fold, dataset_json, device)
+        self.settings = settings_from_plans(self.configuration_manager.configuration)
+        set_training_length(self, self.settings)
+
+    def initialize(self) -> None:
+        if self.settings.seed is not None:
+            seed_everything(self.settings.seed)
+        super().initialize()
+
+    def _set_batch_size_and_oversample(self) -> None:
+        super()._set_batch_size_and_oversample()
+        self.batch_size, _ = split_batch(self.batch_size, self.settings.unlabeled_batch_size)

@@ -1,0 +1,69 @@
+"""What must hold before a training starts; each failure is one clear line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from batchgenerators.utilities.file_and_folder_operations import load_json
+from nnunetv2.paths import nnUNet_preprocessed, nnUNet_results
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+from alhvr_trainer.errors import InputError
+
+
+def check_environment() -> None:
+    """nnU-Net's folders for training are set.
+
+    Raises:
+        InputError: names the missing environment variable.
+    """
+    for variable in (nnUNet_preprocessed, nnUNet_results):
+        if not variable.is_set():
+            raise InputError(
+                f"environment variable {variable.env_var_name} is not set; set it to nnU-Net's folder of that name "
+                f"(export {variable.env_var_name}=/path/to/{variable.env_var_name})"
+            )
+
+
+def check_plans_fit_dataset(trainer: nnUNetTrainer) -> None:
+    """The plans were made for the dataset whose ``dataset.json`` the trainer got.
+
+    Raises:
+        InputError: the plans name another dataset, or do not fit its channels, or it is not preprocessed.
+    """
+    plans, configuration = trainer.plans_manager, trainer.configuration_manager
+    theirs = Path(trainer.preprocessed_dataset_folder_base) / "dataset.json"
+    if not theirs.is_file() or load_json(str(theirs)) != trainer.dataset_json:
+        raise InputError(
+            f'the plans "{plans.plans_name}" were made for another dataset: their "dataset_name" is '
+            f"{plans.dataset_name}, whose dataset.json differs from the one of the dataset that you train on; plan "
+            "again with alhvr plan_and_preprocess, or use nnUNetv2_move_plans_between_datasets"
+        )
+    channels = trainer.dataset_json.get("channel_names", trainer.dataset_json.get("modality", {}))
+    if len(configuration.normalization_schemes) != len(channels):
+        raise InputError(
+            f'the plans "{plans.plans_name}" were made for another dataset: "normalization_schemes" has '
+            f"{len(configuration.normalization_schemes)} entries, dataset.json names {len(channels)} channels"
+        )
+    if not Path(trainer.preprocessed_dataset_folder).is_dir():
+        raise InputError(
+            f"{trainer.preprocessed_dataset_folder} does not exist: preprocess first with alhvr plan_and_preprocess "
+            f"-d {plans.dataset_name} -c {trainer.configuration_name} (or nnUNetv2_preprocess for stock plans)"
+        )
+
+
+def check_supported(trainer: nnUNetTrainer) -> None:
+    """Stop at once on what this release does not train.
+
+    Raises:
+        InputError: region-based labels, an ignore label, a cascade, or several GPUs.
+    """
+    unsupported = {
+        'region-based labels ("labels" in dataset.json with lists)': trainer.label_manager.has_regions,
+        'an ignore label ("ignore" in dataset.json)': trainer.label_manager.has_ignore_label,
+        f"the cascade ({trainer.configuration_name})": trainer.is_cascaded,
+        "several GPUs (-num_gpus)": trainer.is_ddp,
+    }
+    for what, present in unsupported.items():
+        if present:
+            raise InputError(f"{type(trainer).__name__} does not support {what} yet; use nnUNetTrainer for it")

@@ -1,0 +1,1 @@
+"""Unlabelled cases: where they lie, reading and checking, fingerprint, preprocessing, loading."""

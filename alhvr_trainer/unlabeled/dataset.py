@@ -1,0 +1,81 @@
+"""The raw dataset folder as nnU-Net lays it out: ``dataset.json`` and image files, never a label file."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+from alhvr_trainer.errors import InputError
+
+Cases = dict[str, list[str]]
+"""Case name -> its image files in channel order."""
+
+IMAGE_ENDINGS = (
+    *(".nii", ".nii.gz", ".nrrd", ".mha", ".mhd", ".gipl", ".hdr", ".img", ".dcm"),
+    *(".tif", ".tiff", ".png", ".bmp", ".jpg", ".jpeg", ".npy", ".npz"),
+)
+"""Files with another ending (JSON, text, hidden ones) may lie beside the images."""
+
+
+def load_dataset_json(raw_dataset_folder: str) -> dict[str, Any]:
+    """``dataset.json`` of a raw dataset; InputError if it is missing or broken."""
+    file = Path(raw_dataset_folder) / "dataset.json"
+    try:
+        return json.loads(file.read_text())
+    except FileNotFoundError as error:
+        raise InputError(f"{file} does not exist") from error
+    except ValueError as error:
+        raise InputError(f"{file} is not valid JSON: {error}") from error
+
+
+def channel_names(dataset_json: dict[str, Any]) -> list[str]:
+    """The names of the image channels in channel order."""
+    names = dataset_json.get("channel_names") or dataset_json.get("modality")
+    if not isinstance(names, dict):
+        raise InputError('dataset.json has no "channel_names"')
+    return [str(name) for name in names.values()]
+
+
+def file_ending(dataset_json: dict[str, Any]) -> str:
+    """The ending of all image files, e.g. ``".nii.gz"``."""
+    if not isinstance(dataset_json.get("file_ending"), str):
+        raise InputError('dataset.json has no "file_ending", e.g. ".nii.gz"')
+    return dataset_json["file_ending"]
+
+
+def images_of_labeled_folder(raw_dataset_folder: str, dataset_json: dict[str, Any]) -> Cases:
+    """Image files of nnU-Net's own (labelled) cases: ``imagesTr``, or ``"dataset"`` in ``dataset.json``."""
+    if "dataset" in dataset_json:
+        from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
+
+        listed = get_filenames_of_train_images_and_targets(raw_dataset_folder, deepcopy(dataset_json))
+        return {case: list(entry["images"]) for case, entry in listed.items()}
+    folder = os.path.join(raw_dataset_folder, "imagesTr")
+    if not os.path.isdir(folder):
+        return {}
+    by_case = files_by_case(folder, file_ending(dataset_json), strict=False)
+    return {case: [channels[number] for number in sorted(channels)] for case, channels in by_case.items()}
+
+
+def files_by_case(folder: str, ending: str, strict: bool = True) -> dict[str, dict[int, str]]:
+    """Case -> channel number -> file. ``strict``: image files that nnU-Net would pass over are errors."""
+    pattern = re.compile(rf"(.+)_(\d{{4}}){re.escape(ending)}")
+    found: dict[str, dict[int, str]] = {}
+    for name in sorted(os.listdir(folder)):
+        file = os.path.join(folder, name)
+        match = pattern.fullmatch(name)
+        if match:
+            found.setdefault(match[1], {})[int(match[2])] = file
+        elif strict and not name.startswith("."):
+            if name.endswith(ending):
+                raise InputError(f"{file} has no channel number: name it CASE_0000{ending}")
+            if name.lower().endswith(IMAGE_ENDINGS):
+                raise InputError(
+                    f"{file} has another file ending than the dataset: "
+                    f'"file_ending" in dataset.json is "{ending}"'
+                )
+    return found

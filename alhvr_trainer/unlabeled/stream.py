@@ -1,0 +1,70 @@
+"""The unlabelled cases that a training draws from: found, checked, preprocessed where missing, opened."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from nnunetv2.configuration import default_num_processes
+from nnunetv2.paths import nnUNet_raw
+from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+from alhvr_trainer.errors import InputError
+from alhvr_trainer.unlabeled.cases import load_splits, split_unlabeled_cases, unlabeled_cases_of_fold
+from alhvr_trainer.unlabeled.preprocessing import missing_cases, preprocess_unlabeled, unlabeled_folder
+
+
+def unlabeled_dataset(
+    trainer: nnUNetTrainer, train_cases: list[str], validation_cases: list[str]
+) -> nnUNetDatasetBlosc2:
+    """nnU-Net data set of the fold's unlabelled cases; preprocesses what is missing, and says so.
+
+    Raises:
+        InputError: no unlabelled case, one that is also in train or val, or an image that cannot be used.
+    """
+    folder = unlabeled_folder(trainer.preprocessed_dataset_folder)
+    raw_folder = str(Path(nnUNet_raw) / trainer.plans_manager.dataset_name) if nnUNet_raw.is_set() else ""
+    raw_is_here = Path(raw_folder).is_dir() and raw_folder != ""
+    splits = load_splits(raw_folder, trainer.preprocessed_dataset_folder_base)
+    if not raw_is_here:
+        cases = _preprocessed_cases(trainer, folder, splits, train_cases, validation_cases)
+        return nnUNetDatasetBlosc2(folder, cases)
+    files = unlabeled_cases_of_fold(
+        raw_folder, trainer.dataset_json, splits, trainer.fold, train_cases, validation_cases
+    )
+    missing = missing_cases(folder, files, trainer.plans_manager, trainer.configuration_manager)
+    if missing:
+        trainer.print_to_log_file(f"ALHVR: preprocessing {len(missing)} unlabelled cases into {folder}")
+        preprocess_unlabeled(
+            {case: files[case] for case in missing},
+            trainer.plans_manager,
+            trainer.configuration_manager,
+            trainer.dataset_json,
+            folder,
+            default_num_processes,
+        )
+    trainer.print_to_log_file(f"ALHVR: {len(files)} unlabelled cases")
+    return nnUNetDatasetBlosc2(folder, sorted(files))
+
+
+def _preprocessed_cases(
+    trainer: nnUNetTrainer, folder: str, splits: list[dict], train_cases: list[str], validation_cases: list[str]
+) -> list[str]:
+    """Without the raw data (a cluster that got preprocessed data only): what lies preprocessed, under the same rules.
+
+    The folder also holds split-key cases of other folds; those have a labelled twin in nnU-Net's own folder.
+    """
+    present = set(nnUNetDatasetBlosc2.get_identifiers(folder)) if Path(folder).is_dir() else set()
+    labeled = set(trainer.dataset_class.get_identifiers(trainer.preprocessed_dataset_folder))
+    cases = sorted((present - labeled) | set(split_unlabeled_cases(splits, trainer.fold)))
+    problems = {
+        "are listed in splits_final.json but not preprocessed": set(cases) - present,
+        "are also training or validation cases": set(cases) & {*train_cases, *validation_cases},
+    }
+    for problem, names in problems.items():
+        if names:
+            raise InputError(f"unlabelled cases {', '.join(sorted(names))} {problem} (folder {folder})")
+    if not cases:
+        raise InputError(f"no unlabelled case: {folder} is empty and the raw data are not here (nnUNet_raw)")
+    trainer.print_to_log_file(f"ALHVR: {len(cases)} unlabelled cases, from {folder} (the raw data are not here)")
+    return cases

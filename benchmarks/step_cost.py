@@ -1,0 +1,206 @@
+"""Time and peak memory of a training step of ALHVR against its floor, side by side in one process.
+
+The floor is what any method of two networks with a second decoder pass must do: clean pass on L+U samples, perturbed
+pass on U, a trivial loss, backward, optimiser. Both run the same two networks, alternating step by step, so that
+drifts of the machine hit both alike; the ratio of the medians is quoted.
+
+    python benchmarks/step_cost.py --output benchmarks/results/step_cost.json
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import fire
+import numpy as np
+import torch
+from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
+
+from alhvr_trainer.method import FeaturePerturbation, alhvr_terms
+from alhvr_trainer.networks import two_pass
+
+CASES: dict[str, dict[str, Any]] = {
+    "2d": {"patch": (256, 256), "features": (16, 32, 64, 128, 256), "labeled": 8, "unlabeled": 8},
+    "3d": {"patch": (96, 96, 96), "features": (16, 32, 64, 128, 256), "labeled": 2, "unlabeled": 2},
+    "2d_small": {"patch": (56, 40), "features": (16, 32, 64, 128), "labeled": 16, "unlabeled": 16},
+    "3d_small": {"patch": (40, 56, 40), "features": (16, 32, 64, 128), "labeled": 2, "unlabeled": 2},
+}
+CLASSES = 4
+
+
+def build(case: dict[str, Any], seed: int) -> torch.nn.Module:
+    """nnU-Net's PlainConvUNet as its plans would give it, without deep supervision (the floor's loss is trivial)."""
+    dimensions, stages = len(case["patch"]), len(case["features"])
+    torch.manual_seed(seed)
+    return get_network_from_plans(
+        "dynamic_network_architectures.architectures.unet.PlainConvUNet",
+        {
+            "n_stages": stages,
+            "features_per_stage": list(case["features"]),
+            "conv_op": f"torch.nn.modules.conv.Conv{dimensions}d",
+            "kernel_sizes": [[3] * dimensions] * stages,
+            "strides": [[1] * dimensions] + [[2] * dimensions] * (stages - 1),
+            "n_conv_per_stage": [2] * stages,
+            "n_conv_per_stage_decoder": [2] * (stages - 1),
+            "conv_bias": True,
+            "norm_op": f"torch.nn.modules.instancenorm.InstanceNorm{dimensions}d",
+            "norm_op_kwargs": {"eps": 1e-5, "affine": True},
+            "dropout_op": None,
+            "dropout_op_kwargs": None,
+            "nonlin": "torch.nn.LeakyReLU",
+            "nonlin_kwargs": {"inplace": True},
+        },
+        ("conv_op", "norm_op", "dropout_op", "nonlin"),
+        1,
+        CLASSES,
+        allow_init=True,
+        deep_supervision=False,
+    )
+
+
+class Step:
+    """One training step of two networks, with ALHVR's terms or with a trivial loss."""
+
+    def __init__(self, case: dict[str, Any], device: torch.device) -> None:
+        self.labeled = case["labeled"]
+        self.networks = [build(case, seed).to(device) for seed in (0, 1)]
+        self.optimizers = [torch.optim.SGD(n.parameters(), 1e-2, momentum=0.99, nesterov=True) for n in self.networks]
+        self.perturbations = [FeaturePerturbation(seed, device) for seed in (0, 1)]
+        self.data = torch.randn(self.labeled + case["unlabeled"], 1, *case["patch"], device=device)
+
+    def __call__(self, with_terms: bool) -> None:
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
+        passes = [
+            two_pass(n, self.data, self.labeled, p) for n, p in zip(self.networks, self.perturbations, strict=True)
+        ]
+        loss = torch.stack([out.logits.mean() + out.perturbed_logits.mean() for out in passes]).sum()
+        if with_terms:
+            inputs = [
+                tensor
+                for out in passes
+                for tensor in (out.logits[self.labeled :], out.perturbed_logits, out.features, out.perturbed_features)
+            ]
+            loss = loss + 0.1 * alhvr_terms(*inputs).total
+        loss.backward()
+        for optimizer in self.optimizers:
+            optimizer.step()
+
+
+def timed(step: Callable[[], None], device: torch.device) -> float:
+    start = time.perf_counter()
+    step()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def peak_memory(name: str, with_terms: bool, device: torch.device, steps: int = 3) -> int:
+    """Bytes: CUDA's own count, or on the CPU the growth of a fresh process (Linux)."""
+    if device.type == "cuda":
+        step = Step(CASES[name], device)
+        step(with_terms)
+        torch.cuda.reset_peak_memory_stats()
+        step(with_terms)
+        return torch.cuda.max_memory_allocated()
+    import subprocess
+
+    command = [
+        sys.executable,
+        __file__,
+        "memory",
+        "--name",
+        name,
+        "--with_terms",
+        str(with_terms),
+        "--steps",
+        str(steps),
+    ]
+    return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
+
+
+def memory(name: str, with_terms: bool, steps: int = 3) -> int:
+    """Print by how many bytes ``steps`` training steps on the CPU raise this process's peak resident set size."""
+    step = Step(CASES[name], torch.device("cpu"))
+    Path("/proc/self/clear_refs").write_text("5")  # Linux: start the peak anew, importing may have been higher
+    before = _status_bytes("VmRSS")
+    for _ in range(steps):
+        step(with_terms)
+    return _status_bytes("VmHWM") - before
+
+
+def _status_bytes(key: str) -> int:
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(key))
+    return int(line.split()[1]) * 1024
+
+
+def compare(
+    cases: str = "2d_small,3d_small,2d,3d", repeats: int = 15, threads: int = 0, output: str | None = None
+) -> None:
+    """Print, and write as JSON, ratios of our step to its floor.
+
+    Args:
+        cases: names out of CASES, comma-separated.
+        repeats: timed steps of each kind, after two that are not counted.
+        threads: CPU threads (0: torch's default).
+        output: JSON file.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if threads:
+        torch.set_num_threads(threads)
+    rows = {}
+    for name in cases.split(",") if isinstance(cases, str) else cases:
+        step = Step(CASES[name], device)
+        seconds: dict[bool, list[float]] = {False: [], True: []}
+        for i in range(repeats + 2):
+            for with_terms in (False, True):
+                elapsed = timed(partial(step, with_terms), device)
+                if i >= 2:
+                    seconds[with_terms].append(elapsed)
+        del step
+        floor, ours = np.median(seconds[False]), np.median(seconds[True])
+        memory_floor, memory_ours = (peak_memory(name, flag, device) for flag in (False, True))
+        rows[name] = {
+            **CASES[name],
+            "repeats": repeats,
+            "seconds_floor": round(float(floor), 4),
+            "seconds_alhvr": round(float(ours), 4),
+            "time_ratio": round(float(ours / floor), 3),
+            "time_ratio_pairs": [
+                round(q, 3) for q in np.percentile(np.divide(seconds[True], seconds[False]), (25, 50, 75))
+            ],
+            "peak_mib_floor": memory_floor >> 20,
+            "peak_mib_alhvr": memory_ours >> 20,
+            "memory_ratio": round(memory_ours / memory_floor, 3),
+        }
+        print(name, json.dumps(rows[name]), flush=True)
+    if output:
+        Path(output).write_text(
+            json.dumps({"command": " ".join(sys.argv), **versions(device), "cases": rows}, indent=2) + "\n"
+        )
+
+
+def versions(device: torch.device) -> dict[str, Any]:
+    """What a reader needs to judge the numbers."""
+    from importlib.metadata import version
+
+    name = torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    return {
+        "device": name,
+        "machine": platform.machine(),
+        "python": platform.python_version(),
+        **{package: version(package) for package in ("torch", "nnunetv2", "numpy")},
+    }
+
+
+if __name__ == "__main__":
+    fire.Fire({"compare": compare, "memory": memory}) if len(sys.argv) > 1 and sys.argv[1] == "memory" else fire.Fire(
+        compare
+    )

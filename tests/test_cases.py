@@ -1,0 +1,231 @@
+"""Where unlabelled cases may lie, and what is refused. Files are empty: only names count here."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from alhvr_trainer.errors import InputError
+from alhvr_trainer.unlabeled.cases import (
+    all_unlabeled_cases,
+    load_splits,
+    raw_unlabeled_cases,
+    split_unlabeled_cases,
+    unlabeled_cases_of_fold,
+)
+
+DATASET_JSON = {"channel_names": {"0": "T1", "1": "T2"}, "file_ending": ".nii.gz"}
+SPLITS = [
+    {"train": ["a"], "unlabeled": ["b"], "val": ["c"]},
+    {"train": ["b"], "unlabeled": ["c"], "val": ["a"]},
+]
+
+
+def touch(folder: Path, *names: str) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        (folder / name).touch()
+
+
+def add_case(folder: Path, case: str, channels: int = 2, ending: str = ".nii.gz") -> None:
+    touch(folder, *(f"{case}_{channel:04d}{ending}" for channel in range(channels)))
+
+
+@pytest.fixture
+def raw(tmp_path: Path) -> Path:
+    """Labelled cases a, b, c and the unlabelled case u, two channels each; no labelsTr at all."""
+    for case in "abc":
+        add_case(tmp_path / "imagesTr", case)
+    add_case(tmp_path / "imagesTr_unlabeled", "u")
+    return tmp_path
+
+
+def fold_cases(raw: Path, splits=SPLITS, fold=0, dataset_json=DATASET_JSON):
+    known = fold != "all" and fold < len(splits)
+    train, val = (splits[fold]["train"], splits[fold]["val"]) if known else (["a", "b", "c"], ["c"])
+    return unlabeled_cases_of_fold(str(raw), dataset_json, splits, fold, train, val)
+
+
+def test_default_folder_gives_files_in_channel_order(raw: Path) -> None:
+    folder = raw / "imagesTr_unlabeled"
+    expected = {"u": [str(folder / "u_0000.nii.gz"), str(folder / "u_0001.nii.gz")]}
+    assert raw_unlabeled_cases(str(raw), DATASET_JSON) == expected
+
+
+def test_folders_of_dataset_json_replace_the_default(raw: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    add_case(elsewhere, "x")
+    add_case(raw / "more", "y")
+    named = {**DATASET_JSON, "unlabeled": ["more", str(elsewhere)]}
+    cases = raw_unlabeled_cases(str(raw), named)
+    assert {case: Path(files[0]).parent for case, files in cases.items()} == {
+        "y": raw / "more",
+        "x": elsewhere,
+    }
+
+
+def test_a_fold_joins_folder_and_split(raw: Path) -> None:
+    cases = fold_cases(raw)
+    assert list(cases) == ["b", "u"]
+    assert cases["b"] == [str(raw / "imagesTr" / f"b_000{channel}.nii.gz") for channel in (0, 1)]
+
+
+def test_all_folds_together(raw: Path) -> None:
+    assert list(all_unlabeled_cases(str(raw), DATASET_JSON, SPLITS)) == ["b", "c", "u"]
+
+
+@pytest.mark.parametrize("fold", ["all", 2, 7])
+def test_folds_outside_the_file_have_folder_cases_only(raw: Path, fold: int | str) -> None:
+    assert split_unlabeled_cases(SPLITS, fold) == []
+    assert list(unlabeled_cases_of_fold(str(raw), DATASET_JSON, SPLITS, fold, ["a", "b"], ["c"])) == ["u"]
+
+
+def test_fold_may_be_text(raw: Path) -> None:
+    assert split_unlabeled_cases(SPLITS, "1") == ["c"]
+
+
+def test_other_files_beside_the_images_do_not_matter(raw: Path) -> None:
+    touch(raw / "imagesTr_unlabeled", ".DS_Store", ".u_0000.nrrd", "README.txt", "u.json")
+    assert list(raw_unlabeled_cases(str(raw), DATASET_JSON)) == ["u"]
+
+
+def test_one_file_may_hold_several_channels(tmp_path: Path) -> None:
+    for folder, case in (("imagesTr", "a"), ("imagesTr_unlabeled", "u")):
+        add_case(tmp_path / folder, case, channels=1, ending=".png")
+    rgb = {"channel_names": {"0": "R", "1": "G", "2": "B"}, "file_ending": ".png"}
+    assert raw_unlabeled_cases(str(tmp_path), rgb) == {"u": [str(tmp_path / "imagesTr_unlabeled/u_0000.png")]}
+
+
+def test_images_listed_in_dataset_json(raw: Path) -> None:
+    """nnU-Net's other layout: dataset.json lists the files, imagesTr need not exist."""
+    entry = {"images": ["imagesTr/b_0000.nii.gz", "imagesTr/b_0001.nii.gz"], "label": "none.nii.gz"}
+    listed = {**DATASET_JSON, "dataset": {"b": entry}}
+    splits = [{"train": ["a"], "unlabeled": ["b"], "val": ["c"]}]
+    assert fold_cases(raw, splits, dataset_json=listed)["b"] == fold_cases(raw, splits)["b"]
+    assert listed["dataset"]["b"]["images"][0] == "imagesTr/b_0000.nii.gz", "the caller's dict must not change"
+
+
+def test_no_unlabeled_case_says_both_places(raw: Path) -> None:
+    (raw / "imagesTr_unlabeled" / "u_0000.nii.gz").unlink()
+    (raw / "imagesTr_unlabeled" / "u_0001.nii.gz").unlink()
+    for cases in (lambda: fold_cases(raw, []), lambda: all_unlabeled_cases(str(raw), DATASET_JSON, [])):
+        with pytest.raises(InputError) as error:
+            cases()
+        assert str(raw / "imagesTr_unlabeled") in str(error.value)
+        assert '"unlabeled" of the fold in splits_final.json' in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("file", "message"),
+    [
+        (
+            "v_0000.nii.gz",
+            r'"v" in .*imagesTr_unlabeled: v_0001.nii.gz is missing \(labelled cases have 2 files',
+        ),
+        ("v_0001.nii.gz", "v_0000.nii.gz is missing"),
+        ("u_0002.nii.gz", "u_0002.nii.gz is one channel too many"),
+        ("v_0000.nrrd", r'v_0000.nrrd has another file ending than the dataset: .* is ".nii.gz"'),
+        ("v_0000.nii", "v_0000.nii has another file ending"),
+        ("v_0000.PNG", "v_0000.PNG has another file ending"),
+        ("v.nii.gz", "v.nii.gz has no channel number: name it CASE_0000.nii.gz"),
+    ],
+)
+def test_files_that_do_not_fit_are_named(raw: Path, file: str, message: str) -> None:
+    touch(raw / "imagesTr_unlabeled", file)
+    with pytest.raises(InputError, match=message):
+        fold_cases(raw)
+
+
+@pytest.mark.parametrize(
+    ("unlabeled", "message"),
+    [
+        (["nowhere"], "names the folder .*nowhere, which does not exist"),
+        ("imagesTr_unlabeled", "must be a list of folders"),
+        ([3], "must be a list of folders"),
+        (["imagesTr_unlabeled", "copy"], '"u" lies in .*copy and in .*imagesTr_unlabeled'),
+        (["imagesTr"], '"a" lies in .*imagesTr and in .*imagesTr'),
+    ],
+)
+def test_folders_that_cannot_be_used(raw: Path, unlabeled: object, message: str) -> None:
+    add_case(raw / "copy", "u")
+    with pytest.raises(InputError, match=message):
+        raw_unlabeled_cases(str(raw), {**DATASET_JSON, "unlabeled": unlabeled})
+
+
+@pytest.mark.parametrize(
+    ("split", "message"),
+    [
+        (
+            {"train": ["a", "b"], "unlabeled": ["b"], "val": ["c"]},
+            'case "b" stands in "unlabeled" and "train" of fold 0',
+        ),
+        (
+            {"train": ["a"], "unlabeled": ["b", "c"], "val": ["c"]},
+            'case "c" stands in "unlabeled" and "val" of fold 0',
+        ),
+        (
+            {"train": ["a"], "unlabeled": ["x"], "val": ["c"]},
+            'case "x" .* but .*imagesTr has no images of it',
+        ),
+        ({"train": ["a"], "unlabeled": ["b", "b"], "val": ["c"]}, 'case "b" stands twice'),
+        ({"train": ["a"], "unlabeled": "b", "val": ["c"]}, "must be a list of case names"),
+        (
+            {"train": ["a"], "unlabeled": ["u"], "val": ["c"]},
+            'case "u" stands in an unlabelled folder and "unlabeled"',
+        ),
+        (
+            {"train": ["a", "u"], "unlabeled": ["b"], "val": ["c"]},
+            '"u" .*the unlabelled folder and "train" of fold 0',
+        ),
+    ],
+)
+def test_splits_that_break_a_rule(raw: Path, split: dict, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        fold_cases(raw, [split])
+
+
+def test_all_folds_are_checked(raw: Path) -> None:
+    splits = [SPLITS[0], {"train": ["b"], "unlabeled": ["b"], "val": ["c"]}]
+    with pytest.raises(InputError, match='"train" of fold 1'):
+        all_unlabeled_cases(str(raw), DATASET_JSON, splits)
+
+
+def test_splits_must_be_a_list_of_folds(raw: Path) -> None:
+    with pytest.raises(InputError, match="must be a list of folds"):
+        split_unlabeled_cases({"train": []}, 0)  # type: ignore[arg-type]
+
+
+def test_dataset_json_without_a_file_ending(raw: Path) -> None:
+    with pytest.raises(InputError, match='no "file_ending"'):
+        raw_unlabeled_cases(str(raw), {"channel_names": {"0": "MR"}})
+
+
+def write(folder: Path, content: object) -> Path:
+    folder.mkdir(exist_ok=True)
+    file = folder / "splits_final.json"
+    file.write_text(content if isinstance(content, str) else json.dumps(content))
+    return folder
+
+
+def test_splits_of_the_preprocessed_folder_win(tmp_path: Path) -> None:
+    raw, preprocessed = tmp_path / "raw", tmp_path / "preprocessed"
+    assert load_splits(str(raw), str(preprocessed)) == []
+    write(raw, SPLITS[:1])
+    assert load_splits(str(raw), str(preprocessed)) == SPLITS[:1]
+    write(preprocessed, SPLITS)  # nnU-Net allows further folds there
+    assert load_splits(str(raw), str(preprocessed)) == SPLITS
+
+
+def test_splits_that_disagree(tmp_path: Path) -> None:
+    """nnU-Net compares train and val only, and would go on with the old list of unlabelled cases."""
+    raw = write(tmp_path / "raw", SPLITS[:1])
+    preprocessed = write(tmp_path / "preprocessed", [{**SPLITS[0], "unlabeled": []}])
+    with pytest.raises(InputError, match=r'"unlabeled" of fold 0 differs between .*raw.* and .*preprocessed'):
+        load_splits(str(raw), str(preprocessed))
+
+
+def test_broken_splits_file(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"splits_final.json is not valid JSON"):
+        load_splits(str(write(tmp_path / "raw", "[{")), str(tmp_path / "preprocessed"))

@@ -1,0 +1,218 @@
+"""alhvr evaluate against values worked out by hand."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+
+import numpy as np
+import pytest
+
+from alhvr_trainer.demo.phantom import write_volume
+from alhvr_trainer.errors import InputError
+from alhvr_trainer.evaluation import case_metrics, evaluate, summarize, table
+
+ORGAN = {"organ": 1}
+DATASET_JSON = {"labels": {"background": 0, "A": 1, "B": 2}, "file_ending": ".nii.gz"}
+
+
+def _cube(start: int, value: int = 1, size: int = 12) -> np.ndarray:
+    """A 4-voxel cube that begins at slice ``start``, row 2, column 2."""
+    volume = np.zeros((size, size, size), np.uint8)
+    volume[start : start + 4, 2:6, 2:6] = value
+    return volume
+
+
+@pytest.mark.parametrize(("spacing", "hd95", "asd"), [((1, 1, 1), 1.0, 20 / 56), ((3, 1, 1), 3.0, 52 / 56)])
+def test_shifted_cube(spacing, hd95, asd):
+    """A cube of 4³ shifted by one slice: 48 voxels in common, 80 in the union; 56 surface voxels.
+
+    16 of the prediction's surface voxels stick out by one slice. Four (the inner ones of its other face) lie
+    inside the reference, one in-plane step from its side. The 36 others lie on the reference's surface.
+    """
+    scores = case_metrics(_cube(3), _cube(2), ORGAN, spacing)["organ"]
+    assert scores["Dice"] == pytest.approx(2 * 48 / 128)
+    assert scores["Jaccard"] == pytest.approx(48 / 80)
+    assert scores["HD95"] == pytest.approx(hd95)
+    assert scores["ASD"] == pytest.approx(asd)
+
+
+def test_asd_is_directed_and_hd95_is_not():
+    reference = np.zeros((3, 3, 11), np.uint8)
+    reference[1, 1] = 1
+    prediction = np.zeros_like(reference)
+    prediction[1, 1, 0] = 1
+    scores = case_metrics(prediction, reference, ORGAN, (5, 5, 2))["organ"]
+    assert scores["ASD"] == 0.0  # every voxel of the prediction lies on the reference
+    # the reference's 11 voxels are 0, 2, …, 20 mm away: 95th percentile 19; pooled with the other direction
+    # it would be 18.9
+    assert scores["HD95"] == pytest.approx(19.0)
+    backward = case_metrics(reference, prediction, ORGAN, (5, 5, 2))["organ"]
+    assert backward["ASD"] == pytest.approx(10.0)
+    assert backward["HD95"] == pytest.approx(19.0)
+
+
+def test_classes_are_measured_apart_and_two_dimensions_work():
+    reference = np.zeros((6, 6), np.uint8)
+    reference[1:3, 1:3], reference[4, 1:5] = 1, 2
+    prediction = reference.copy()
+    prediction[4, 1:3] = 1
+    scores = case_metrics(prediction, reference, {"A": 1, "B": 2}, (1, 1))
+    assert scores["A"]["Dice"] == pytest.approx(2 * 4 / (6 + 4))
+    assert scores["B"]["Dice"] == pytest.approx(2 * 2 / (2 + 4))
+
+
+@pytest.mark.parametrize(("predicted", "present", "side", "overlap"), [
+    (True, False, "reference", 0.0), (False, True, "prediction", 0.0), (False, False, "both", math.nan),
+])  # fmt: skip
+def test_empty(predicted, present, side, overlap):
+    scores = case_metrics(_cube(2) * predicted, _cube(2) * present, ORGAN, (1, 1, 1))["organ"]
+    assert scores["empty"] == side
+    assert [scores["Dice"], scores["Jaccard"]] == pytest.approx([overlap, overlap], nan_ok=True)
+    assert math.isnan(scores["HD95"]) and math.isnan(scores["ASD"])
+
+
+def _scores(dice: float, distance: float = 1.0, empty: str = "") -> dict:
+    return {"Dice": dice, "Jaccard": dice, "HD95": distance, "ASD": distance, "empty": empty}
+
+
+def test_means_leave_out_what_is_undefined_and_say_so():
+    cases = {
+        "one": {"A": _scores(0.8, 2.0), "B": _scores(0.6, 4.0)},
+        "two": {"A": _scores(0.0, math.nan, "prediction"), "B": _scores(0.9, 6.0)},
+        "three": {"A": _scores(math.nan, math.nan, "both"), "B": _scores(0.3, math.nan, "reference")},
+    }
+    result = summarize(cases)
+    assert result["classes"]["A"]["Dice"] == pytest.approx(
+        {"mean": 0.4, "sd": 0.8 / math.sqrt(2), "sd_population": 0.4, "n": 2}
+    )
+    assert result["classes"]["A"]["HD95"] == {"mean": 2.0, "sd": None, "sd_population": 0.0, "n": 1}
+    # per case first (0.7, 0.45, 0.3), then over the cases
+    assert result["overall"]["Dice"]["mean"] == pytest.approx((0.7 + 0.45 + 0.3) / 3)
+    assert result["empty"]["A"] == {"prediction": 1, "reference": 0, "both": 1}
+    assert result["cases"]["three"]["A"]["Dice"] is None
+    text = table(result)
+    assert "A is empty in the prediction of 1 case(s): Dice and Jaccard 0, distances left out" in text
+    assert "A is empty in both prediction and reference of 1 case(s): left out" in text
+    assert "B is predicted in 1 case(s) without it: Dice and Jaccard 0, distances left out" in text
+
+
+@pytest.fixture
+def folders(tmp_path):
+    """Two cases; the prediction of the second is shifted by one slice of 3 mm."""
+    for role, starts in (("predictions", (2, 3)), ("references", (2, 2))):
+        (tmp_path / role).mkdir()
+        for case, start in zip(("first", "second"), starts, strict=True):
+            volume = _cube(start) + np.roll(_cube(start, value=2), 6, axis=2)
+            write_volume(volume, tmp_path / role / f"{case}.nii.gz", spacing=(3.0, 1.0, 1.0))
+    return tmp_path
+
+
+def test_folders(folders, capsys):
+    result = evaluate(folders / "predictions", folders / "references", DATASET_JSON, folders / "out")
+    assert result["cases"]["first"]["A"] == {
+        "Dice": 1.0,
+        "Jaccard": 1.0,
+        "HD95": 0.0,
+        "ASD": 0.0,
+        "empty": "",
+    }
+    # the spacing comes from the files, in array order: 3 mm across slices
+    assert result["cases"]["second"]["B"]["HD95"] == pytest.approx(3.0)
+    assert result["overall"]["Dice"]["mean"] == pytest.approx(0.875)
+    assert json.loads((folders / "out" / "metrics.json").read_text()) == result
+    with open(folders / "out" / "metrics.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["case"], row["class"]) for row in rows] == [(c, k) for c in ("first", "second") for k in "AB"]
+    assert float(rows[2]["ASD"]) == pytest.approx(52 / 56)
+    assert "0.875 ± 0.177" in capsys.readouterr().out
+
+
+def test_dataset_json_from_file_and_whole_numbers_stored_as_floats(folders):
+    (folders / "dataset.json").write_text(json.dumps(DATASET_JSON))
+    file = folders / "predictions" / "first.nii.gz"
+    volume = (_cube(2) + np.roll(_cube(2, value=2), 6, axis=2)).astype(np.float32)
+    write_volume(volume, file, spacing=(3.0, 1.0, 1.0))
+    result = evaluate(folders / "predictions", folders / "references", folders / "dataset.json")
+    assert result["cases"]["first"]["A"]["Dice"] == 1.0
+
+
+def _remove_prediction(folders):
+    (folders / "predictions" / "second.nii.gz").unlink()
+
+
+def _rename_predictions(folders):
+    for number, file in enumerate(list((folders / "predictions").iterdir())):
+        file.rename(file.with_name(f"other{number}.nii.gz"))
+
+
+def _clear_predictions(folders):
+    for file in list((folders / "predictions").iterdir()):
+        file.unlink()
+
+
+def _truncate(folders):
+    file = folders / "predictions" / "second.nii.gz"
+    file.write_bytes(file.read_bytes()[:100])
+
+
+def _not_an_image(folders):
+    (folders / "predictions" / "second.nii.gz").write_text("no image")
+
+
+def _write(folders, volume, **geometry):
+    geometry = {"spacing": (3.0, 1.0, 1.0), **geometry}
+    write_volume(volume, folders / "predictions" / "second.nii.gz", **geometry)
+
+
+@pytest.mark.parametrize(("spoil", "message"), [
+    (_remove_prediction, r"1 of 2 references have no prediction in .*predictions: second; predict them"),
+    (_rename_predictions, r"no file in .*predictions has the name of a file in .*references"),
+    (_clear_predictions, r'no file in the folder of predictions .*predictions ends in "\.nii\.gz", as'),
+    (_truncate, r"cannot read .*second\.nii\.gz \(damaged or not an image\): \S+"),
+    (_not_an_image, r"cannot read .*second\.nii\.gz \(damaged or not an image\): \S+"),
+    (lambda f: _write(f, _cube(2, size=11)), r"size \(11, 11, 11\) of .*predictions.second.* differs from"),
+    (lambda f: _write(f, _cube(2), spacing=(1, 1, 1)), r"spacing .*predictions.second.* from \(1.0, 1.0, 3"),
+    (lambda f: _write(f, _cube(2), origin=(5, 0, 0)), r"origin \(5.0, 0.0, 0.0\) of .*predictions.second"),
+    (lambda f: _write(f, _cube(2, value=7)), r"second\.nii\.gz has values that .*: 7; labels are 0, 1, 2$"),
+    (lambda f: _write(f, _cube(2) * np.float32(0.5)), r"second\.nii\.gz has values that .*: 0.5;"),
+])  # fmt: skip
+def test_bad_files(folders, spoil, message):
+    spoil(folders)
+    with pytest.raises(InputError, match=message):
+        evaluate(folders / "predictions", folders / "references", DATASET_JSON)
+
+
+def test_only_predicted_leaves_references_out_and_says_so(folders, capsys):
+    _remove_prediction(folders)
+    result = evaluate(folders / "predictions", folders / "references", DATASET_JSON, only_predicted=True)
+    assert list(result["cases"]) == ["first"]
+    assert "left out, references without prediction: second" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("labels", "message"), [
+    ({"background": 0, "whole": [1, 2]}, '"whole" is a region .* not supported yet'),
+    ({"background": 0, "A": 1, "ignore": 2}, '"ignore" label: not supported yet'),
+    ({"background": 0}, "no label besides the background"),
+])  # fmt: skip
+def test_unsupported_labels(folders, labels, message):
+    with pytest.raises(InputError, match=message):
+        evaluate(folders / "predictions", folders / "references", {**DATASET_JSON, "labels": labels})
+
+
+def test_bad_dataset_json(folders):
+    file = folders / "dataset.json"
+    file.write_text(json.dumps({"labels": DATASET_JSON["labels"]}))
+    with pytest.raises(InputError, match=r'dataset\.json has no "file_ending"; it must be the dataset.json of a'):
+        evaluate(folders / "predictions", folders / "references", file)
+    file.write_text("{")
+    with pytest.raises(InputError, match=r"dataset\.json is not valid JSON"):
+        evaluate(folders / "predictions", folders / "references", file)
+
+
+def test_missing_paths(folders):
+    with pytest.raises(InputError, match=r"cannot read .*nowhere\.json: No such file"):
+        evaluate(folders / "predictions", folders / "references", folders / "nowhere.json")
+    with pytest.raises(InputError, match=r"the folder of references .*nowhere does not exist"):
+        evaluate(folders / "predictions", folders / "nowhere", DATASET_JSON)

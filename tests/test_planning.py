@@ -1,0 +1,249 @@
+"""Planning and preprocessing through nnU-Net's own functions."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import data_builders
+import numpy as np
+import pytest
+from data_builders import HIDDEN_BRIGHTNESS, NAME, SPLIT, read_json, write_json
+from dynamic_network_architectures.architectures.unet import PlainConvUNet
+from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
+from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class, nnUNetDatasetBlosc2
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+from alhvr_trainer.errors import InputError
+from alhvr_trainer.planning.commands import make_split, plan_and_preprocess, resolve_dataset
+from alhvr_trainer.planning.planner import ALHVRPlanner
+from alhvr_trainer.settings import settings_from_plans, split_batch
+from alhvr_trainer.unlabeled.fingerprint import add_unlabeled_to_fingerprint
+
+pytest_plugins = ["planned_dataset"]
+
+
+@pytest.fixture
+def stock_planner(planned: Path, monkeypatch: pytest.MonkeyPatch) -> ExperimentPlanner:
+    monkeypatch.setenv("nnUNet_n_proc_DA", "1")  # nnU-Net's own estimate of memory fails with 0
+    return ExperimentPlanner(NAME)
+
+
+# --- the whole command ---
+
+
+def test_every_unlabeled_case_is_preprocessed_beside_the_labeled_ones(planned: Path) -> None:
+    folder = planned / "preprocessed" / NAME
+    hidden, scans = SPLIT["unlabeled"], ["scan_000", "scan_001", "scan_002"]
+    unlabeled = nnUNetDatasetBlosc2(str(folder / "ALHVRPlans_2d_unlabeled"))
+    labeled = nnUNetDatasetBlosc2(str(folder / "ALHVRPlans_2d"))
+    assert unlabeled.identifiers == hidden + scans
+    assert labeled.identifiers == [f"case_00{number}" for number in range(6)]
+    assert infer_dataset_class(str(folder / "ALHVRPlans_2d")) is nnUNetDatasetBlosc2
+    for case in hidden:
+        with_label, without = labeled.load_case(case), unlabeled.load_case(case)
+        np.testing.assert_array_equal(with_label[0][:], without[0][:])
+        assert with_label[1][:].max() == 2
+        assert without[1][:].max() == 0
+
+
+def test_hidden_labels_stay_out_of_the_intensity_statistics(planned: Path) -> None:
+    fingerprint = read_json(planned, "dataset_fingerprint.json")
+    assert fingerprint["labeled_cases"] == ["case_000", "case_001", "case_002", "case_003"]
+    assert len(fingerprint["spacings"]) == 4
+    statistics = fingerprint["foreground_intensity_properties_per_channel"]["0"]
+    assert 160 < statistics["mean"] < 220
+    assert statistics["max"] < 300 < 100 * HIDDEN_BRIGHTNESS
+    plans = read_json(planned, "ALHVRPlans.json")
+    assert plans["foreground_intensity_properties_per_channel"]["0"] == statistics
+    assert plans["configurations"]["2d"]["normalization_schemes"] == ["CTNormalization"]
+
+
+def test_fingerprint_covers_folder_and_hidden_cases(planned: Path) -> None:
+    unlabeled = read_json(planned, "dataset_fingerprint.json")["unlabeled"]
+    assert unlabeled["cases"] == ["case_004", "case_005", "scan_000", "scan_001", "scan_002"]
+    assert unlabeled["spacings"] == [[5.0, 1.0, 1.0]] * 5
+    assert unlabeled["shapes_after_crop"] == [[8, 40, 36]] * 5
+
+
+def test_plans_are_those_of_nnunet_and_the_alhvr_block(planned: Path, stock_planner: ExperimentPlanner) -> None:
+    plans = read_json(planned, "ALHVRPlans.json")
+    assert plans["plans_name"] == "ALHVRPlans"
+    assert plans["experiment_planner_used"] == "ALHVRPlanner"
+    stock = stock_planner.plan_experiment()
+    for name, beta in (("2d", 0.8), ("3d_fullres", 0.7)):
+        ours = PlansManager(plans).get_configuration(name)
+        assert set(ours.configuration) == {*stock["configurations"][name], "alhvr"}
+        assert ours.preprocessor_class.__name__ == "DefaultPreprocessor"
+        _, unlabeled = split_batch(ours.batch_size)
+        assert ours.configuration["alhvr"] == {
+            "unlabeled_batch_size": unlabeled,
+            "threshold_proportion": beta,
+        }
+        settings_from_plans(ours.configuration)
+    # nnU-Net's own copy of dataset.json must not show the number of cases that the planner counts with
+    assert read_json(planned, "dataset.json")["numTraining"] == 6
+
+
+def test_command_is_safe_to_repeat_and_does_only_what_is_new(
+    planned: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = read_json(planned, "dataset_fingerprint.json")
+    image, _ = data_builders.ellipsoid(30, (8, 40, 30))
+    images = planned / "raw" / NAME / "imagesTr_unlabeled"
+    data_builders.write_image(images / "scan_009_0000.nii.gz", image, spacing=(1, 1, 4))
+    plan_and_preprocess(901, plans_file="demo", num_processes=1, verify_dataset_integrity=False, no_pp=True)
+    after = read_json(planned, "dataset_fingerprint.json")
+    assert after["unlabeled"]["cases"] == [*before["unlabeled"]["cases"], "scan_009"]
+    assert after["unlabeled"]["shapes_after_crop"][-1] == [8, 40, 30]
+    assert after["unlabeled"]["files"][:-1] == before["unlabeled"]["files"]
+    output = capsys.readouterr().out
+    assert "nnUNetv2_plan_and_preprocess -d 901 -pl ALHVRPlanner -c 2d -npfp 1 -np 1" in output
+    assert "6 unlabelled cases: 4 in folders, 2 in splits_final.json" in output
+    assert read_json(planned, "ALHVRPlansDemo.json")["configurations"]["2d"]["patch_size"] == [64, 64]
+
+
+# --- planner ---
+
+
+def plan(root: Path, **arguments: object) -> dict:
+    ALHVRPlanner(NAME, **arguments).plan_experiment()
+    return read_json(root, f"{arguments.get('plans_name', 'ALHVRPlans')}.json")
+
+
+def test_spacings_of_unlabeled_cases_count(planned: Path) -> None:
+    fingerprint = read_json(planned, "dataset_fingerprint.json")
+    assert plan(planned)["configurations"]["2d"]["spacing"] == [1.0, 1.0]
+    fingerprint["unlabeled"]["spacings"] = [[5.0, 1.5, 1.5]] * 5  # 5 of 9 cases
+    write_json(planned, "dataset_fingerprint.json", fingerprint)
+    plans = plan(planned)
+    assert plans["configurations"]["2d"]["spacing"] == [1.5, 1.5]
+    assert plans["original_median_spacing_after_transp"] == [5.0, 1.5, 1.5]
+
+
+def test_stock_fingerprint_is_completed(planned: Path) -> None:
+    """nnUNetv2_plan_and_preprocess -pl ALHVRPlanner: the fingerprint covers imagesTr, and nothing else."""
+    fingerprint = read_json(planned, "dataset_fingerprint.json")
+    stock = {key: value for key, value in fingerprint.items() if key not in ("labeled_cases", "unlabeled")}
+    stock["spacings"], stock["shapes_after_crop"] = stock["spacings"] * 3, stock["shapes_after_crop"] * 3
+    stock["spacings"], stock["shapes_after_crop"] = stock["spacings"][:6], stock["shapes_after_crop"][:6]
+    write_json(planned, "dataset_fingerprint.json", stock)
+    planner = ALHVRPlanner(NAME)
+    assert read_json(planned, "dataset_fingerprint.json")["unlabeled"]["cases"] == [
+        "scan_000",
+        "scan_001",
+        "scan_002",
+    ]
+    assert planner.dataset_json["numTraining"] == len(planner.dataset_fingerprint["spacings"]) == 9
+
+
+def test_two_networks_and_the_second_pass_are_counted() -> None:
+    network = PlainConvUNet(**architecture(), input_channels=1, num_classes=3)
+    patch = (32, 32)
+    second_pass = network.decoder.compute_conv_feature_map_size(patch)
+    both_passes = network.compute_conv_feature_map_size(patch) + second_pass / 2
+    names = {**architecture(), "conv_op": "torch.nn.Conv2d"}
+    path = "dynamic_network_architectures.architectures.unet.PlainConvUNet"
+    assert ALHVRPlanner.static_estimate_VRAM_usage(patch, 1, 3, path, names, ("conv_op",)) == 2 * both_passes
+
+
+def architecture() -> dict:
+    from torch import nn
+
+    stages = {"n_stages": 3, "features_per_stage": [4, 8, 16], "strides": [1, 2, 2], "kernel_sizes": 3}
+    return {"conv_op": nn.Conv2d, **stages, "n_conv_per_stage": 2, "n_conv_per_stage_decoder": 2}
+
+
+@pytest.mark.parametrize("size", [(64, 64), (16, 64, 64)])
+def test_batch_is_smaller_than_stock_nnunets(stock_planner: ExperimentPlanner, size: tuple[int, ...]) -> None:
+    arguments = ([1.0] * len(size), size, "x", 1e12)
+    ours = ALHVRPlanner(NAME).get_plans_for_configuration(*arguments, {})
+    stock = stock_planner.get_plans_for_configuration(*arguments, {})
+    assert list(ours["patch_size"]) == list(stock["patch_size"])
+    # less than half for two networks; the second passes of the decoder cost at most another 30 %
+    assert stock["batch_size"] / 2 * 0.7 < ours["batch_size"] < stock["batch_size"] / 2
+
+
+def test_memory_target_is_kept(planned: Path) -> None:
+    arguments = ([1.0, 1.0], (512, 512), "x", 1e12)
+    plans = [ALHVRPlanner(NAME, memory).get_plans_for_configuration(*arguments, {}) for memory in (8, 16)]
+    assert plans[1]["batch_size"] == pytest.approx(2 * plans[0]["batch_size"], abs=1)
+
+
+def test_planning_needs_unlabeled_cases(planned: Path) -> None:
+    shutil.rmtree(planned / "raw" / NAME / "imagesTr_unlabeled")
+    for folder in ("raw", "preprocessed"):
+        data_builders.write_splits(planned / folder / NAME, {**SPLIT, "unlabeled": []})
+    with pytest.raises(InputError, match=r"no unlabelled case for the dataset: put images into .*imagesTr_unlabeled"):
+        ALHVRPlanner(NAME)
+
+
+def test_bad_image_is_found_while_planning(planned: Path) -> None:
+    image, _ = data_builders.ellipsoid(3, (8, 40, 36))
+    image[0, 0, 0] = np.nan
+    data_builders.write_image(planned / "raw" / NAME / "imagesTr_unlabeled" / "scan_001_0000.nii.gz", image)
+    with pytest.raises(InputError, match=r"scan_001_0000.nii.gz has 1 NaN"):
+        add_unlabeled_to_fingerprint(NAME, 0)
+
+
+# --- input of the commands ---
+
+
+@pytest.mark.parametrize("variable", ["nnUNet_raw", "nnUNet_preprocessed"])
+def test_missing_environment_variable(planned: Path, monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
+    monkeypatch.delenv(variable)
+    with pytest.raises(InputError, match=f"the environment variable {variable} is not set"):
+        plan_and_preprocess(901)
+
+
+@pytest.mark.parametrize("dataset", [901, "901", NAME])
+def test_dataset_by_number_or_name(planned: Path, dataset: int | str) -> None:
+    assert resolve_dataset(dataset) == NAME
+
+
+def test_dataset_that_is_not_there_or_not_unique(planned: Path) -> None:
+    with pytest.raises(InputError, match=f"no dataset 902 in .*there are: {NAME}"):
+        resolve_dataset(902)
+    (planned / "preprocessed" / "Dataset901_Other").mkdir()
+    with pytest.raises(InputError, match=f"number 901: Dataset901_Other, {NAME}"):
+        resolve_dataset(901)
+
+
+def test_unknown_configuration(planned: Path) -> None:
+    arguments = {"num_processes": 1, "verify_dataset_integrity": False}
+    with pytest.raises(InputError, match=r"no configuration 2dd in the plans of .*there are: 2d, 3d_fullres"):
+        plan_and_preprocess(901, "2dd", **arguments)
+
+
+def test_number_of_processes(planned: Path) -> None:
+    with pytest.raises(InputError, match=r'"num_processes" must be a whole number of at least 1, found 0'):
+        plan_and_preprocess(901, num_processes=0)
+
+
+def test_labeled_data_are_checked_by_nnunet(planned: Path) -> None:
+    os.remove(planned / "raw" / NAME / "labelsTr" / "case_000.nii.gz")
+    with pytest.raises(InputError, match=r"fails nnU-Net's integrity check: .*Missing: .*case_000"):
+        plan_and_preprocess(901)
+
+
+# --- splits ---
+
+
+def test_split_is_written_once(planned: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = planned / "preprocessed" / NAME / "splits_final.json"
+    with pytest.raises(InputError, match=r"splits_final.json exists: use --overwrite"):
+        make_split(901, 2)
+    with pytest.raises(InputError, match=r"raw.*splits_final.json exists, and nnU-Net refuses a different split"):
+        make_split(901, 2, overwrite=True)
+    (planned / "raw" / NAME / "splits_final.json").unlink()
+    assert make_split(901, 2, overwrite=True) == str(file)
+    assert "fold 0: 2 labelled, 3 unlabelled, 1 validation cases" in capsys.readouterr().out
+    assert [len(cases) for cases in json.loads(file.read_text())[0].values()] == [2, 3, 1]
+    other = planned / "elsewhere" / "split.json"
+    assert make_split(901, 5, output=str(other)) == str(other)
+    assert json.loads(other.read_text())[0]["unlabeled"] == [], "unlabelled scans lie in their folder"
+    shutil.rmtree(planned / "raw" / NAME / "imagesTr_unlabeled")
+    with pytest.raises(InputError, match=r'"labeled" is 5: no case of .* is left to be unlabelled'):
+        make_split(901, 5, overwrite=True)

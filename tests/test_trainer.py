@@ -1,0 +1,458 @@
+"""Training through nnU-Net's own functions on a tiny dataset: what it learns from, how it resumes, when it stops."""
+
+from __future__ import annotations
+
+import copy
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import data_builders
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import torch
+from data_builders import NAME, SPLIT, read_json, set_environment, write_json
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+from alhvr_trainer.checkpoints import read_checkpoint
+from alhvr_trainer.errors import InputError
+from alhvr_trainer.planning.commands import plan_and_preprocess
+from alhvr_trainer.progress import HISTORY_KEYS
+from alhvr_trainer.supervised import SupervisedTrainer
+from alhvr_trainer.trainer import ALHVRTrainer
+from alhvr_trainer.variants import trainer_named
+
+pytest_plugins = ["planned_dataset"]
+
+QUICK = {"seed": 1, "num_epochs": 2, "num_iterations_per_epoch": 2, "num_val_iterations_per_epoch": 1}
+
+
+@pytest.fixture
+def tiny(planned: Path) -> Path:
+    """The planned dataset with a network of few features, batch 2 + 2 and short epochs."""
+    plans = read_json(planned, "ALHVRPlans.json")
+    configuration = plans["configurations"]["2d"]
+    stages = configuration["architecture"]["arch_kwargs"]["n_stages"]
+    configuration["architecture"]["arch_kwargs"]["features_per_stage"] = [4] * stages
+    configuration["batch_size"] = 4
+    configuration["alhvr"] = {**QUICK, "unlabeled_batch_size": 2}
+    write_json(planned, "ALHVRPlans.json", plans)
+    return planned
+
+
+def change_settings(root: Path, **settings: Any) -> None:
+    plans = read_json(root, "ALHVRPlans.json")
+    plans["configurations"]["2d"]["alhvr"].update(settings)
+    write_json(root, "ALHVRPlans.json", plans)
+
+
+def make_trainer(
+    root: Path, kind: type[nnUNetTrainer] = ALHVRTrainer, plans: str = "ALHVRPlans", resume: bool = False, fold: Any = 0
+) -> nnUNetTrainer:
+    """What ``nnUNetv2_train 901 2d 0 -tr KIND -p PLANS -device cpu`` builds."""
+    content = read_json(root, f"{plans}.json") | {"continue_training": resume}
+    return kind(content, "2d", fold, read_json(root, "dataset.json"), torch.device("cpu"))
+
+
+def final_weights(trainer: nnUNetTrainer) -> dict[str, torch.Tensor]:
+    checkpoint = read_checkpoint(Path(trainer.output_folder) / "checkpoint_final.pth")
+    weights = {f"a.{key}": value for key, value in checkpoint["network_weights"].items()}
+    return weights | {f"b.{key}": value for key, value in checkpoint["alhvr"]["network_b_weights"].items()}
+
+
+def assert_identical(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[key], other[key]) for key in one)
+
+
+# --- what it learns from ------------------------------------------------------------------------------------------
+
+
+def corrupt_label(file: Path) -> None:
+    image = sitk.ReadImage(str(file))
+    nonsense = sitk.GetImageFromArray(np.random.default_rng(0).integers(0, 3, image.GetSize()[::-1]).astype(np.uint8))
+    nonsense.CopyInformation(image)
+    sitk.WriteImage(nonsense, str(file))
+
+
+def test_labels_of_unlabeled_cases_change_no_bit(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """From planning to the final weights of both networks, with the label files of all unlabelled cases corrupted."""
+    clean = make_trainer(tiny)
+    clean.run_training()
+
+    other = tmp_path / "corrupted"
+    shutil.copytree(tiny / "raw", other / "raw")
+    set_environment(monkeypatch, other)
+    for case in SPLIT["unlabeled"]:
+        corrupt_label(other / "raw" / NAME / "labelsTr" / f"{case}.nii.gz")
+    plan_and_preprocess("901", "2d", num_processes=1, verify_dataset_integrity=False)
+    planned = read_json(other, "ALHVRPlans.json")
+    mine = read_json(tiny, "ALHVRPlans.json")
+    assert planned["foreground_intensity_properties_per_channel"] == mine["foreground_intensity_properties_per_channel"]
+    write_json(other, "ALHVRPlans.json", mine)
+    corrupted = make_trainer(other)
+    corrupted.run_training()
+    assert_identical(final_weights(clean), final_weights(corrupted))
+
+
+def test_labels_of_labeled_cases_do_matter(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The counter-check of the test above: it would notice if the corruption reached training."""
+    clean = make_trainer(tiny)
+    clean.run_training()
+    other = tmp_path / "corrupted"
+    shutil.copytree(tiny / "raw", other / "raw")
+    set_environment(monkeypatch, other)
+    corrupt_label(other / "raw" / NAME / "labelsTr" / f"{SPLIT['train'][0]}.nii.gz")
+    plan_and_preprocess("901", "2d", num_processes=1, verify_dataset_integrity=False)
+    write_json(other, "ALHVRPlans.json", read_json(tiny, "ALHVRPlans.json"))
+    corrupted = make_trainer(other)
+    corrupted.run_training()
+    one, two = final_weights(clean), final_weights(corrupted)
+    assert not all(torch.equal(one[key], two[key]) for key in one)
+
+
+def test_one_loader_yields_labeled_then_unlabeled_with_validity(tiny: Path):
+    trainer = make_trainer(tiny)
+    trainer.initialize()
+    loader, _ = trainer.get_dataloaders()
+    seen: dict[str, set[str]] = {"labeled": set(), "unlabeled": set()}
+    inside, outside = [], []
+    for _ in range(12):
+        batch = next(loader)
+        seen["labeled"] |= set(batch["keys"][:2])
+        seen["unlabeled"] |= set(batch["keys"][2:])
+        target = batch["target"][0]
+        assert batch["data"].shape[0] == 4 and target.shape[1] == 2
+        assert (target[2:, 0] == 0).all()  # no label for unlabelled samples
+        valid = target[:, 1]
+        assert set(valid.unique().tolist()) <= {0, 1}
+        inside.append(batch["data"][:, 0][valid == 1])
+        outside.append(batch["data"][:, 0][valid == 0])
+    assert seen["labeled"] == set(SPLIT["train"])
+    assert seen["unlabeled"] == {*SPLIT["unlabeled"], "scan_000", "scan_001", "scan_002"}
+    # nnU-Net pads with 0; augmentation adds little to that
+    assert torch.cat(outside).abs().mean() < 0.3 * torch.cat(inside).abs().mean()
+
+
+def test_foreground_oversampling_acts_on_the_labeled_samples(tiny: Path):
+    trainer = make_trainer(tiny)
+    trainer.initialize()
+    loader, _ = trainer.get_dataloaders()
+    generator = loader.data_loader
+    assert [generator.get_do_oversample(i) for i in range(4)] == [False, True, False, False]
+
+
+def test_stock_plans_split_the_batch_and_preprocess_what_is_missing(planned: Path, capsys: pytest.CaptureFixture[str]):
+    from nnunetv2.experiment_planning.plan_and_preprocess_api import plan_experiment_dataset, preprocess_dataset
+
+    plan_experiment_dataset(901)
+    preprocess_dataset(901, configurations=["2d"], num_processes=[1])
+    trainer = make_trainer(planned, plans="nnUNetPlans")
+    trainer.initialize()
+    batch_size = trainer.configuration_manager.batch_size
+    assert (trainer.labeled_batch_size, trainer.unlabeled_batch_size) == (-(-batch_size // 2), batch_size // 2)
+    trainer.get_tr_and_val_datasets()
+    assert "preprocessing 5 unlabelled cases into" in capsys.readouterr().out
+    folder = planned / "preprocessed" / NAME / "nnUNetPlans_2d_unlabeled"
+    assert len(list(folder.glob("*.pkl"))) == 5
+    trainer.get_tr_and_val_datasets()
+    assert "preprocessing" not in capsys.readouterr().out
+
+
+def test_without_raw_data_the_preprocessed_cases_are_taken(tiny: Path):
+    shutil.rmtree(tiny / "raw")
+    trainer = make_trainer(tiny)
+    trainer.initialize()
+    data, _ = trainer.get_tr_and_val_datasets()
+    assert set(data.unlabeled.identifiers) == {*SPLIT["unlabeled"], "scan_000", "scan_001", "scan_002"}
+    (tiny / "preprocessed" / NAME / "ALHVRPlans_2d_unlabeled" / "case_004.b2nd").unlink()
+    with pytest.raises(InputError, match=r"case_004 are listed in splits_final.json but not preprocessed"):
+        trainer.get_tr_and_val_datasets()
+
+
+# --- training -----------------------------------------------------------------------------------------------------
+
+
+def test_networks_start_differently_train_and_log(tiny: Path):
+    change_settings(tiny, num_epochs=3)
+    trainer = make_trainer(tiny)
+    trainer.initialize()
+    start = {n: copy.deepcopy(net.state_dict()) for n, net in (("a", trainer.network), ("b", trainer.network_b))}
+    assert start["a"].keys() == start["b"].keys()
+    weights = [key for key in start["a"] if key.endswith("conv.weight")]
+    assert weights and not any(torch.equal(start["a"][key], start["b"][key]) for key in weights)
+    trainer.run_training()
+    for name, network in (("a", trainer.network), ("b", trainer.network_b)):
+        assert not torch.equal(network.state_dict()[weights[0]], start[name][weights[0]])
+    assert set(trainer.history) == set(HISTORY_KEYS)
+    assert all(len(values) == 3 and np.isfinite(values).all() for values in trainer.history.values())
+    shares = np.sum([trainer.history[f"share_{r}"] for r in ("omega1", "omega2a", "omega2b", "omega3")], axis=0)
+    np.testing.assert_allclose(shares, 1.0, atol=1e-3)
+    assert np.all(np.diff(trainer.history["weight"]) > 0)
+    log = next(Path(trainer.output_folder).glob("training_log_*.txt")).read_text()
+    for word in ("dtct_a", "ce_b", "weight", "gamma", "share_omega3", "2 labelled + 2 unlabelled", "seed 1"):
+        assert word in log
+    assert (Path(trainer.output_folder) / "progress_alhvr.png").stat().st_size > 10_000
+    assert (Path(trainer.output_folder) / "progress.png").is_file()
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"consistency_weight": 0.0},
+        {"dtct_regions": []},
+        {"cgcpcl_regions": []},
+        {"threshold_proportion": 0.3},
+        {"temperature": 0.5},
+        {"prototype_scale": 5.0},
+        {"detach_teacher": True},
+        {"official_ce_broadcast": True},
+        {"feature_stage": 1},
+        {"ramp_fraction": 0.1},
+        {"seed": 2},
+    ],
+    ids=lambda changed: next(iter(changed)),
+)
+def test_each_setting_takes_effect(tiny: Path, changed: dict):
+    """Two steps from the same seed end in other weights when the setting is another."""
+
+    def weights() -> torch.Tensor:
+        trainer = make_trainer(tiny)
+        trainer.on_train_start()
+        trainer.on_epoch_start()
+        trainer.on_train_epoch_start()
+        for _ in range(2):
+            trainer.train_step(next(trainer.dataloader_train))
+        return torch.cat([p.detach().flatten() for p in trainer.network.parameters()])
+
+    # a weight that matters from the first step on
+    change_settings(tiny, consistency_weight=5.0, ramp_fraction=1.0)
+    before = weights()
+    assert torch.equal(before, weights())
+    change_settings(tiny, **changed)
+    assert not torch.equal(before, weights())
+
+
+def test_resuming_is_exact(tiny: Path):
+    change_settings(tiny, num_epochs=4)
+    at_once = make_trainer(tiny)
+    at_once.run_training()
+    expected, history = final_weights(at_once), at_once.history
+
+    interrupted = make_trainer(tiny)
+    interrupted.save_every = 1
+    step = interrupted.train_step
+
+    def killed(batch: dict) -> dict:
+        if interrupted.current_epoch == 2:
+            raise KeyboardInterrupt
+        return step(batch)
+
+    interrupted.train_step = killed
+    with pytest.raises(KeyboardInterrupt):
+        interrupted.run_training()
+    (Path(interrupted.output_folder) / "checkpoint_final.pth").unlink()
+
+    resumed = make_trainer(tiny, resume=True)
+    resumed.load_checkpoint(str(Path(resumed.output_folder) / "checkpoint_latest.pth"))
+    assert resumed.current_epoch == 2
+    resumed.run_training()
+    assert_identical(expected, final_weights(resumed))
+    assert resumed.history == history
+
+
+def test_checkpoint_is_a_stock_one_with_one_more_key(tiny: Path):
+    trainer = make_trainer(tiny)
+    trainer.run_training()
+    ours = read_checkpoint(Path(trainer.output_folder) / "checkpoint_final.pth")
+    stock = make_trainer(tiny, SupervisedTrainer)
+    stock.run_training()
+    theirs = read_checkpoint(Path(stock.output_folder) / "checkpoint_final.pth")
+    assert set(ours) - set(theirs) == {"alhvr"} and set(theirs) <= set(ours)
+    assert ours["trainer_name"] == "ALHVRTrainer"
+    stock.network.load_state_dict(ours["network_weights"], strict=True)
+    with pytest.raises(InputError, match="was written by SupervisedTrainer, which has no second network"):
+        make_trainer(tiny).load_checkpoint(str(Path(stock.output_folder) / "checkpoint_final.pth"))
+
+
+def test_disabled_checkpointing_writes_none(tiny: Path):
+    trainer = make_trainer(tiny)
+    trainer.disable_checkpointing = True
+    trainer.run_training()
+    assert not list(Path(trainer.output_folder).glob("*.pth"))
+
+
+def test_supervised_trainer_sees_as_many_labeled_samples_per_step(tiny: Path):
+    trainer = make_trainer(tiny, SupervisedTrainer)
+    trainer.initialize()
+    assert trainer.batch_size == 2
+    assert (trainer.num_epochs, trainer.num_iterations_per_epoch) == (2, 2)
+
+
+def test_variants_by_number_of_epochs(tiny: Path):
+    kind = trainer_named("ALHVRTrainer_5epochs")
+    trainer = make_trainer(tiny, kind)
+    assert trainer.num_epochs == 5 and trainer.num_iterations_per_epoch == 2
+    assert "ALHVRTrainer_5epochs__ALHVRPlans__2d" in trainer.output_folder
+    assert trainer_named("SupervisedTrainer_1epoch").__name__ == "SupervisedTrainer_1epoch"
+    with pytest.raises(AttributeError, match="no trainer is called"):
+        trainer_named("ALHVRTrainer_0epochs")
+
+
+# --- when it stops ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("variable", ["nnUNet_preprocessed", "nnUNet_results"])
+def test_missing_environment_variable(tiny: Path, monkeypatch: pytest.MonkeyPatch, variable: str):
+    plans, dataset_json = read_json(tiny, "ALHVRPlans.json"), read_json(tiny, "dataset.json")
+    monkeypatch.delenv(variable)
+    with pytest.raises(InputError, match=f"environment variable {variable} is not set"):
+        ALHVRTrainer(plans | {"continue_training": False}, "2d", 0, dataset_json, torch.device("cpu"))
+
+
+def test_bad_settings_stop_before_anything_else(tiny: Path):
+    change_settings(tiny, treshold_proportion=0.5)
+    with pytest.raises(InputError, match=r"unknown key treshold_proportion.*valid keys: unlabeled_batch_size, thresh"):
+        make_trainer(tiny)
+
+
+def test_settings_out_of_range(tiny: Path):
+    change_settings(tiny, threshold_proportion=1.5)
+    with pytest.raises(InputError, match=r'"alhvr.threshold_proportion" in the plans is 1.5; it must be a number from'):
+        make_trainer(tiny)
+
+
+def test_unlabeled_batch_that_leaves_no_labeled_sample(tiny: Path):
+    change_settings(tiny, unlabeled_batch_size=4)
+    with pytest.raises(InputError, match="at least one labelled sample must be left"):
+        make_trainer(tiny).initialize()
+
+
+def test_plans_of_another_dataset(tiny: Path):
+    plans = read_json(tiny, "ALHVRPlans.json")
+    write_json(tiny, "Theirs.json", plans | {"dataset_name": "Dataset902_Other"})
+    with pytest.raises(InputError, match='made for another dataset: their "dataset_name" is Dataset902_Other'):
+        make_trainer(tiny, plans="Theirs")
+    plans["configurations"]["2d"]["normalization_schemes"] *= 2
+    write_json(tiny, "Theirs.json", plans)
+    with pytest.raises(InputError, match=r'"normalization_schemes" has 2 entries, dataset.json names 1 channels'):
+        make_trainer(tiny, plans="Theirs")
+
+
+def test_dataset_that_is_not_preprocessed(tiny: Path):
+    shutil.rmtree(tiny / "preprocessed" / NAME / "ALHVRPlans_2d")
+    with pytest.raises(InputError, match="preprocess first with alhvr plan_and_preprocess -d Dataset901_Tiny -c 2d"):
+        make_trainer(tiny)
+
+
+def start(root: Path, fold: Any = 0) -> None:
+    trainer = make_trainer(root, fold=fold)
+    trainer.initialize()
+    trainer.get_dataloaders()
+
+
+def test_no_unlabeled_case(tiny: Path):
+    shutil.rmtree(tiny / "raw" / NAME / "imagesTr_unlabeled")
+    for folder in ("raw", "preprocessed"):
+        (tiny / folder / NAME / "splits_final.json").write_text(
+            json.dumps([{key: SPLIT[key] for key in ("train", "val")}])
+        )
+    with pytest.raises(InputError, match=r"no unlabelled case for fold 0: put images into .*imagesTr_unlabeled"):
+        start(tiny)
+
+
+@pytest.mark.parametrize("part", ["train", "val"])
+def test_case_that_is_unlabeled_and_in_the_fold(tiny: Path, part: str):
+    split = SPLIT | {part: [*SPLIT[part], "case_004"]}
+    for folder in ("raw", "preprocessed"):
+        (tiny / folder / NAME / "splits_final.json").write_text(json.dumps([split]))
+    with pytest.raises(InputError, match=f'case "case_004" stands in "unlabeled" and "{part}" of fold 0'):
+        start(tiny)
+
+
+def bad_scan(root: Path, kind: str) -> None:
+    """Put a bad image in the place of an unlabelled case that is preprocessed already."""
+    folder = root / "raw" / NAME / "imagesTr_unlabeled"
+    file = folder / "scan_001_0000.nii.gz"
+    image, _ = data_builders.ellipsoid(1, (8, 40, 36))
+    if kind == "truncated":
+        file.write_bytes(file.read_bytes()[:200])
+    elif kind == "empty":
+        data_builders.write_image(file, image * 0)
+    elif kind in ("nan", "inf"):
+        image[2, 3, 4] = float(kind)
+        data_builders.write_image(file, image)
+    elif kind == "channels":
+        shutil.copy(file, folder / "scan_001_0001.nii.gz")
+    elif kind == "ending":
+        data_builders.write_image(folder / "scan_009_0000.nrrd", image)
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("truncated", "scan_001_0000.nii.gz"),
+        ("empty", "scan_001_0000.nii.gz"),
+        ("nan", "scan_001_0000.nii.gz.*(NaN|finite)"),
+        ("inf", "scan_001_0000.nii.gz.*(Inf|finite)"),
+        ("channels", "scan_001_0001.nii.gz is one channel too many"),
+        ("ending", 'scan_009_0000.nrrd has another file ending.*"file_ending" in dataset.json is ".nii.gz"'),
+    ],
+)
+def test_bad_unlabeled_image_stops_before_training(tiny: Path, kind: str, message: str):
+    bad_scan(tiny, kind)
+    with pytest.raises(InputError, match=message):
+        start(tiny)
+
+
+def test_nan_in_a_network_stops_and_keeps_the_checkpoint(tiny: Path):
+    trainer = make_trainer(tiny)
+    trainer.save_every = 1
+    on_start = trainer.on_train_epoch_start
+
+    def poisoned() -> None:
+        on_start()
+        if trainer.current_epoch == 1:
+            with torch.no_grad():
+                next(iter(trainer.network_b.parameters())).fill_(float("nan"))
+
+    trainer.on_train_epoch_start = poisoned
+    with pytest.raises(InputError, match=r"epoch 1, iteration 2: supervised_b.*not finite, with cases .*case_00"):
+        trainer.run_training()
+    kept = read_checkpoint(Path(trainer.output_folder) / "checkpoint_latest.pth")
+    assert all(torch.isfinite(value).all() for value in kept["alhvr"]["network_b_weights"].values())
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ({"background": 0, "whole": [1, 2], "core": 2}, "region-based labels"),
+        ({"background": 0, "rim": 1, "core": 2, "ignore": 3}, "an ignore label"),
+    ],
+)
+def test_labels_that_are_not_supported_yet(tiny: Path, labels: dict, message: str):
+    dataset_json = read_json(tiny, "dataset.json") | {"labels": labels}
+    if "whole" in labels:
+        dataset_json["regions_class_order"] = [1, 2]
+    write_json(tiny, "dataset.json", dataset_json)
+    with pytest.raises(InputError, match=f"ALHVRTrainer does not support {message}.* yet; use nnUNetTrainer"):
+        make_trainer(tiny)
+
+
+def test_cascade_is_not_supported_yet(tiny: Path):
+    plans = read_json(tiny, "ALHVRPlans.json")
+    plans["configurations"]["2d"]["previous_stage"] = "2d"
+    write_json(tiny, "ALHVRPlans.json", plans)
+    with pytest.raises(InputError, match="does not support the cascade"):
+        make_trainer(tiny)
+
+
+def test_several_gpus_are_not_supported_yet(tiny: Path):
+    trainer = make_trainer(tiny)
+    trainer.is_ddp = True
+    from alhvr_trainer.trainer_checks import check_supported
+
+    with pytest.raises(InputError, match=r"does not support several GPUs \(-num_gpus\) yet"):
+        check_supported(trainer)
