@@ -293,15 +293,14 @@ class ALHVRTrainer(nnUNetTrainer):
         Raises:
             InputError: the file is damaged, or another trainer wrote it.
         """
-        if isinstance(checkpoint, str):
-            checkpoint = read_checkpoint(checkpoint, self.device)
-        if SETTINGS_KEY not in checkpoint:
+        content = read_checkpoint(checkpoint, self.device) if isinstance(checkpoint, str) else checkpoint
+        if SETTINGS_KEY not in content:
             raise InputError(
-                f"the checkpoint in {self.output_folder} was written by {checkpoint.get('trainer_name')}, which has no "
+                f"the checkpoint in {self.output_folder} was written by {content.get('trainer_name')}, which has no "
                 f"second network; start a new training, or pass it with -pretrained_weights"
             )
-        super().load_checkpoint(checkpoint)
-        ours = checkpoint[SETTINGS_KEY]
+        super().load_checkpoint(checkpoint)  # nnU-Net 2.8.1 fails on a dict, so it reads the file once more
+        ours = content[SETTINGS_KEY]
         self.network_b.load_state_dict(ours["network_b_weights"])
         self.optimizer_b.load_state_dict(ours["optimizer_b_state"])
         self.seed, self.history = ours["seed"], ours["history"]

@@ -29,8 +29,8 @@ DATASET = "Dataset004_Hippocampus"
 PLANS = "ALHVRPlansHippocampusSmall"
 RUNS: dict[str, dict[str, Any]] = {
     "supervised, 8 labelled per step": {"trainer": "SupervisedTrainer"},
-    "supervised, 16 labelled per step": {"trainer": "SupervisedTrainer", "batch_size": 24},
     "ALHVR": {"trainer": "ALHVRTrainer"},
+    "supervised, 16 labelled per step": {"trainer": "SupervisedTrainer", "batch_size": 24},
 }
 
 
@@ -39,7 +39,7 @@ def prepare(data: Path, work: Path, split: str) -> None:
     for name in ("raw", "preprocessed", "results"):
         os.environ[f"nnUNet_{name}"] = str(work / name)
         (work / name).mkdir(parents=True, exist_ok=True)
-    os.environ["NNUNET_EXTTRAINER"] = str(ext_trainer_folder())
+    os.environ.update(nnUNet_extTrainer=str(ext_trainer_folder()))
     preprocessed = work / "preprocessed" / DATASET
     if not (work / "raw" / DATASET).exists():
         (work / "raw" / DATASET).symlink_to(data.resolve() / DATASET)
@@ -91,7 +91,8 @@ def train_and_evaluate(work: Path, label: str, trainer: str, batch_size: int | N
         "settings": settings,
         "batch_size": batch_size,
         "seconds": round(seconds),
-        "metrics": metrics["summary"],
+        "classes": metrics["classes"],
+        "overall": metrics["overall"],
     }
 
 
@@ -131,7 +132,7 @@ def main(
             entry = train_and_evaluate(work, name, spec["trainer"], spec.get("batch_size"), {"seed": seed, **settings})
             results["runs"].append(entry)
             Path(output).write_text(json.dumps(results, indent=2) + "\n")
-            print(name, seed, json.dumps(entry["metrics"]["overall"]), f"{entry['seconds']} s", flush=True)
+            print(name, seed, json.dumps(entry["overall"]), f"{entry['seconds']} s", flush=True)
 
 
 if __name__ == "__main__":

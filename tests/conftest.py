@@ -10,6 +10,7 @@ import pytest
 # before nnU-Net is imported: each worker process costs seconds of import, and one thread makes runs repeatable
 os.environ.setdefault("nnUNet_def_n_proc", "1")
 os.environ.setdefault("nnUNet_n_proc_DA", "0")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(scope="session")

@@ -170,9 +170,7 @@ def test_quick_commands_import_nothing_heavy():
 
 def documented_commands() -> list[str]:
     """Every ``alhvr …`` line in the README's code blocks."""
-    blocks = re.findall(
-        r"```bash\n(.*?)```", (REPOSITORY / "README.md").read_text(encoding="utf-8"), re.DOTALL
-    )
+    blocks = re.findall(r"```bash\n(.*?)```", (REPOSITORY / "README.md").read_text(encoding="utf-8"), re.DOTALL)
     lines = "".join(blocks).replace("\\\n", " ").splitlines()
     return [line.strip() for line in lines if line.lstrip().startswith("alhvr ")]
 

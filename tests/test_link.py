@@ -150,9 +150,7 @@ spec.loader.exec_module(module)
 print(importlib.util.find_spec("alhvr_trainer"))
 print(hasattr(module, "ALHVRTrainer"), hasattr(module, "nnUNetTrainer"))
 """
-    done = subprocess.run(
-        [sys.executable, "-I", "-S", "-c", code], capture_output=True, text=True, cwd=use, check=True
-    )
+    done = subprocess.run([sys.executable, "-I", "-S", "-c", code], capture_output=True, text=True, cwd=use, check=True)
     assert done.stdout == "None\nFalse False\n"
 
 

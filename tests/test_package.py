@@ -31,9 +31,7 @@ def distributions(tmp_path_factory):
     source = folder / "source"
     source.mkdir()
     for name in ("alhvr_trainer", "bundle", "plans", "tests"):
-        shutil.copytree(
-            REPOSITORY / name, source / name, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info")
-        )
+        shutil.copytree(REPOSITORY / name, source / name, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
     for name in ("setup.cfg", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(REPOSITORY / name, source)
     sdist = build("sdist", source, folder)
@@ -54,11 +52,7 @@ def shipped_files() -> set[str]:
     files = {path.relative_to(REPOSITORY) for path in (REPOSITORY / "alhvr_trainer").rglob("*.py")}
     for name in ("bundle", "plans"):
         folder = REPOSITORY / name
-        files |= {
-            Path("alhvr_trainer", path.relative_to(REPOSITORY))
-            for path in folder.rglob("*")
-            if path.is_file()
-        }
+        files |= {Path("alhvr_trainer", path.relative_to(REPOSITORY)) for path in folder.rglob("*") if path.is_file()}
     return {path.as_posix() for path in files if "__pycache__" not in path.parts}
 
 

@@ -123,19 +123,35 @@ def test_spacings_of_unlabeled_cases_count(planned: Path) -> None:
     assert plans["original_median_spacing_after_transp"] == [5.0, 1.5, 1.5]
 
 
+def stock_fingerprint(root: Path) -> dict:
+    """As nnU-Net's own extractor leaves it: it covers all six cases of imagesTr, labels of hidden ones included."""
+    fingerprint = read_json(root, "dataset_fingerprint.json")
+    del fingerprint["labeled_cases"], fingerprint["unlabeled"]
+    for key in ("spacings", "shapes_after_crop"):
+        fingerprint[key] = fingerprint[key][:1] * 6
+    fingerprint["foreground_intensity_properties_per_channel"]["0"]["max"] = 9999.0
+    write_json(root, "dataset_fingerprint.json", fingerprint)
+    return fingerprint
+
+
 def test_stock_fingerprint_is_completed(planned: Path) -> None:
-    """nnUNetv2_plan_and_preprocess -pl ALHVRPlanner: the fingerprint covers imagesTr, and nothing else."""
-    fingerprint = read_json(planned, "dataset_fingerprint.json")
-    stock = {key: value for key, value in fingerprint.items() if key not in ("labeled_cases", "unlabeled")}
-    stock["spacings"], stock["shapes_after_crop"] = stock["spacings"] * 3, stock["shapes_after_crop"] * 3
-    stock["spacings"], stock["shapes_after_crop"] = stock["spacings"][:6], stock["shapes_after_crop"][:6]
-    write_json(planned, "dataset_fingerprint.json", stock)
+    """nnUNetv2_plan_and_preprocess -pl ALHVRPlanner, unlabelled cases in their folder only."""
+    stock = stock_fingerprint(planned)
+    for folder in ("raw", "preprocessed"):
+        data_builders.write_splits(planned / folder / NAME, {**SPLIT, "unlabeled": []})
     planner = ALHVRPlanner(NAME)
-    assert read_json(planned, "dataset_fingerprint.json")["unlabeled"]["cases"] == [
-        "scan_000",
-        "scan_001",
-        "scan_002",
-    ]
+    completed = read_json(planned, "dataset_fingerprint.json")
+    assert completed["unlabeled"]["cases"] == ["scan_000", "scan_001", "scan_002"]
+    assert {key: completed[key] for key in stock} == stock
+    assert planner.dataset_json["numTraining"] == len(planner.dataset_fingerprint["spacings"]) == 9
+
+
+def test_hidden_labels_are_taken_out_of_a_stock_fingerprint(planned: Path) -> None:
+    stock_fingerprint(planned)
+    planner = ALHVRPlanner(NAME)
+    fingerprint = read_json(planned, "dataset_fingerprint.json")
+    assert fingerprint["labeled_cases"] == [*SPLIT["train"], *SPLIT["val"]]
+    assert fingerprint["foreground_intensity_properties_per_channel"]["0"]["max"] < 300
     assert planner.dataset_json["numTraining"] == len(planner.dataset_fingerprint["spacings"]) == 9
 
 
@@ -173,6 +189,7 @@ def test_memory_target_is_kept(planned: Path) -> None:
 
 
 def test_planning_needs_unlabeled_cases(planned: Path) -> None:
+    stock_fingerprint(planned)
     shutil.rmtree(planned / "raw" / NAME / "imagesTr_unlabeled")
     for folder in ("raw", "preprocessed"):
         data_builders.write_splits(planned / folder / NAME, {**SPLIT, "unlabeled": []})

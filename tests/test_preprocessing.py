@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import time
 from copy import deepcopy
 from pathlib import Path
 
@@ -203,6 +204,17 @@ def test_a_bad_image_stops_but_keeps_what_is_done(cases: Cases, dataset: Path, f
         "case_001",
         "scan_000",
     }
+
+
+def test_leftovers_of_killed_runs_go_after_a_day(cases: Cases, dataset: Path, folder: Path) -> None:
+    old, new = folder / ".partial_old", folder / ".partial_new"
+    for leftover in (old, new):
+        (leftover / "scan_000").mkdir(parents=True)
+    two_days_ago = time.time() - 48 * 3600
+    os.utime(old, (two_days_ago, two_days_ago))
+    preprocess(cases, dataset, folder)
+    assert not old.exists()
+    assert new.exists()
 
 
 def test_rgb_images(tmp_path: Path) -> None:

@@ -144,7 +144,10 @@ def test_foreground_oversampling_acts_on_the_labeled_samples(tiny: Path):
     assert [generator.get_do_oversample(i) for i in range(4)] == [False, True, False, False]
 
 
-def test_stock_plans_split_the_batch_and_preprocess_what_is_missing(planned: Path, capsys: pytest.CaptureFixture[str]):
+def test_stock_plans_split_the_batch_and_preprocess_what_is_missing(
+    planned: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("nnUNet_n_proc_DA", "1")  # nnU-Net's planner fails on 0
     from nnunetv2.experiment_planning.plan_and_preprocess_api import plan_experiment_dataset, preprocess_dataset
 
     plan_experiment_dataset(901)
@@ -299,6 +302,34 @@ def test_variants_by_number_of_epochs(tiny: Path):
     assert trainer_named("SupervisedTrainer_1epoch").__name__ == "SupervisedTrainer_1epoch"
     with pytest.raises(AttributeError, match="no trainer is called"):
         trainer_named("ALHVRTrainer_0epochs")
+
+
+@pytest.mark.parametrize("kind", ["residual encoder", "batch norm", "3d_fullres"])
+def test_other_networks_train(tiny: Path, kind: str):
+    """Each runs two steps and the real saving; strictness of the state dict is nnU-Net's own."""
+    plans = read_json(tiny, "ALHVRPlans.json")
+    name = "3d_fullres" if kind == "3d_fullres" else "2d"
+    configuration = plans["configurations"][name]
+    configuration["alhvr"] = QUICK
+    network = configuration["architecture"]
+    network["arch_kwargs"]["features_per_stage"] = [4] * network["arch_kwargs"]["n_stages"]
+    if kind == "residual encoder":
+        network["network_class_name"] = network["network_class_name"].replace("PlainConvUNet", "ResidualEncoderUNet")
+        network["arch_kwargs"]["n_blocks_per_stage"] = network["arch_kwargs"].pop("n_conv_per_stage")
+    if kind == "batch norm":
+        network["arch_kwargs"]["norm_op"] = "torch.nn.modules.batchnorm.BatchNorm2d"
+    configuration["batch_size"] = 4
+    write_json(tiny, "ALHVRPlans.json", plans)
+    if kind == "3d_fullres":
+        from nnunetv2.experiment_planning.plan_and_preprocess_api import preprocess_dataset
+
+        preprocess_dataset(901, "ALHVRPlans", ["3d_fullres"], [1])
+    content = plans | {"continue_training": False}
+    trainer = ALHVRTrainer(content, name, 0, read_json(tiny, "dataset.json"), torch.device("cpu"))
+    trainer.run_training()
+    weights = read_checkpoint(Path(trainer.output_folder) / "checkpoint_final.pth")["network_weights"]
+    trainer.network.load_state_dict(weights, strict=True)
+    assert np.isfinite(trainer.history["dtct_a"]).all()
 
 
 # --- when it stops ------------------------------------------------------------------------------------------------

@@ -12,7 +12,11 @@ from nnunetv2.utilities.json_export import recursive_fix_for_json_export
 
 from alhvr_trainer.planning.templates import Template, alhvr_block, apply_template
 from alhvr_trainer.settings import PLANS_NAME, SETTINGS_KEY
-from alhvr_trainer.unlabeled.fingerprint import add_unlabeled_to_fingerprint, merged_with_unlabeled
+from alhvr_trainer.unlabeled.fingerprint import (
+    ALHVRFingerprintExtractor,
+    add_unlabeled_to_fingerprint,
+    merged_with_unlabeled,
+)
 from alhvr_trainer.unlabeled.workers import default_processes
 
 NETWORKS = 2
@@ -53,6 +57,8 @@ class ALHVRPlanner(ExperimentPlanner):
         overwrite_target_spacing: list[float] | tuple[float, ...] | None = None,
         suppress_transpose: bool = False,
     ):
+        # leaves the file as it is unless hidden labels are in it (nnU-Net's own extractor) or it is missing
+        ALHVRFingerprintExtractor(dataset_name_or_id, default_processes()).run()
         super().__init__(
             dataset_name_or_id,
             gpu_memory_target_in_gb,

@@ -81,9 +81,7 @@ def split_unlabeled_cases(splits: list[dict[str, Any]], fold: int | str) -> list
         raise InputError(f'"{UNLABELED_KEY}" of fold {fold} in {SPLITS_FILE} must be a list of case names')
     if len(set(cases)) < len(cases):
         twice = next(case for case in cases if cases.count(case) > 1)
-        raise InputError(
-            f'case "{twice}" stands twice under "{UNLABELED_KEY}" of fold {fold} in {SPLITS_FILE}'
-        )
+        raise InputError(f'case "{twice}" stands twice under "{UNLABELED_KEY}" of fold {fold} in {SPLITS_FILE}')
     return list(cases)
 
 
@@ -119,9 +117,7 @@ def unlabeled_cases_of_fold(
     return _joined(cases, split_cases, raw_dataset_folder, dataset_json, f"fold {fold}")
 
 
-def all_unlabeled_cases(
-    raw_dataset_folder: str, dataset_json: dict[str, Any], splits: list[dict[str, Any]]
-) -> Cases:
+def all_unlabeled_cases(raw_dataset_folder: str, dataset_json: dict[str, Any], splits: list[dict[str, Any]]) -> Cases:
     """The unlabelled cases of all folds together: what is planned for and preprocessed.
 
     Raises:
@@ -176,17 +172,12 @@ def unlabeled_folders(raw_dataset_folder: str, dataset_json: dict[str, Any]) -> 
         return [default] if os.path.isdir(default) else []
     if not isinstance(named, list) or not all(isinstance(folder, str) and folder for folder in named):
         raise InputError(
-            f'"{UNLABELED_KEY}" in dataset.json must be a list of folders, '
-            f'e.g. ["{UNLABELED_FOLDER}"], found {named!r}'
+            f'"{UNLABELED_KEY}" in dataset.json must be a list of folders, e.g. ["{UNLABELED_FOLDER}"], found {named!r}'
         )
-    folders = [
-        os.path.normpath(os.path.join(raw_dataset_folder, os.path.expandvars(folder))) for folder in named
-    ]
+    folders = [os.path.normpath(os.path.join(raw_dataset_folder, os.path.expandvars(folder))) for folder in named]
     for folder in folders:
         if not os.path.isdir(folder):
-            raise InputError(
-                f'"{UNLABELED_KEY}" in dataset.json names the folder {folder}, which does not exist'
-            )
+            raise InputError(f'"{UNLABELED_KEY}" in dataset.json names the folder {folder}, which does not exist')
     return list(dict.fromkeys(folders))
 
 
@@ -208,9 +199,7 @@ def _joined(
     where: str,
 ) -> Cases:
     split_cases = list(split_cases)
-    _check_apart(
-        folder_cases, set(split_cases), f'an unlabelled folder and "{UNLABELED_KEY}" in {SPLITS_FILE}'
-    )
+    _check_apart(folder_cases, set(split_cases), f'an unlabelled folder and "{UNLABELED_KEY}" in {SPLITS_FILE}')
     labeled = images_of_labeled_folder(raw_dataset_folder, dataset_json) if split_cases else {}
     without_images = sorted(set(split_cases) - set(labeled))
     if without_images:

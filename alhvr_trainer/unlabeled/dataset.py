@@ -75,7 +75,6 @@ def files_by_case(folder: str, ending: str, strict: bool = True) -> dict[str, di
                 raise InputError(f"{file} has no channel number: name it CASE_0000{ending}")
             if name.lower().endswith(IMAGE_ENDINGS):
                 raise InputError(
-                    f"{file} has another file ending than the dataset: "
-                    f'"file_ending" in dataset.json is "{ending}"'
+                    f'{file} has another file ending than the dataset: "file_ending" in dataset.json is "{ending}"'
                 )
     return found

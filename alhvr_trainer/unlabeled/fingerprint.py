@@ -53,9 +53,7 @@ class ALHVRFingerprintExtractor(DatasetFingerprintExtractor):
         file = Path(nnUNet_preprocessed) / self.dataset_name / FINGERPRINT_FILE
         cases = [str(case) for case in self.dataset]
         if file.is_file() and not overwrite_existing:
-            overwrite_existing = (
-                _labeled_cases(load_fingerprint(file), self.input_folder, self.dataset_json) != cases
-            )
+            overwrite_existing = _labeled_cases(load_fingerprint(file), self.input_folder, self.dataset_json) != cases
         super().run(overwrite_existing)
         # what nnU-Net returns after extraction holds arrays; the file holds plain values
         fingerprint = {**load_fingerprint(file), LABELED_CASES: cases}
@@ -100,13 +98,9 @@ def add_unlabeled_to_fingerprint(dataset_name: str, num_processes: int) -> dict[
         if not entry or entry["files"] != source_stamps(cases[case])
     }
     if changed:
-        example = next(
-            iter(images_of_labeled_folder(raw_folder, dataset_json).values()), next(iter(cases.values()))
-        )[0]
+        example = next(iter(images_of_labeled_folder(raw_folder, dataset_json).values()), next(iter(cases.values())))[0]
         reader = determine_reader_writer_from_dataset_json(dataset_json, example, verbose=False)
-        arguments = {
-            case: (files, reader, len(channel_names(dataset_json))) for case, files in changed.items()
-        }
+        arguments = {case: (files, reader, len(channel_names(dataset_json))) for case, files in changed.items()}
         processes = useful_processes(num_processes, changed)
         entries.update(run_on_cases(_analyze, arguments, processes, "Fingerprint of unlabelled cases"))
     fingerprint[UNLABELED_KEY] = {
@@ -134,9 +128,7 @@ def load_fingerprint(file: Path) -> dict[str, Any]:
     try:
         return json.loads(file.read_text())
     except FileNotFoundError as error:
-        raise InputError(
-            f"{file} does not exist: extract the fingerprint first (alhvr plan_and_preprocess)"
-        ) from error
+        raise InputError(f"{file} does not exist: extract the fingerprint first (alhvr plan_and_preprocess)") from error
     except ValueError as error:
         raise InputError(f"{file} is not valid JSON ({error}): delete it and plan again") from error
 
@@ -149,10 +141,7 @@ def _labeled_cases(fingerprint: dict[str, Any], raw_folder: str, dataset_json: d
 def _by_case(part: dict[str, Any]) -> dict[str, dict[str, Any]]:
     keys = ("spacings", "shapes_after_crop", "files")
     columns = [part.get(key, []) for key in keys]
-    return {
-        case: dict(zip(keys, row, strict=True))
-        for case, *row in zip(part.get("cases", []), *columns, strict=True)
-    }
+    return {case: dict(zip(keys, row, strict=True)) for case, *row in zip(part.get("cases", []), *columns, strict=True)}
 
 
 def _analyze(files: list[str], reader_writer: type[BaseReaderWriter], channels: int) -> dict[str, Any]:

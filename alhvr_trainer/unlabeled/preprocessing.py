@@ -14,6 +14,7 @@ import os
 import pickle
 import shutil
 import tempfile
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,7 @@ from alhvr_trainer.unlabeled.workers import run_on_cases, useful_processes
 if TYPE_CHECKING:
     from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
+PARTIAL = ".partial_"
 RECORD = "preprocessed_with"
 """Key of the properties (``.pkl``) under which the sources of a preprocessed case are written down."""
 
@@ -91,8 +93,9 @@ def preprocess_unlabeled(
     """
     missing = missing_cases(folder, cases, plans_manager, configuration_manager)
     os.makedirs(folder, exist_ok=True)
+    _remove_leftovers(folder)
     # inside the folder, so that files can be moved; a subfolder, so that nnU-Net's listing passes them over
-    with tempfile.TemporaryDirectory(prefix=".partial_", dir=folder) as partial_folder:
+    with tempfile.TemporaryDirectory(prefix=PARTIAL, dir=folder) as partial_folder:
         preprocess = functools.partial(
             _preprocess_case,
             plans_manager=plans_manager,
@@ -171,6 +174,13 @@ def _settings(plans_manager: PlansManager, configuration_manager: ConfigurationM
 
 def _record(settings: dict[str, Any], files: list[str]) -> dict[str, Any]:
     return {"settings": settings, "files": source_stamps(files)}
+
+
+def _remove_leftovers(folder: str) -> None:
+    """Partial files of killed runs; a day old, as a training of another fold may be at work beside this one."""
+    for leftover in Path(folder).glob(f"{PARTIAL}*"):
+        if time.time() - leftover.stat().st_mtime > 24 * 3600:
+            shutil.rmtree(leftover, ignore_errors=True)
 
 
 def _stored_record(folder: str, case: str) -> dict[str, Any] | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from nnunetv2.configuration import default_num_processes
 from nnunetv2.paths import nnUNet_raw
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
@@ -12,6 +11,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from alhvr_trainer.errors import InputError
 from alhvr_trainer.unlabeled.cases import load_splits, split_unlabeled_cases, unlabeled_cases_of_fold
 from alhvr_trainer.unlabeled.preprocessing import missing_cases, preprocess_unlabeled, unlabeled_folder
+from alhvr_trainer.unlabeled.workers import default_processes
 
 
 def unlabeled_dataset(
@@ -23,12 +23,12 @@ def unlabeled_dataset(
         InputError: no unlabelled case, one that is also in train or val, or an image that cannot be used.
     """
     folder = unlabeled_folder(trainer.preprocessed_dataset_folder)
-    raw_folder = str(Path(nnUNet_raw) / trainer.plans_manager.dataset_name) if nnUNet_raw.is_set() else ""
-    raw_is_here = Path(raw_folder).is_dir() and raw_folder != ""
-    splits = load_splits(raw_folder, trainer.preprocessed_dataset_folder_base)
-    if not raw_is_here:
+    raw_folder = str(Path(nnUNet_raw) / trainer.plans_manager.dataset_name) if nnUNet_raw.is_set() else None
+    if raw_folder is None or not Path(raw_folder).is_dir():
+        splits = load_splits(trainer.preprocessed_dataset_folder_base, trainer.preprocessed_dataset_folder_base)
         cases = _preprocessed_cases(trainer, folder, splits, train_cases, validation_cases)
         return nnUNetDatasetBlosc2(folder, cases)
+    splits = load_splits(raw_folder, trainer.preprocessed_dataset_folder_base)
     files = unlabeled_cases_of_fold(
         raw_folder, trainer.dataset_json, splits, trainer.fold, train_cases, validation_cases
     )
@@ -41,7 +41,7 @@ def unlabeled_dataset(
             trainer.configuration_manager,
             trainer.dataset_json,
             folder,
-            default_num_processes,
+            default_processes(),
         )
     trainer.print_to_log_file(f"ALHVR: {len(files)} unlabelled cases")
     return nnUNetDatasetBlosc2(folder, sorted(files))
