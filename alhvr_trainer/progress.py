@@ -6,6 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib
+import torch
+from torch import Tensor
+
+from alhvr_trainer.method import ALHVRTerms
 
 matplotlib.use("agg")  # no display in training; nnU-Net chooses the same
 from matplotlib import pyplot as plt
@@ -32,6 +36,24 @@ _PANELS: tuple[tuple[str, tuple[str, ...]], ...] = (
 
 def empty_history() -> History:
     return {key: [] for key in HISTORY_KEYS}
+
+
+def step_values(
+    supervised_a: Tensor, supervised_b: Tensor, terms: ALHVRTerms, valid: Tensor | None
+) -> dict[str, float]:
+    """The history's values of one training step, all but the weight, brought to the CPU in one transfer.
+
+    Args:
+        supervised_a, supervised_b: supervised loss of each network, scalars.
+        terms: of the unlabelled samples.
+        valid: (U, *S) bool, the voxels that the regions' shares refer to; None means all.
+    """
+    voxels = terms.omega1.numel() if valid is None else valid.sum()
+    named = {"supervised_a": supervised_a, "supervised_b": supervised_b}
+    named |= {key: getattr(terms, key) for key in ("dtct_a", "dtct_b", "ce_a", "ce_b", "cos_a", "cos_b", "gamma")}
+    for region in ("omega1", "omega2a", "omega2b", "omega3"):
+        named[f"share_{region}"] = getattr(terms, region).sum() / voxels
+    return dict(zip(named, torch.stack([value.detach().float() for value in named.values()]).tolist(), strict=True))
 
 
 def summary_line(history: History) -> str:

@@ -24,7 +24,7 @@ from alhvr_trainer.checkpoints import (
 from alhvr_trainer.errors import InputError
 from alhvr_trainer.method import ALHVRTerms, FeaturePerturbation, alhvr_terms, consistency_weight
 from alhvr_trainer.networks import TwoPassOutput, check_network, two_pass
-from alhvr_trainer.progress import empty_history, plot_history, summary_line
+from alhvr_trainer.progress import empty_history, plot_history, step_values, summary_line
 from alhvr_trainer.settings import (
     SETTINGS_KEY,
     set_training_length,
@@ -181,7 +181,7 @@ class ALHVRTrainer(nnUNetTrainer):
             supervised_b = self.loss(b.labeled_outputs(labeled), target)
         terms = self._unsupervised_terms(a, b, valid)
         (self._scaled(supervised_a + supervised_b + weight * terms.total)).backward()
-        values = self._values(supervised_a, supervised_b, terms, valid) | {"weight": weight}
+        values = step_values(supervised_a, supervised_b, terms, valid) | {"weight": weight}
         self._stop_on_bad_numbers(values, batch["keys"])
         self._optimizer_step()
         self._step += 1
@@ -231,17 +231,6 @@ class ALHVRTrainer(nnUNetTrainer):
                 self.grad_scaler.step(optimizer)
         if self.grad_scaler is not None:
             self.grad_scaler.update()
-
-    @staticmethod
-    def _values(supervised_a: Tensor, supervised_b: Tensor, terms: ALHVRTerms, valid: Tensor | None) -> dict:
-        """The history's values of one step as floats, brought to the CPU in one transfer."""
-        voxels = terms.omega1.numel() if valid is None else valid.sum()
-        named = {"supervised_a": supervised_a, "supervised_b": supervised_b}
-        named |= {key: getattr(terms, key) for key in ("dtct_a", "dtct_b", "ce_a", "ce_b", "cos_a", "cos_b", "gamma")}
-        for region in ("omega1", "omega2a", "omega2b", "omega3"):
-            named[f"share_{region}"] = getattr(terms, region).sum() / voxels
-        stacked = torch.stack([value.detach().float() for value in named.values()]).tolist()
-        return dict(zip(named, stacked, strict=True))
 
     def _stop_on_bad_numbers(self, values: dict[str, float], cases: list[str]) -> None:
         """A NaN or Inf stops training before the optimisers see it; the last checkpoint stays as it is."""

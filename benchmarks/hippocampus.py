@@ -3,7 +3,10 @@
 Real commands, same plans, same number of iterations and of labelled samples per step; per seed one training of each
 trainer. Every finished run is added to the result file at once, so an interrupted benchmark goes on where it stopped.
 
-    python benchmarks/hippocampus.py --data ../shared/data/hippocampus --work_folder ~/hippocampus_benchmark
+    nnUNet_n_proc_DA=0 python benchmarks/hippocampus.py --data ../shared/data/hippocampus --work_folder ~/benchmark
+
+``nnUNetv2_train -device cpu`` takes all cores; networks this small are faster on one. So the trainings call the
+function behind that command, after setting one thread.
 """
 
 from __future__ import annotations
@@ -15,18 +18,27 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import Any
 
 import fire
 import torch
 from step_cost import versions
 
-from alhvr_trainer.evaluation import evaluate
+from alhvr_trainer.evaluation import METRICS, evaluate
 from alhvr_trainer.resources import ext_trainer_folder
 
 HERE = Path(__file__).resolve().parent
 DATASET = "Dataset004_Hippocampus"
 PLANS = "ALHVRPlansHippocampusSmall"
+ENVIRONMENT = ("nnUNet_n_proc_DA", "nnUNet_def_n_proc")
+TRAIN = """
+import sys, torch
+from nnunetv2.run.run_training import run_training
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    run_training("4", "2d", 0, sys.argv[1], sys.argv[2], device=torch.device("cpu"))
+"""
 RUNS: dict[str, dict[str, Any]] = {
     "supervised, 8 labelled per step": {"trainer": "SupervisedTrainer"},
     "ALHVR": {"trainer": "ALHVRTrainer"},
@@ -78,8 +90,10 @@ def variant_of_plans(work: Path, name: str, batch_size: int | None, settings: di
 def train_and_evaluate(work: Path, label: str, trainer: str, batch_size: int | None, settings: dict) -> dict:
     name = f"Benchmark_{label}_{settings['seed']}".replace(" ", "").replace(",", "_").replace("=", "")
     variant_of_plans(work, name, batch_size, settings)
-    command = ["nnUNetv2_train", "4", "2d", "0", "-tr", trainer, "-p", name, "-device", "cpu"]
-    seconds = run(command, work / f"{name}.log")
+    script = work / "train.py"
+    script.write_text(TRAIN)
+    seconds = run(["python", str(script), trainer, name], work / f"{name}.log")
+    stands_for = ["nnUNetv2_train", "4", "2d", "0", "-tr", trainer, "-p", name, "-device", "cpu"]
     output = work / "results" / DATASET / f"{trainer}__{name}__2d" / "fold_0"
     metrics = evaluate(
         str(output / "validation"), str(work / "references"), str(work / "raw" / DATASET / "dataset.json"), None
@@ -87,13 +101,32 @@ def train_and_evaluate(work: Path, label: str, trainer: str, batch_size: int | N
     return {
         "run": label,
         "seed": settings["seed"],
-        "command": shlex.join(command),
+        "command": f"python {script.name} {trainer} {name}",
+        "stands_for": shlex.join(stands_for),
         "settings": settings,
         "batch_size": batch_size,
         "seconds": round(seconds),
         "classes": metrics["classes"],
         "overall": metrics["overall"],
     }
+
+
+def table(output: str) -> str:
+    """Mean ± sample SD over the seeds of each run's mean over cases and classes, as Markdown."""
+    entries = json.loads(Path(output).read_text())["runs"]
+    lines = ["| run | seeds | Dice | Jaccard | HD95 (mm) | ASD (mm) | seconds |", "|---|---|---|---|---|---|---|"]
+    for name in dict.fromkeys(entry["run"] for entry in entries):
+        chosen = [entry for entry in entries if entry["run"] == name]
+        cells = [mean_and_sd([e["overall"][metric]["mean"] for e in chosen]) for metric in METRICS]
+        seconds = round(sum(e["seconds"] for e in chosen) / len(chosen))
+        seeds = ", ".join(str(e["seed"]) for e in chosen)
+        lines.append(f"| {name} | {seeds} | {' | '.join(cells)} | {seconds} |")
+    return "\n".join(lines)
+
+
+def mean_and_sd(values: list[float]) -> str:
+    spread = f" ± {stdev(values):.4f}" if len(values) > 1 else ""
+    return f"{fmean(values):.4f}{spread}"
 
 
 def main(
@@ -121,6 +154,7 @@ def main(
     prepare(Path(data), work, split)
     results = json.loads(Path(output).read_text()) if Path(output).is_file() else {"runs": []}
     results |= {"script": "benchmarks/hippocampus.py", "split": split, **versions(torch.device("cpu"))}
+    results["environment"] = {key: os.environ[key] for key in ENVIRONMENT if key in os.environ}
     done = {(entry["run"], entry["seed"]) for entry in results["runs"]}
     chosen = runs.split(";") if runs else list(RUNS)
     for seed in map(int, str(seeds).strip("()").replace(" ", "").split(",")):
@@ -132,7 +166,7 @@ def main(
             entry = train_and_evaluate(work, name, spec["trainer"], spec.get("batch_size"), {"seed": seed, **settings})
             results["runs"].append(entry)
             Path(output).write_text(json.dumps(results, indent=2) + "\n")
-            print(name, seed, json.dumps(entry["overall"]), f"{entry['seconds']} s", flush=True)
+    print(table(output))
 
 
 if __name__ == "__main__":

@@ -136,6 +136,20 @@ def test_one_loader_yields_labeled_then_unlabeled_with_validity(tiny: Path):
     assert torch.cat(outside).abs().mean() < 0.3 * torch.cat(inside).abs().mean()
 
 
+def test_a_pool_of_workers_yields_both_kinds(tiny: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("nnUNet_n_proc_DA", "2")
+    trainer = make_trainer(tiny)
+    trainer.initialize()
+    loader, validation = trainer.get_dataloaders()
+    try:
+        assert loader.num_processes == 2
+        for batch in (next(loader), next(loader)):
+            assert set(batch["keys"][:2]) <= set(SPLIT["train"]) and not set(batch["keys"][2:]) & set(SPLIT["train"])
+    finally:
+        loader._finish()
+        validation._finish()
+
+
 def test_foreground_oversampling_acts_on_the_labeled_samples(tiny: Path):
     trainer = make_trainer(tiny)
     trainer.initialize()
