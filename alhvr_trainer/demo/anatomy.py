@@ -56,9 +56,10 @@ def draw_heart(rng: np.random.Generator) -> Heart:
 def draw_tones(rng: np.random.Generator) -> dict[str, float]:
     """Brightness of the tissues: blood is brighter than muscle, by an amount that differs between scans."""
     muscle = rng.uniform(0.25, 0.4)
-    blood = muscle + rng.uniform(0.22, 0.5)
+    blood = muscle + rng.uniform(0.3, 0.55)
     right = max(muscle + 0.15, blood * rng.uniform(0.8, 1.05))
-    return {"muscle": muscle, "left": blood, "right": right, "body": muscle + rng.uniform(-0.12, 0.2)}
+    body = muscle + rng.choice([-1, 1]) * rng.uniform(0.08, 0.22)
+    return {"muscle": muscle, "left": blood, "right": right, "body": body}
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,8 @@ import SimpleITK as sitk
 from alhvr_trainer.demo.anatomy import LABELS, draw_heart, draw_organs, draw_tones, paint_slice
 from alhvr_trainer.settings import UNLABELED_FOLDER
 
-SHAPE = (5, 72, 72)
-SPACING = (8.0, 1.5, 1.5)
+SHAPE = (5, 64, 64)
+SPACING = (8.0, 2.5, 2.5)
 DATASET_ID = 901
 CASE_NAME = "phantom_{:03d}"
 
@@ -46,7 +46,7 @@ def make_phantom(
     Example:
         >>> image, label = make_phantom(0)
         >>> image.shape, label.dtype
-        ((5, 72, 72), dtype('uint8'))
+        ((5, 64, 64), dtype('uint8'))
     """
     rng = np.random.default_rng(seed)
     heart = draw_heart(rng)
@@ -86,9 +86,9 @@ def _scanner(rng: np.random.Generator, image: np.ndarray, grid: np.ndarray) -> n
     """Tissue texture, blur, coil brightness, Rician noise, and the scan's own arbitrary scale."""
     texture = rng.uniform(0.02, 0.06)
     image = image + texture * np.stack([_smooth_field(rng, grid, 24, 16.0) for _ in image])
-    image = _blur(image, rng.uniform(0.0, 1.2))
+    image = _blur(image, rng.uniform(0.0, 0.8))
     image = image * np.exp(rng.uniform(0.05, 0.35) * _smooth_field(rng, grid, 3, 1.5))
-    noise = rng.uniform(0.02, 0.09)
+    noise = rng.uniform(0.015, 0.05)
     image = np.hypot(image + rng.normal(0.0, noise, image.shape), rng.normal(0.0, noise, image.shape))
     return image * rng.uniform(200.0, 800.0)
 
