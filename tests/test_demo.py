@@ -70,7 +70,7 @@ def test_failed_step_is_named_with_its_log_and_taken_up_again(tmp_path, layout):
         _step(tmp_path, "b", "raise RuntimeError('no space')"),
         _step(tmp_path, "c"),
     ]
-    with pytest.raises(InputError, match=r"step 'do b' failed: RuntimeError: full \(.*logs.02_b\.log\)"):
+    with pytest.raises(InputError, match=r"step 'do b' failed: RuntimeError: no space \(.*logs.02_b\.log\)"):
         run_steps(steps, layout, "")
     with pytest.raises(InputError, match="'do b' failed"):
         run_steps(steps, layout, "")

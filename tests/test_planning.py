@@ -19,6 +19,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from alhvr_trainer.errors import InputError
 from alhvr_trainer.planning.commands import make_split, plan_and_preprocess, resolve_dataset
 from alhvr_trainer.planning.planner import ALHVRPlanner
+from alhvr_trainer.resources import plans_folder
 from alhvr_trainer.settings import settings_from_plans, split_batch
 from alhvr_trainer.unlabeled.fingerprint import add_unlabeled_to_fingerprint
 
@@ -102,7 +103,8 @@ def test_command_is_safe_to_repeat_and_does_only_what_is_new(
     output = capsys.readouterr().out
     assert "nnUNetv2_plan_and_preprocess -d 901 -pl ALHVRPlanner -c 2d -npfp 1 -np 1" in output
     assert "6 unlabelled cases: 4 in folders, 2 in splits_final.json" in output
-    assert read_json(planned, "ALHVRPlansDemo.json")["configurations"]["2d"]["patch_size"] == [64, 64]
+    ready = json.loads((plans_folder() / "demo.json").read_text())["configurations"]["2d"]
+    assert read_json(planned, "ALHVRPlansDemo.json")["configurations"]["2d"]["patch_size"] == ready["patch_size"]
 
 
 # --- planner ---
