@@ -114,8 +114,8 @@ def plan_steps(layout: Layout, plans_file: Path, cases: dict[str, int]) -> list[
     return [
         _generate(layout, cases),
         _plan(layout, plans_file),
-        _train(layout, BASELINE_NAME, 60),
-        _train(layout, TRAINER_NAME, 150),
+        _train(layout, BASELINE_NAME, 90),
+        _train(layout, TRAINER_NAME, 230),
         *(_predict(layout, trainer) for trainer in METHODS),
         _export_bundle(layout),
         _run_bundle(layout),
