@@ -7,6 +7,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from alhvr_trainer.checkpoints import seed_everything
 from alhvr_trainer.settings import set_training_length, settings_from_plans, split_batch
+from alhvr_trainer.threads import respect_thread_limit
 
 
 class SupervisedTrainer(nnUNetTrainer):
@@ -26,6 +27,7 @@ class SupervisedTrainer(nnUNetTrainer):
         device: torch.device = torch.device("cuda"),  # noqa: B008  nnU-Net's signature
     ):
         super().__init__(plans, configuration, fold, dataset_json, device)
+        respect_thread_limit(device)
         self.settings = settings_from_plans(self.configuration_manager.configuration)
         set_training_length(self, self.settings)
 

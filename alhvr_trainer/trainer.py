@@ -32,6 +32,7 @@ from alhvr_trainer.settings import (
     split_batch,
     threshold_proportion,
 )
+from alhvr_trainer.threads import respect_thread_limit
 from alhvr_trainer.trainer_checks import check_environment, check_plans_fit_dataset, check_supported
 from alhvr_trainer.unlabeled.loader import LabeledAndUnlabeled, semi_supervised_loaders
 from alhvr_trainer.unlabeled.stream import unlabeled_dataset
@@ -71,6 +72,7 @@ class ALHVRTrainer(nnUNetTrainer):
         device: torch.device = torch.device("cuda"),  # noqa: B008  nnU-Net's signature
     ):
         check_environment()
+        respect_thread_limit(device)
         super().__init__(plans, configuration, fold, dataset_json, device)
         self.settings = settings_from_plans(self.configuration_manager.configuration)
         set_training_length(self, self.settings)

@@ -3,10 +3,10 @@
 Real commands, same plans, same number of iterations and of labelled samples per step; per seed one training of each
 trainer. Every finished run is added to the result file at once, so an interrupted benchmark goes on where it stopped.
 
-    nnUNet_n_proc_DA=0 python benchmarks/hippocampus.py --data ../shared/data/hippocampus --work_folder ~/benchmark
+    OMP_NUM_THREADS=1 nnUNet_n_proc_DA=0 python benchmarks/hippocampus.py train --data DATA --work_folder ~/benchmark
+    python benchmarks/hippocampus.py compare --output FILE --run ALHVR --baseline "supervised, 8 labelled per step"
 
-``nnUNetv2_train -device cpu`` takes all cores; networks this small are faster on one. So the trainings call the
-function behind that command, after setting one thread.
+DATA holds Dataset004_Hippocampus and the split files. Networks this small are fastest with one thread.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from typing import Any
 
 import fire
 import torch
+from scipy.stats import wilcoxon
 from step_cost import versions
 
 from alhvr_trainer.evaluation import METRICS, evaluate
@@ -31,14 +32,7 @@ from alhvr_trainer.resources import ext_trainer_folder
 HERE = Path(__file__).resolve().parent
 DATASET = "Dataset004_Hippocampus"
 PLANS = "ALHVRPlansHippocampusSmall"
-ENVIRONMENT = ("nnUNet_n_proc_DA", "nnUNet_def_n_proc")
-TRAIN = """
-import sys, torch
-from nnunetv2.run.run_training import run_training
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    run_training("4", "2d", 0, sys.argv[1], sys.argv[2], device=torch.device("cpu"))
-"""
+ENVIRONMENT = ("OMP_NUM_THREADS", "nnUNet_n_proc_DA", "nnUNet_def_n_proc")
 RUNS: dict[str, dict[str, Any]] = {
     "supervised, 8 labelled per step": {"trainer": "SupervisedTrainer"},
     "ALHVR": {"trainer": "ALHVRTrainer"},
@@ -90,10 +84,8 @@ def variant_of_plans(work: Path, name: str, batch_size: int | None, settings: di
 def train_and_evaluate(work: Path, label: str, trainer: str, batch_size: int | None, settings: dict) -> dict:
     name = f"Benchmark_{label}_{settings['seed']}".replace(" ", "").replace(",", "_").replace("=", "")
     variant_of_plans(work, name, batch_size, settings)
-    script = work / "train.py"
-    script.write_text(TRAIN)
-    seconds = run(["python", str(script), trainer, name], work / f"{name}.log")
-    stands_for = ["nnUNetv2_train", "4", "2d", "0", "-tr", trainer, "-p", name, "-device", "cpu"]
+    command = ["nnUNetv2_train", "4", "2d", "0", "-tr", trainer, "-p", name, "-device", "cpu"]
+    seconds = run(command, work / f"{name}.log")
     output = work / "results" / DATASET / f"{trainer}__{name}__2d" / "fold_0"
     metrics = evaluate(
         str(output / "validation"), str(work / "references"), str(work / "raw" / DATASET / "dataset.json"), None
@@ -101,13 +93,34 @@ def train_and_evaluate(work: Path, label: str, trainer: str, batch_size: int | N
     return {
         "run": label,
         "seed": settings["seed"],
-        "command": f"python {script.name} {trainer} {name}",
-        "stands_for": shlex.join(stands_for),
+        "command": shlex.join(command),
         "settings": settings,
         "batch_size": batch_size,
         "seconds": round(seconds),
         "classes": metrics["classes"],
         "overall": metrics["overall"],
+        "case_dice": {case: fmean(c["Dice"] for c in classes.values()) for case, classes in metrics["cases"].items()},
+    }
+
+
+def compare(output: str, run: str, baseline: str) -> dict[str, Any]:
+    """Paired comparison of two runs: Dice per case, mean over the seeds that both have; Wilcoxon's test."""
+    entries = [entry for entry in json.loads(Path(output).read_text())["runs"] if "case_dice" in entry]
+    dice = {
+        name: {entry["seed"]: entry["case_dice"] for entry in entries if entry["run"] == name}
+        for name in (run, baseline)
+    }
+    seeds = sorted(set(dice[run]) & set(dice[baseline]))
+    cases = sorted(dice[run][seeds[0]])
+    ours, theirs = ([fmean(dice[name][seed][case] for seed in seeds) for case in cases] for name in (run, baseline))
+    return {
+        "run": run,
+        "baseline": baseline,
+        "seeds": seeds,
+        "cases": len(cases),
+        "dice_difference": fmean(ours) - fmean(theirs),
+        "cases_better": sum(a > b for a, b in zip(ours, theirs, strict=True)),
+        "wilcoxon_p": float(wilcoxon(ours, theirs).pvalue),
     }
 
 
@@ -170,4 +183,4 @@ def main(
 
 
 if __name__ == "__main__":
-    fire.Fire(main)
+    fire.Fire({"train": main, "compare": compare})

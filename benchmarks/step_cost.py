@@ -10,7 +10,9 @@ drifts of the machine hit both alike; the ratio of the medians is quoted.
 from __future__ import annotations
 
 import json
+import os
 import platform
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -33,6 +35,7 @@ CASES: dict[str, dict[str, Any]] = {
     "3d_small": {"patch": (40, 56, 40), "features": (16, 32, 64, 128), "labeled": 2, "unlabeled": 2},
 }
 CLASSES = 4
+MIN_PAIRS = 6
 
 
 def build(case: dict[str, Any], seed: int) -> torch.nn.Module:
@@ -102,6 +105,19 @@ def timed(step: Callable[[], None], device: torch.device) -> float:
     return time.perf_counter() - start
 
 
+def timed_pairs(step: Step, seconds: float, device: torch.device) -> np.ndarray:
+    """Seconds of the floor's step and of ours, one pair per row; the two kinds alternate in going first."""
+    rows: list[tuple[float, float]] = []
+    end = np.inf
+    while len(rows) <= MIN_PAIRS or time.perf_counter() < end:
+        order = (False, True) if len(rows) % 2 else (True, False)
+        elapsed = {with_terms: timed(partial(step, with_terms), device) for with_terms in order}
+        rows.append((elapsed[False], elapsed[True]))
+        if len(rows) == 1:
+            end = time.perf_counter() + seconds
+    return np.array(rows[1:])
+
+
 def peak_memory(name: str, with_terms: bool, device: torch.device, steps: int = 3) -> int:
     """Bytes: CUDA's own count, or on the CPU the growth of a fresh process (Linux)."""
     if device.type == "cuda":
@@ -110,20 +126,11 @@ def peak_memory(name: str, with_terms: bool, device: torch.device, steps: int = 
         torch.cuda.reset_peak_memory_stats()
         step(with_terms)
         return torch.cuda.max_memory_allocated()
-    import subprocess
-
-    command = [
-        sys.executable,
-        __file__,
-        "memory",
-        "--name",
-        name,
-        "--with_terms",
-        str(with_terms),
-        "--steps",
-        str(steps),
-    ]
-    return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
+    words = ["memory", "--name", name, "--with_terms", str(with_terms), "--steps", str(steps)]
+    # glibc would keep freed tensors, differently from run to run; mapped blocks go back at once
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
+    command = [sys.executable, __file__, *words]
+    return int(subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout.split()[-1])
 
 
 def memory(name: str, with_terms: bool, steps: int = 3) -> int:
@@ -142,13 +149,13 @@ def _status_bytes(key: str) -> int:
 
 
 def compare(
-    cases: str = "2d_small,3d_small,2d,3d", repeats: int = 15, threads: int = 0, output: str | None = None
+    cases: str = "2d_small,3d_small,2d,3d", seconds: float = 60, threads: int = 0, output: str | None = None
 ) -> None:
     """Print, and write as JSON, ratios of our step to its floor.
 
     Args:
         cases: names out of CASES, comma-separated.
-        repeats: timed steps of each kind, after two that are not counted.
+        seconds: how long to time each case, after a pair of steps that is not counted; at least MIN_PAIRS pairs.
         threads: CPU threads (0: torch's default).
         output: JSON file.
     """
@@ -158,24 +165,17 @@ def compare(
     rows = {}
     for name in cases.split(",") if isinstance(cases, str) else cases:
         step = Step(CASES[name], device)
-        seconds: dict[bool, list[float]] = {False: [], True: []}
-        for i in range(repeats + 2):
-            for with_terms in (False, True):
-                elapsed = timed(partial(step, with_terms), device)
-                if i >= 2:
-                    seconds[with_terms].append(elapsed)
+        pairs = timed_pairs(step, seconds, device)
         del step
-        floor, ours = np.median(seconds[False]), np.median(seconds[True])
+        floor, ours = np.median(pairs, axis=0)
         memory_floor, memory_ours = (peak_memory(name, flag, device) for flag in (False, True))
         rows[name] = {
             **CASES[name],
-            "repeats": repeats,
+            "pairs": len(pairs),
             "seconds_floor": round(float(floor), 4),
             "seconds_alhvr": round(float(ours), 4),
             "time_ratio": round(float(ours / floor), 3),
-            "time_ratio_pairs": [
-                round(q, 3) for q in np.percentile(np.divide(seconds[True], seconds[False]), (25, 50, 75))
-            ],
+            "time_ratio_quartiles": np.percentile(pairs[:, 1] / pairs[:, 0], (25, 50, 75)).round(3).tolist(),
             "peak_mib_floor": memory_floor >> 20,
             "peak_mib_alhvr": memory_ours >> 20,
             "memory_ratio": round(memory_ours / memory_floor, 3),

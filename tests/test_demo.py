@@ -250,10 +250,10 @@ def test_regions_of_both_checkpoints_cover_every_voxel_once(tiny_demo):
     assert 1 <= early["current_epoch"] <= final["current_epoch"] == 2
     (folder,) = layout.preprocessed.glob("*_unlabeled")
     slices, names = middle_slices(folder, 2)
-    assert names == ["phantom_003", "phantom_004"] and slices.shape == (2, 1, 64, 64)
+    assert names == ["phantom_003", "phantom_004"] and slices.shape == (2, 1, 48, 48)
     for checkpoint in (early, final):
         maps, gamma = regions_of(checkpoint, slices)
-        assert all(region.shape == (2, 64, 64) for region in maps.values())
+        assert all(region.shape == (2, 48, 48) for region in maps.values())
         np.testing.assert_array_equal(sum(region.astype(int) for region in maps.values()), 1)
         assert 0.25 <= gamma <= 1
 

@@ -204,6 +204,22 @@ def test_no_full_resolution_feature_map_is_built():
     assert max(sizes) <= 4 * 2 * 3 * 64 * 64 < 2 * 64 * 64 * 64
 
 
+def test_little_is_kept_for_the_backward_pass():
+    """Four probabilities, the teacher before and after sharpening, and two maps per network for CG-CPCL."""
+    inputs = [torch.randn(2, 8, 64, 64, requires_grad=True) for _ in range(4)]
+    features = [torch.randn(2, 4, 8, 8, requires_grad=True) for _ in range(4)]
+    kept: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        terms = alhvr_terms(*inputs[:2], *features[:2], *inputs[2:], *features[2:])
+    class_map = inputs[0].numel() * inputs[0].element_size()
+    assert torch.isfinite(terms.total) and sum(kept.values()) < 14 * class_map  # ten maps, and many without classes
+
+
 # --- edge cases ---------------------------------------------------------------------------------------------------
 
 

@@ -21,8 +21,8 @@ import SimpleITK as sitk
 from alhvr_trainer.demo.anatomy import LABELS, draw_heart, draw_organs, draw_tones, paint_slice
 from alhvr_trainer.settings import UNLABELED_FOLDER
 
-SHAPE = (5, 64, 64)
-SPACING = (8.0, 2.5, 2.5)
+SHAPE = (5, 48, 48)
+SPACING = (8.0, 3.0, 3.0)
 DATASET_ID = 901
 CASE_NAME = "phantom_{:03d}"
 
@@ -46,7 +46,7 @@ def make_phantom(
     Example:
         >>> image, label = make_phantom(0)
         >>> image.shape, label.dtype
-        ((5, 64, 64), dtype('uint8'))
+        ((5, 48, 48), dtype('uint8'))
     """
     rng = np.random.default_rng(seed)
     heart = draw_heart(rng)

@@ -33,7 +33,7 @@ def demo(
     output: str = "demo_output",
     labeled: int = 5,
     unlabeled: int = 30,
-    test: int = 12,
+    test: int = 20,
     seed: int = 0,
     plans_file: str = "demo",
     fresh: bool = False,

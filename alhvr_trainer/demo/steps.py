@@ -79,6 +79,8 @@ class Layout:
             # every worker process imports nnU-Net anew, which takes longer than the little that it does here
             "nnUNet_def_n_proc": "1",
             "nnUNet_n_proc_DA": "1",
+            # one core for the network, one for the loader; two threads would wait for each other
+            "OMP_NUM_THREADS": "1",
             "nnUNet_compile": "f",
             # one device for all steps, so that the bundle's files can be held against nnUNetv2_predict's
             "CUDA_VISIBLE_DEVICES": "",

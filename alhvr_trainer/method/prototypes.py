@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn.functional import one_hot
 
 from alhvr_trainer.method.interpolation import upsample, upsample_transposed, upsampled_squared_norm
 
@@ -28,7 +27,7 @@ def class_prototypes(features: Tensor, labels: Tensor, classes: int, valid: Tens
         (C, K).
     """
     with torch.no_grad():
-        members = one_hot(labels, classes).movedim(-1, 1).to(features.dtype)  # (U, C, *S)
+        members = torch.stack([labels == c for c in range(classes)], dim=1).to(features.dtype)  # (U, C, *S)
         if valid is not None:
             members = members * valid.unsqueeze(1)
         counts = members.flatten(2).sum(dim=2)  # (U, C)

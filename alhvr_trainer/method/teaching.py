@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 _EPS_COUNT = 1e-16
 _EPS_LOG = 1e-6
@@ -61,10 +62,49 @@ def competing_teacher(
     return teacher.detach() if detach else teacher
 
 
-def masked_entropy(probabilities: Tensor, mask: Tensor, voxels: Tensor | int) -> Tensor:
-    """``H(p) = (1 / N) * sum over the mask of -sum_c p log(p + 1e-6)``, N all voxels (Eq. 24)."""
-    entropy = -(probabilities * torch.log(probabilities + _EPS_LOG)).sum(dim=1)
-    return (entropy * mask).sum() / voxels
+class _MaskedEntropy(torch.autograd.Function):
+    """Autograd would keep two more class maps, ``p + 1e-6`` and its logarithm; this keeps p, which softmax has."""
+
+    @staticmethod
+    def forward(ctx, probabilities: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(probabilities, weight)
+        entropy = -(probabilities * torch.log(probabilities + _EPS_LOG)).sum(dim=1)
+        return (entropy * weight).sum()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
+        probabilities, weight = ctx.saved_tensors
+        shifted = probabilities + _EPS_LOG
+        slope = probabilities / shifted + shifted.log_()  # d/dp of p log(p + eps)
+        return slope.mul_(-gradient * weight.unsqueeze(1)), None
+
+
+class _MaskedSquaredError(torch.autograd.Function):
+    """Autograd would keep the difference, one more class map; this keeps its two operands, which are there anyway."""
+
+    @staticmethod
+    def forward(ctx, prediction: Tensor, teacher: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(prediction, teacher, weight)
+        return (((prediction - teacher) ** 2).sum(dim=1) * weight).sum()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        prediction, teacher, weight = ctx.saved_tensors
+        slope = (prediction - teacher).mul_(2.0 * gradient * weight.unsqueeze(1))
+        return slope, -slope if ctx.needs_input_grad[1] else None, None
+
+
+def masked_entropy(probabilities: Tensor, weight: Tensor, voxels: Tensor | int) -> Tensor:
+    """``H(p) = (1 / N) * sum over the mask of -sum_c p log(p + 1e-6)``, N all voxels (Eq. 24).
+
+    Args:
+        probabilities: p, (U, C, *S).
+        weight: the mask as a number of p's type, (U, *S).
+        voxels: N.
+    """
+    return _MaskedEntropy.apply(probabilities, weight) / voxels
 
 
 def dtct_term(probabilities: Tensor, perturbed: Tensor, teacher: Tensor, mask: Tensor, voxels: Tensor | int) -> Tensor:
@@ -80,6 +120,5 @@ def dtct_term(probabilities: Tensor, perturbed: Tensor, teacher: Tensor, mask: T
         voxels: N, number of voxels inside the image.
     """
     weight = mask.to(perturbed.dtype)
-    squared = ((perturbed - teacher) ** 2).sum(dim=1)
-    mse = (squared * weight).sum() / (weight.sum() + _EPS_COUNT)
+    mse = _MaskedSquaredError.apply(perturbed, teacher, weight) / (weight.sum() + _EPS_COUNT)
     return mse + masked_entropy(probabilities, weight, voxels) + masked_entropy(perturbed, weight, voxels)
