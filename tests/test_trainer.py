@@ -67,6 +67,22 @@ def assert_identical(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor
     assert all(torch.equal(one[key], other[key]) for key in one)
 
 
+@pytest.mark.parametrize("kind", [ALHVRTrainer, SupervisedTrainer])
+def test_thread_limit_is_respected(kind: type[nnUNetTrainer], tiny: Path, monkeypatch: pytest.MonkeyPatch):
+    threads = torch.get_num_threads()
+    try:
+        monkeypatch.setenv("OMP_NUM_THREADS", "1")
+        torch.set_num_threads(4)  # as nnUNetv2_train does on four cores
+        make_trainer(tiny, kind)
+        assert torch.get_num_threads() == 1
+        monkeypatch.delenv("OMP_NUM_THREADS")
+        torch.set_num_threads(4)
+        make_trainer(tiny, kind)
+        assert torch.get_num_threads() == 4
+    finally:
+        torch.set_num_threads(threads)
+
+
 # --- what it learns from ------------------------------------------------------------------------------------------
 
 
