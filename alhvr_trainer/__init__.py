@@ -9,12 +9,13 @@ from importlib import import_module
 from typing import Any
 
 __version__ = "0.1.0"
-__all__ = ["ALHVRPlanner", "ALHVRTrainer", "InputError", "__version__", "alhvr_terms"]
+__all__ = ["ALHVRPlanner", "ALHVRTrainer", "InputError", "__version__", "alhvr_channel_terms", "alhvr_terms"]
 
 _HOMES = {
     "ALHVRPlanner": "alhvr_trainer.planning.planner",
     "ALHVRTrainer": "alhvr_trainer.trainer",
     "InputError": "alhvr_trainer.errors",
+    "alhvr_channel_terms": "alhvr_trainer.method.channels",
     "alhvr_terms": "alhvr_trainer.method.terms",
 }
 

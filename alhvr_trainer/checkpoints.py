@@ -20,7 +20,7 @@ def write_atomically(content: dict[str, Any], path: str | os.PathLike[str]) -> N
         InputError: the disk is full or the folder is not writable; what stood at ``path`` is still there.
     """
     target = Path(path)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    temporary = target.with_name(f".{target.name}.tmp")  # one name: what a killed process left is written over
     try:
         with open(temporary, "wb") as file:
             torch.save(content, file)

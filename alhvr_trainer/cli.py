@@ -19,10 +19,11 @@ COMMANDS = {
     "unlink": ("alhvr_trainer.link", "take 'link' back"),
     "trainer_path": ("alhvr_trainer.link", "print the folder for nnUNet_extTrainer, instead of 'link'"),
     "plan_and_preprocess": (
-        "alhvr_trainer.planning.commands",
+        "alhvr_trainer.planning.plan_and_preprocess",
         "nnU-Net's planning and preprocessing for labelled and unlabelled cases",
     ),
-    "make_split": ("alhvr_trainer.planning.commands", "write a split that hides labels from training"),
+    "make_split": ("alhvr_trainer.planning.make_split", "write a split that hides labels from training"),
+    "predict_next_stage": ("alhvr_trainer.cascade", "segment unlabelled cases for the next stage of a cascade"),
     "export_bundle": ("alhvr_trainer.export.bundle", "write a trained model as a MONAI bundle"),
     "export_nnunet": ("alhvr_trainer.export.nnunet", "write a trained model as a stock nnU-Net model"),
     "evaluate": ("alhvr_trainer.evaluation", "Dice, Jaccard, HD95 and ASD of predictions"),

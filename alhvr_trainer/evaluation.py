@@ -21,15 +21,20 @@ UNITS = {"Dice": "", "Jaccard": "", "HD95": " mm", "ASD": " mm"}
 
 
 def case_metrics(
-    prediction: np.ndarray, reference: np.ndarray, labels: Mapping[str, int], spacing: Sequence[float]
+    prediction: np.ndarray,
+    reference: np.ndarray,
+    labels: Mapping[str, int | Sequence[int]],
+    spacing: Sequence[float],
+    ignore: int | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Metrics of one segmentation.
 
     Args:
         prediction: integer labels, 2D or 3D.
         reference: the same shape.
-        labels: class name -> value, without the background.
+        labels: class name -> value, or values of a region, without the background.
         spacing: mm per array axis.
+        ignore: value of the reference's voxels that nobody annotated. There both masks count as empty.
 
     Returns:
         class -> {"Dice", "Jaccard", "HD95", "ASD": float, NaN where undefined; "empty": "", "prediction",
@@ -41,7 +46,11 @@ def case_metrics(
         >>> case_metrics(cube, cube, {"organ": 1}, (1, 1, 1))["organ"]["Dice"]
         1.0
     """
-    return {name: _class_metrics(prediction == value, reference == value, spacing) for name, value in labels.items()}
+    annotated = np.ones(reference.shape, bool) if ignore is None else reference != ignore
+    return {
+        name: _class_metrics(np.isin(prediction, values) & annotated, np.isin(reference, values) & annotated, spacing)
+        for name, values in labels.items()
+    }
 
 
 def _class_metrics(prediction: np.ndarray, reference: np.ndarray, spacing: Sequence[float]) -> dict[str, Any]:
@@ -89,8 +98,8 @@ def evaluate(
 
     What the numbers mean:
 
-    - Every class of ``dataset.json`` except the background is measured on its own, per case, on the whole
-      volume, in mm.
+    - Every class or region of ``dataset.json`` except the background is measured on its own, per case, on the
+      whole volume, in mm; voxels that the reference marks as *ignore* count as empty in both.
     - **Dice**, **Jaccard** (IoU): shares from 0 to 1. Both masks empty: undefined and left out (nnU-Net's
       NaN). One empty: 0.
     - **HD95**: the larger one of the two directed 95th percentiles of surface distances. medpy's ``hd95``
@@ -119,8 +128,7 @@ def evaluate(
 
     Raises:
         InputError: no matching files, a reference without prediction, an unreadable file, different shape or
-            geometry, a label that dataset.json doesn't have, or a dataset.json with regions or an ignore
-            label.
+            geometry, or a label that dataset.json doesn't have.
 
     Example:
         alhvr evaluate --predictions OUT --references labelsTs --dataset_json dataset.json --output scores
@@ -132,7 +140,7 @@ def evaluate(
     cases = {}
     for case, (prediction_file, reference_file) in tqdm(pairs.items(), desc="evaluate", unit="case"):
         prediction, reference, spacing = read_pair(prediction_file, reference_file, labels)
-        cases[case] = case_metrics(prediction, reference, labels, spacing)
+        cases[case] = case_metrics(prediction, reference, labels.classes, spacing, labels.ignore)
     result = summarize(cases)
     print(table(result), flush=True)
     if output is not None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,25 +19,47 @@ from alhvr_trainer.errors import InputError
 _TOLERANCE = 1e-3  # mm, and entries of the direction matrix: NIfTI stores geometry in single precision
 
 
-def read_dataset_json(source: str | Path | dict[str, Any]) -> tuple[dict[str, int], str]:
-    """Classes without the background, and the file ending.
+@dataclass(frozen=True)
+class Labels:
+    """What ``dataset.json`` says of the labels."""
+
+    classes: dict[str, tuple[int, ...]]
+    """Name -> values, without the background; several values make a region, and regions may overlap."""
+    ignore: int | None
+    """Marks voxels of references that nobody annotated."""
+
+    @property
+    def values(self) -> set[int]:
+        """All values that a reference may have."""
+        ignored = set() if self.ignore is None else {self.ignore}
+        return {0, *ignored, *(value for values in self.classes.values() for value in values)}
+
+
+def read_dataset_json(source: str | Path | dict[str, Any]) -> tuple[Labels, str]:
+    """Labels and the file ending.
 
     Raises:
-        InputError: unreadable, a key is missing, or it has regions or an ignore label.
+        InputError: unreadable, or a key is missing or of the wrong form.
     """
     where, content = ("dataset.json", source) if isinstance(source, dict) else (str(source), _read_json(source))
     missing = [key for key in ("labels", "file_ending") if key not in content]
     if missing:
         raise InputError(f'{where} has no "{missing[0]}"; it must be the dataset.json of a nnU-Net data set')
-    if "ignore" in content["labels"]:
-        raise InputError(f'{where} has an "ignore" label: not supported yet')
-    regions = [name for name, value in content["labels"].items() if not isinstance(value, int)]
-    if regions:
-        raise InputError(f'{where}: label "{regions[0]}" is a region (a list of labels): not supported yet')
-    labels = {name: value for name, value in content["labels"].items() if value != 0}
-    if not labels:
+    values = {name: _values(name, value, where) for name, value in content["labels"].items()}
+    ignore = values.pop("ignore", None)
+    classes = {name: of_class for name, of_class in values.items() if of_class != (0,)}
+    if not classes:
         raise InputError(f"{where} has no label besides the background")
-    return labels, content["file_ending"]
+    return Labels(classes, None if ignore is None else ignore[0]), content["file_ending"]
+
+
+def _values(name: str, value: object, where: str) -> tuple[int, ...]:
+    values = tuple(value) if isinstance(value, (list, tuple)) else (value,)
+    if not values or not all(isinstance(v, int) for v in values):
+        raise InputError(
+            f'{where}: label "{name}" is {value!r}; it must be a whole number, or a list of them (a region)'
+        )
+    return values
 
 
 def _read_json(file: str | Path) -> dict[str, Any]:
@@ -90,7 +113,7 @@ def _listed(names: Iterable[str], most: int = 10) -> str:
 
 
 def read_pair(
-    prediction_file: Path, reference_file: Path, labels: Mapping[str, int]
+    prediction_file: Path, reference_file: Path, labels: Labels
 ) -> tuple[np.ndarray, np.ndarray, tuple[float, ...]]:
     """Both label arrays, and the spacing in mm per array axis.
 
@@ -124,13 +147,13 @@ def _read(file: Path) -> sitk.Image:
         raise InputError(f"cannot read {file} (damaged or not an image): {reason}") from error
 
 
-def _label_array(image: sitk.Image, file: Path, labels: Mapping[str, int]) -> np.ndarray:
+def _label_array(image: sitk.Image, file: Path, labels: Labels) -> np.ndarray:
     array = sitk.GetArrayFromImage(image)
-    unknown = sorted(set(np.unique(array).tolist()) - {0, *labels.values()})
+    unknown = sorted(set(np.unique(array).tolist()) - labels.values)
     if unknown:
         raise InputError(
             f"{file} has values that are no label of dataset.json: "
             f"{_listed(f'{value:g}' for value in unknown)}; labels are "
-            f"{', '.join(str(value) for value in sorted({0, *labels.values()}))}"
+            f"{', '.join(str(value) for value in sorted(labels.values))}"
         )
     return array.astype(np.int64)

@@ -22,7 +22,7 @@ HISTORY_KEYS = (
 
 History = dict[str, list[float]]
 
-_PANELS: tuple[tuple[str, tuple[str, ...]], ...] = (
+PANELS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("supervised loss", ("supervised_a", "supervised_b")),
     ("DTCT", ("dtct_a", "dtct_b")),
     ("CG-CPCL cross-entropy", ("ce_a", "ce_b")),
@@ -34,10 +34,6 @@ _PANELS: tuple[tuple[str, tuple[str, ...]], ...] = (
 )
 
 
-def empty_history() -> History:
-    return {key: [] for key in HISTORY_KEYS}
-
-
 def step_values(
     supervised_a: Tensor, supervised_b: Tensor, terms: ALHVRTerms, valid: Tensor | None
 ) -> dict[str, float]:
@@ -47,10 +43,13 @@ def step_values(
         supervised_a, supervised_b: supervised loss of each network, scalars.
         terms: of the unlabelled samples.
         valid: (U, *S) bool, the voxels that the regions' shares refer to; None means all.
+
+    With sigmoid heads, gamma and shares are means over the channels.
     """
-    voxels = terms.omega1.numel() if valid is None else valid.sum()
+    voxels = terms.omega1.numel() if valid is None else valid.sum() * (terms.omega1.numel() // valid.numel())
     named = {"supervised_a": supervised_a, "supervised_b": supervised_b}
-    named |= {key: getattr(terms, key) for key in ("dtct_a", "dtct_b", "ce_a", "ce_b", "cos_a", "cos_b", "gamma")}
+    named |= {key: getattr(terms, key) for key in ("dtct_a", "dtct_b", "ce_a", "ce_b", "cos_a", "cos_b")}
+    named["gamma"] = terms.gamma.mean()
     for region in ("omega1", "omega2a", "omega2b", "omega3"):
         named[f"share_{region}"] = getattr(terms, region).sum() / voxels
     return dict(zip(named, torch.stack([value.detach().float() for value in named.values()]).tolist(), strict=True))
@@ -61,15 +60,17 @@ def summary_line(history: History) -> str:
     return ", ".join(f"{key} {values[-1]:.4f}" for key, values in history.items())
 
 
-def plot_history(history: History, folder: str | Path, panels: Sequence[tuple[str, tuple[str, ...]]] = _PANELS) -> Path:
+def plot_history(history: History, folder: str | Path, panels: Sequence[tuple[str, tuple[str, ...]]]) -> Path:
     """Write the curves of all epochs as one PNG into ``folder``.
 
     Args:
-        history: epoch means by name, see ``HISTORY_KEYS``.
+        history: epoch means by name.
         folder: the fold's output folder.
+        panels: title of each plot, and the names that it shows.
     """
-    figure, axes = plt.subplots(len(panels) // 2, 2, figsize=(14, 3 * len(panels) // 2), squeeze=False, sharex=True)
-    for ax, (title, keys) in zip(axes.flat, panels, strict=True):
+    rows = (len(panels) + 1) // 2
+    figure, axes = plt.subplots(rows, 2, figsize=(14, 3 * rows), squeeze=False, sharex=True)
+    for ax, (title, keys) in zip(axes.flat, panels, strict=False):
         for key in keys:
             ax.plot(history[key], label=key)
         ax.set_title(title)

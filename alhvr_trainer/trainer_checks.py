@@ -56,12 +56,9 @@ def check_supported(trainer: nnUNetTrainer) -> None:
     """Stop at once on what this release does not train.
 
     Raises:
-        InputError: region-based labels, an ignore label, a cascade, or several GPUs.
+        InputError: several GPUs.
     """
     unsupported = {
-        'region-based labels ("labels" in dataset.json with lists)': trainer.label_manager.has_regions,
-        'an ignore label ("ignore" in dataset.json)': trainer.label_manager.has_ignore_label,
-        f"the cascade ({trainer.configuration_name})": trainer.is_cascaded,
         "several GPUs (-num_gpus)": trainer.is_ddp,
     }
     for what, present in unsupported.items():

@@ -21,7 +21,7 @@ def planned_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     Hidden cases are much brighter than the rest, so that their labels would show in the intensity statistics.
     """
-    from alhvr_trainer.planning.commands import plan_and_preprocess
+    from alhvr_trainer.planning.plan_and_preprocess import plan_and_preprocess
 
     root = tmp_path_factory.mktemp("planned")
     with pytest.MonkeyPatch.context() as environment:

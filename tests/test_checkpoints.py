@@ -49,6 +49,8 @@ def test_a_process_killed_while_writing_leaves_a_whole_checkpoint(tmp_path: Path
     writer.wait()
     seen.add(check_whole(path))
     assert max(seen) >= 0  # the writer did replace the first one
+    write_atomically({"network_weights": torch.full((2_000_000,), -2.0)}, path)
+    assert list(tmp_path.iterdir()) == [path]  # nor does half a file stay
 
 
 def check_whole(path: Path) -> float:

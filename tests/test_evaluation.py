@@ -8,6 +8,7 @@ import math
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
 
 from alhvr_trainer.demo.phantom import write_volume
 from alhvr_trainer.errors import InputError
@@ -192,13 +193,39 @@ def test_only_predicted_leaves_references_out_and_says_so(folders, capsys):
 
 
 @pytest.mark.parametrize(("labels", "message"), [
-    ({"background": 0, "whole": [1, 2]}, '"whole" is a region .* not supported yet'),
-    ({"background": 0, "A": 1, "ignore": 2}, '"ignore" label: not supported yet'),
+    ({"background": 0, "whole": [1, "2"]}, r'"whole" is .*; it must be a whole number, or a list of them'),
+    ({"background": 0, "whole": []}, r'"whole" is \[\]; it must be a whole number, or a list of them'),
     ({"background": 0}, "no label besides the background"),
 ])  # fmt: skip
-def test_unsupported_labels(folders, labels, message):
+def test_bad_labels(folders, labels, message):
     with pytest.raises(InputError, match=message):
         evaluate(folders / "predictions", folders / "references", {**DATASET_JSON, "labels": labels})
+
+
+def test_regions_overlap(folders):
+    labels = {"background": 0, "whole": [1, 2], "A": 1, "B": 2}
+    result = evaluate(folders / "predictions", folders / "references", {**DATASET_JSON, "labels": labels})
+    for case in ("first", "second"):
+        prediction, reference = (
+            sitk.GetArrayFromImage(sitk.ReadImage(str(folders / kind / f"{case}.nii.gz"))) > 0
+            for kind in ("predictions", "references")
+        )
+        expected = 2 * (prediction & reference).sum() / (prediction.sum() + reference.sum())
+        assert result["cases"][case]["whole"]["Dice"] == pytest.approx(expected)
+    assert set(result["classes"]) == {"whole", "A", "B"}
+
+
+def test_ignored_voxels_change_nothing():
+    reference, prediction = _cube(2).astype(int), _cube(3).astype(int)
+    expected = case_metrics(prediction, reference, ORGAN, (1, 1, 1), ignore=9)["organ"]
+    assert expected == case_metrics(prediction, reference, ORGAN, (1, 1, 1))["organ"]
+    far = np.zeros(reference.shape, bool)
+    far[-1] = True  # nobody annotated this slice
+    assert not (reference.astype(bool) & far).any()
+    wrong = np.where(far, 1, prediction)
+    ignored = case_metrics(wrong, np.where(far, 9, reference), ORGAN, (1, 1, 1), ignore=9)["organ"]
+    assert ignored == case_metrics(np.where(far, 0, prediction), reference, ORGAN, (1, 1, 1))["organ"]
+    assert ignored != case_metrics(wrong, reference, ORGAN, (1, 1, 1))["organ"]
 
 
 def test_bad_dataset_json(folders):

@@ -17,8 +17,10 @@ from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class, nn
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from alhvr_trainer.errors import InputError
-from alhvr_trainer.planning.commands import make_split, plan_and_preprocess, resolve_dataset
-from alhvr_trainer.planning.planner import ALHVRPlanner
+from alhvr_trainer.planning.datasets import resolve_dataset
+from alhvr_trainer.planning.make_split import make_split
+from alhvr_trainer.planning.plan_and_preprocess import plan_and_preprocess
+from alhvr_trainer.planning.planner import PLANNERS, ALHVRPlanner
 from alhvr_trainer.resources import plans_folder
 from alhvr_trainer.settings import settings_from_plans, split_batch
 from alhvr_trainer.unlabeled.fingerprint import add_unlabeled_to_fingerprint
@@ -215,6 +217,34 @@ def test_missing_environment_variable(planned: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.delenv(variable)
     with pytest.raises(InputError, match=f"the environment variable {variable} is not set"):
         plan_and_preprocess(901)
+
+
+def test_residual_encoder_preset(planned: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """nnU-Net's preset, planned for two networks and on data of its own."""
+    arguments = {"num_processes": 1, "verify_dataset_integrity": False, "no_pp": True}
+    file = plan_and_preprocess(901, "2d", planner="ALHVRPlannerResEncM", **arguments)
+    assert "-pl ALHVRPlannerResEncM -c 2d" in capsys.readouterr().out
+    assert Path(file).name == "ALHVRResEncUNetMPlans.json"
+    plans = read_json(planned, "ALHVRResEncUNetMPlans.json")
+    assert plans["experiment_planner_used"] == "ALHVRPlannerResEncM"
+    for name in ("2d", "3d_fullres"):
+        configuration = plans["configurations"][name]
+        assert configuration["architecture"]["network_class_name"].endswith("ResidualEncoderUNet")
+        assert configuration["data_identifier"] == f"ALHVRResEncUNetMPlans_{name}"
+        assert configuration["alhvr"]["unlabeled_batch_size"] == configuration["batch_size"] // 2
+
+
+@pytest.mark.parametrize(("name", "gigabytes"), [("M", 8), ("L", 24), ("XL", 40)])
+def test_presets_have_nnunets_memory_targets(planned: Path, name: str, gigabytes: int) -> None:
+    planner = PLANNERS[f"ALHVRPlannerResEnc{name}"](NAME)
+    assert planner.UNet_vram_target_GB == gigabytes
+    assert planner.plans_identifier == f"ALHVRResEncUNet{name}Plans"
+    assert planner.dataset_json["numTraining"] == 9  # labelled and unlabelled
+
+
+def test_unknown_planner(planned: Path) -> None:
+    with pytest.raises(InputError, match="there is no planner ResEncM; planners: ALHVRPlanner, ALHVRPlannerResEncM"):
+        plan_and_preprocess(901, planner="ResEncM")
 
 
 @pytest.mark.parametrize("dataset", [901, "901", NAME])

@@ -10,7 +10,7 @@ import pytest
 import torch
 from data_builders import set_environment
 
-from alhvr_trainer.planning.commands import plan_and_preprocess
+from alhvr_trainer.planning.plan_and_preprocess import plan_and_preprocess
 
 pytestmark = pytest.mark.real_data
 

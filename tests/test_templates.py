@@ -10,7 +10,7 @@ import pytest
 from data_builders import NAME, read_json
 
 from alhvr_trainer.errors import InputError
-from alhvr_trainer.planning.commands import plan_and_preprocess
+from alhvr_trainer.planning.plan_and_preprocess import plan_and_preprocess
 from alhvr_trainer.planning.templates import apply_template, load_template, shipped_templates
 from alhvr_trainer.settings import settings_from_plans
 

@@ -14,11 +14,13 @@ import pytest
 import SimpleITK as sitk
 import torch
 from data_builders import NAME, SPLIT, read_json, set_environment, write_json
+from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
 from alhvr_trainer.checkpoints import read_checkpoint
 from alhvr_trainer.errors import InputError
-from alhvr_trainer.planning.commands import plan_and_preprocess
+from alhvr_trainer.planning.plan_and_preprocess import plan_and_preprocess
 from alhvr_trainer.progress import HISTORY_KEYS
 from alhvr_trainer.supervised import SupervisedTrainer
 from alhvr_trainer.trainer import ALHVRTrainer
@@ -334,6 +336,49 @@ def test_variants_by_number_of_epochs(tiny: Path):
         trainer_named("ALHVRTrainer_0epochs")
 
 
+@pytest.mark.parametrize("name", ["NoMirroring", "DA5", "NoDeepSupervision", "DiceLoss", "Adam"])
+def test_combined_with_a_variant_of_nnunets_trainer(tiny: Path, name: str):
+    trainer = make_trainer(tiny, trainer_named(f"ALHVRTrainer{name}"))
+    stock = make_trainer(tiny, recursive_find_trainer_class_by_name(f"nnUNetTrainer{name}"))
+    for each in (trainer, stock):
+        each.initialize()
+    assert f"ALHVRTrainer{name}__ALHVRPlans__2d" in trainer.output_folder
+    assert trainer.inference_allowed_mirroring_axes == stock.inference_allowed_mirroring_axes
+    assert trainer.enable_deep_supervision == stock.enable_deep_supervision
+    assert repr(trainer.loss) == repr(stock.loss)
+    for optimizer in (trainer.optimizer, trainer.optimizer_b):
+        assert type(optimizer) is type(stock.optimizer)
+    trainer.run_training()
+    assert all(torch.isfinite(weight).all() for weight in final_weights(trainer).values())
+
+
+@pytest.mark.parametrize("name", ["_warmup", "Benchmark_5epochs_noDataLoading", "NoSuch"])
+def test_variants_that_contradict_ours_are_not_found(name: str):
+    with pytest.raises(AttributeError, match=f"no trainer is called ALHVRTrainer{name}"):
+        trainer_named(f"ALHVRTrainer{name}")
+
+
+def test_pretrained_weights_reach_both_networks(tiny: Path):
+    make_trainer(tiny).run_training()
+    file = Path(make_trainer(tiny, resume=True).output_folder) / "checkpoint_final.pth"
+    pretrained = read_checkpoint(file)["network_weights"]
+    change_settings(tiny, seed=2)
+    trainer = make_trainer(tiny)
+    trainer.initialize()
+    load_pretrained_weights(trainer.network, str(file))
+    a, b = trainer.network.state_dict(), trainer.network_b.state_dict()
+    for key, expected in pretrained.items():
+        if ".seg_layers." not in key:
+            assert torch.equal(a[key], expected) and torch.equal(b[key], expected), key
+        elif key.endswith("weight"):  # biases start at 0
+            assert not torch.equal(a[key], b[key]) and not torch.equal(a[key], expected), key
+    trainer.run_training()
+    weights = final_weights(trainer)
+    assert all(torch.isfinite(weight).all() for weight in weights.values())
+    name = next(key for key in a if "encoder" in key and key.endswith("conv.weight"))
+    assert not torch.equal(weights[f"a.{name}"], weights[f"b.{name}"])
+
+
 @pytest.mark.parametrize("kind", ["residual encoder", "batch norm", "3d_fullres"])
 def test_other_networks_train(tiny: Path, kind: str):
     """Each runs two steps and the real saving; strictness of the state dict is nnU-Net's own."""
@@ -484,30 +529,6 @@ def test_nan_in_a_network_stops_and_keeps_the_checkpoint(tiny: Path):
         trainer.run_training()
     kept = read_checkpoint(Path(trainer.output_folder) / "checkpoint_latest.pth")
     assert all(torch.isfinite(value).all() for value in kept["alhvr"]["network_b_weights"].values())
-
-
-@pytest.mark.parametrize(
-    ("labels", "message"),
-    [
-        ({"background": 0, "whole": [1, 2], "core": 2}, "region-based labels"),
-        ({"background": 0, "rim": 1, "core": 2, "ignore": 3}, "an ignore label"),
-    ],
-)
-def test_labels_that_are_not_supported_yet(tiny: Path, labels: dict, message: str):
-    dataset_json = read_json(tiny, "dataset.json") | {"labels": labels}
-    if "whole" in labels:
-        dataset_json["regions_class_order"] = [1, 2]
-    write_json(tiny, "dataset.json", dataset_json)
-    with pytest.raises(InputError, match=f"ALHVRTrainer does not support {message}.* yet; use nnUNetTrainer"):
-        make_trainer(tiny)
-
-
-def test_cascade_is_not_supported_yet(tiny: Path):
-    plans = read_json(tiny, "ALHVRPlans.json")
-    plans["configurations"]["2d"]["previous_stage"] = "2d"
-    write_json(tiny, "ALHVRPlans.json", plans)
-    with pytest.raises(InputError, match="does not support the cascade"):
-        make_trainer(tiny)
 
 
 def test_several_gpus_are_not_supported_yet(tiny: Path):

@@ -6,13 +6,25 @@ norm can be taken at feature resolution, and only class scores and norms go up.
 
 from __future__ import annotations
 
-from functools import lru_cache
+from collections.abc import Callable
+from functools import lru_cache, wraps
 
 import torch
 from torch import Tensor
 
 
-@lru_cache(maxsize=64)
+def _cached(build: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Keep the matrices of recent sizes; a compiled graph holds its own, and torch.compile warns of a cache inside."""
+    kept = lru_cache(maxsize=64)(build)
+
+    @wraps(build)
+    def matrix(size_in: int, size_out: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+        return (build if torch.compiler.is_compiling() else kept)(size_in, size_out, dtype, device)
+
+    return matrix
+
+
+@_cached
 def axis_matrix(size_in: int, size_out: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """A with ``A @ x = interpolate(x, linear, align_corners=False)`` along one axis: (size_out, size_in)."""
     with torch.inference_mode(False):  # a cached tensor outlives the context that asked for it first
@@ -28,7 +40,7 @@ def axis_matrix(size_in: int, size_out: int, dtype: torch.dtype, device: torch.d
         return matrix.to(dtype=dtype, device=device)
 
 
-@lru_cache(maxsize=64)
+@_cached
 def _pair_matrix(size_in: int, size_out: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Weights of the products of a feature with itself and with its next neighbour: (size_out, 2 * size_in - 1)."""
     matrix = axis_matrix(size_in, size_out, dtype, device)

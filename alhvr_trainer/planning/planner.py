@@ -7,6 +7,11 @@ from typing import Any
 
 import torch
 from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
+from nnunetv2.experiment_planning.experiment_planners.residual_unets.residual_encoder_unet_planners import (
+    nnUNetPlannerResEncL,
+    nnUNetPlannerResEncM,
+    nnUNetPlannerResEncXL,
+)
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from nnunetv2.utilities.json_export import recursive_fix_for_json_export
 
@@ -47,31 +52,41 @@ class ALHVRPlanner(ExperimentPlanner):
 
     template: Template | None = None
     """Ready plans to lay over; a class attribute, as nnU-Net's functions fix the arguments of a planner."""
+    default_plans_name = PLANS_NAME
 
     def __init__(
         self,
         dataset_name_or_id: str | int,
-        gpu_memory_target_in_gb: float = 8,
+        gpu_memory_target_in_gb: float | None = None,
         preprocessor_name: str = "DefaultPreprocessor",
-        plans_name: str = PLANS_NAME,
+        plans_name: str | None = None,
         overwrite_target_spacing: list[float] | tuple[float, ...] | None = None,
         suppress_transpose: bool = False,
     ):
         # leaves the file as it is unless hidden labels are in it (nnU-Net's own extractor) or it is missing
         ALHVRFingerprintExtractor(dataset_name_or_id, default_processes()).run()
+        # presets of nnU-Net have targets of their own
+        target = {} if gpu_memory_target_in_gb is None else {"gpu_memory_target_in_gb": gpu_memory_target_in_gb}
         super().__init__(
             dataset_name_or_id,
-            gpu_memory_target_in_gb,
-            preprocessor_name,
-            plans_name,
-            overwrite_target_spacing,
-            suppress_transpose,
+            preprocessor_name=preprocessor_name,
+            plans_name=plans_name or self.default_plans_name,
+            overwrite_target_spacing=overwrite_target_spacing,
+            suppress_transpose=suppress_transpose,
+            **target,
         )
         self.dataset_fingerprint = merged_with_unlabeled(
             add_unlabeled_to_fingerprint(self.dataset_name, default_processes())
         )
         # caps the batch size at 5 % of the voxels of the dataset; the file that nnU-Net copies stays as it is
         self.dataset_json["numTraining"] = len(self.dataset_fingerprint["spacings"])
+
+    def generate_data_identifier(self, configuration_name: str) -> str:
+        """Each plans identifier has its own preprocessed data.
+
+        nnU-Net's presets share those of nnUNetPlans, whose spacing and intensities leave unlabelled cases out.
+        """
+        return ExperimentPlanner.generate_data_identifier(self, configuration_name)
 
     @staticmethod
     def static_estimate_VRAM_usage(
@@ -110,3 +125,27 @@ class ALHVRPlanner(ExperimentPlanner):
             plans.update(apply_template(self.template, json.loads(json.dumps(plans)), self.dataset_json))
             print(f"{self.template.file} was laid over: {', '.join(self.template.configurations)}")
         super().save_plans(plans)
+
+
+class ALHVRPlannerResEncM(ALHVRPlanner, nnUNetPlannerResEncM):
+    """nnU-Net's residual encoder preset M (8 GB), planned like :class:`ALHVRPlanner`."""
+
+    default_plans_name = "ALHVRResEncUNetMPlans"
+
+
+class ALHVRPlannerResEncL(ALHVRPlanner, nnUNetPlannerResEncL):
+    """nnU-Net's residual encoder preset L (24 GB), planned like :class:`ALHVRPlanner`."""
+
+    default_plans_name = "ALHVRResEncUNetLPlans"
+
+
+class ALHVRPlannerResEncXL(ALHVRPlanner, nnUNetPlannerResEncXL):
+    """nnU-Net's residual encoder preset XL (40 GB), planned like :class:`ALHVRPlanner`."""
+
+    default_plans_name = "ALHVRResEncUNetXLPlans"
+
+
+PLANNERS: dict[str, type[ALHVRPlanner]] = {
+    planner.__name__: planner
+    for planner in (ALHVRPlanner, ALHVRPlannerResEncM, ALHVRPlannerResEncL, ALHVRPlannerResEncXL)
+}

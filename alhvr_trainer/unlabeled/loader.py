@@ -2,22 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 from unittest.mock import patch
 
 import numpy as np
+import torch
+from batchgeneratorsv2.transforms.base.basic_transform import SegOnlyTransform
+from batchgeneratorsv2.transforms.utils.seg_to_regions import ConvertSegmentationToRegionsTransform
 from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetBaseDataset
 from nnunetv2.training.nnUNetTrainer import nnUNetTrainer as trainer_module
+from torch import Tensor
+
+
+class SegmentationChannels:
+    """Several segmentations of a case as one array (channels, *S); cut first, so that only the patch is read.
+
+    Args:
+        parts: arrays (1, *S) or (*S), on disk or in memory.
+    """
+
+    def __init__(self, parts: Sequence[Any]) -> None:
+        self._parts = parts
+        self.shape = (len(parts), *parts[-1].shape[-3:])
+
+    def __getitem__(self, slices: tuple[slice, ...]) -> np.ndarray:
+        """``slices``: all channels, then the patch."""
+        return np.concatenate(
+            [part[slices] if part.ndim == len(slices) else part[slices[1:]][None] for part in self._parts]
+        )
 
 
 class LabeledAndUnlabeled:
     """Two nnU-Net data sets read through one ``load_case``.
 
-    Each case comes with one more segmentation channel: 1 inside the image. nnU-Net pads segmentations with -1 and
-    turns that to 0 at the end, so after augmentation the channel is the validity mask, for both kinds of case.
+    Each case comes with one more segmentation channel, the last: 1 inside the image. nnU-Net pads segmentations with -1
+    and turns that to 0 at the end, so after augmentation the channel is the validity mask, for both kinds of case.
 
     Args:
         labeled: nnU-Net's data set of the fold's training cases.
@@ -40,22 +62,45 @@ class LabeledAndUnlabeled:
         self.identifiers = [*labeled.identifiers, *unlabeled.identifiers]
         self._unlabeled_cases = set(unlabeled.identifiers)
 
-    def load_case(self, identifier: str) -> tuple[Any, Any, np.ndarray, dict[str, Any]]:
-        """``data, seg, inside, properties`` as nnU-Net's data sets give them, ``inside`` in place of the cascade's."""
+    def load_case(self, identifier: str) -> tuple[Any, SegmentationChannels, None, dict[str, Any]]:
+        """As nnU-Net's data sets give it: data, segmentations (label, in a cascade the previous stage's, inside),
+        nothing in the place of the previous stage, and properties."""
         source = self.unlabeled if identifier in self._unlabeled_cases else self.labeled
-        data, seg, _, properties = source.load_case(identifier)
+        data, seg, previous, properties = source.load_case(identifier)
         inside = np.broadcast_to(np.int8(1), data.shape[1:])  # takes no memory
-        return data, seg, inside, {"class_locations": None, **properties}
+        parts = [part for part in (seg, previous, inside) if part is not None]
+        return data, SegmentationChannels(parts), None, {"class_locations": None, **properties}
+
+
+class _RegionsAndInside(SegOnlyTransform):
+    """nnU-Net's conversion of labels to regions drops all other channels: this keeps the last one, "inside"."""
+
+    def __init__(self, conversion: ConvertSegmentationToRegionsTransform) -> None:
+        super().__init__()
+        self.conversion = conversion
+
+    def _apply_to_segmentation(self, segmentation: Tensor, **params: Any) -> Tensor:
+        return torch.cat((self.conversion._apply_to_segmentation(segmentation, **params), segmentation[-1:] > 0))
 
 
 class SemiSupervisedDataLoader(nnUNetDataLoader):
     """Batches of L labelled samples and, after them, U unlabelled ones.
 
-    ``target`` has two channels: the label (0 for unlabelled samples) and the validity mask. Foreground oversampling
-    acts on the labelled samples, as in nnU-Net; unlabelled patches are drawn anywhere.
+    ``target`` has one more channel than nnU-Net's, the last: the validity mask. Before it stand the label or the
+    regions, of no meaning for unlabelled samples. Foreground oversampling acts on the labelled samples, as in nnU-Net;
+    unlabelled patches are drawn anywhere.
     """
 
     _data: LabeledAndUnlabeled
+    has_ignore: bool
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if self.transforms is not None:
+            self.transforms.transforms = [
+                _RegionsAndInside(step) if isinstance(step, ConvertSegmentationToRegionsTransform) else step
+                for step in self.transforms.transforms
+            ]
 
     def get_indices(self) -> list[str]:
         labeled = np.random.choice(self._data.labeled.identifiers, self._data.labeled_batch_size)
@@ -69,6 +114,15 @@ class SemiSupervisedDataLoader(nnUNetDataLoader):
 
     def _probabilistic_oversampling(self, sample_idx: int) -> bool:
         return sample_idx < self._data.labeled_batch_size and super()._probabilistic_oversampling(sample_idx)
+
+    def get_bbox(self, data_shape: Any, force_fg: bool, class_locations: Any, *args: Any, **kwargs: Any) -> Any:
+        """nnU-Net's choice of a patch; with an ignore label it aims at annotated voxels, which these cases lack."""
+        has_ignore = self.has_ignore
+        self.has_ignore = has_ignore and class_locations is not None
+        try:
+            return super().get_bbox(data_shape, force_fg, class_locations, *args, **kwargs)
+        finally:
+            self.has_ignore = has_ignore
 
 
 def _loader_for(data: Any, *args: Any, **kwargs: Any) -> nnUNetDataLoader:

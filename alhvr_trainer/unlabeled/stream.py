@@ -15,36 +15,47 @@ from alhvr_trainer.unlabeled.workers import default_processes
 
 
 def unlabeled_dataset(
-    trainer: nnUNetTrainer, train_cases: list[str], validation_cases: list[str]
+    trainer: nnUNetTrainer,
+    train_cases: list[str],
+    validation_cases: list[str],
+    previous_stage_folder: str | None = None,
+    configuration_name: str | None = None,
 ) -> nnUNetDatasetBlosc2:
     """nnU-Net data set of the fold's unlabelled cases; preprocesses what is missing, and says so.
+
+    Args:
+        trainer: says which dataset, plans and fold.
+        train_cases, validation_cases: labelled cases of the fold, as ``do_split`` gives them.
+        previous_stage_folder: in a cascade, the segmentations of the previous stage.
+        configuration_name: another configuration of the plans than the trainer's.
 
     Raises:
         InputError: no unlabelled case, one that is also in train or val, or an image that cannot be used.
     """
-    folder = unlabeled_folder(trainer.preprocessed_dataset_folder)
+    configuration = trainer.plans_manager.get_configuration(configuration_name or trainer.configuration_name)
+    folder = unlabeled_folder(str(Path(trainer.preprocessed_dataset_folder_base) / configuration.data_identifier))
     raw_folder = str(Path(nnUNet_raw) / trainer.plans_manager.dataset_name) if nnUNet_raw.is_set() else None
     if raw_folder is None or not Path(raw_folder).is_dir():
         splits = load_splits(trainer.preprocessed_dataset_folder_base, trainer.preprocessed_dataset_folder_base)
         cases = _preprocessed_cases(trainer, folder, splits, train_cases, validation_cases)
-        return nnUNetDatasetBlosc2(folder, cases)
+        return nnUNetDatasetBlosc2(folder, cases, previous_stage_folder)
     splits = load_splits(raw_folder, trainer.preprocessed_dataset_folder_base)
     files = unlabeled_cases_of_fold(
         raw_folder, trainer.dataset_json, splits, trainer.fold, train_cases, validation_cases
     )
-    missing = missing_cases(folder, files, trainer.plans_manager, trainer.configuration_manager)
+    missing = missing_cases(folder, files, trainer.plans_manager, configuration)
     if missing:
         trainer.print_to_log_file(f"ALHVR: preprocessing {len(missing)} unlabelled cases into {folder}")
         preprocess_unlabeled(
             {case: files[case] for case in missing},
             trainer.plans_manager,
-            trainer.configuration_manager,
+            configuration,
             trainer.dataset_json,
             folder,
             default_processes(),
         )
     trainer.print_to_log_file(f"ALHVR: {len(files)} unlabelled cases")
-    return nnUNetDatasetBlosc2(folder, sorted(files))
+    return nnUNetDatasetBlosc2(folder, sorted(files), previous_stage_folder)
 
 
 def _preprocessed_cases(

@@ -1,0 +1,161 @@
+"""The cascade: segmentations of the previous stage, which the next stage takes as input, for unlabelled cases.
+
+nnU-Net keeps those of labelled cases in ``<model>/predicted_next_stage/<next stage>``; each comes from the fold that
+validates the case. Unlabelled cases are in no validation set, so every fold predicts its own, into
+``<model>/fold_X/predicted_next_stage_unlabeled/<next stage>``, and the same fold of the next stage reads them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import torch
+from nnunetv2.inference.export_prediction import resample_and_save
+from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+from nnunetv2.paths import nnUNet_preprocessed
+from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.label_handling.label_handling import convert_labelmap_to_one_hot
+from tqdm import tqdm
+
+from alhvr_trainer.errors import InputError
+from alhvr_trainer.settings import PLANS_NAME, TRAINER_NAME, UNLABELED_SUFFIX
+from alhvr_trainer.unlabeled.dataset import load_dataset_json
+from alhvr_trainer.unlabeled.stream import unlabeled_dataset
+
+FOLDER = f"predicted_next_stage{UNLABELED_SUFFIX}"
+
+
+def previous_stage_folder(trainer: nnUNetTrainer) -> str | None:
+    """Where a cascade's trainer finds the segmentations of its unlabelled cases; None outside a cascade."""
+    labeled = trainer.folder_with_segs_from_previous_stage
+    if labeled is None:
+        return None
+    model = Path(labeled).parents[1]
+    return str(model / f"fold_{trainer.fold}" / FOLDER / trainer.configuration_name)
+
+
+def check_previous_stage(trainer: nnUNetTrainer, labeled: Iterable[str], unlabeled: Iterable[str]) -> None:
+    """Every case has a segmentation of the previous stage.
+
+    Raises:
+        InputError: names the first that has none, and the command that makes it.
+    """
+    if not trainer.is_cascaded:
+        return
+    stage, plans = trainer.configuration_manager.previous_stage_name, trainer.plans_manager
+    model = f"{plans.dataset_name} -c {stage} -p {plans.plans_name} -tr {type(trainer).__name__}"
+    train = f"nnUNetv2_train {plans.dataset_name} {stage} FOLD -p {plans.plans_name} -tr {type(trainer).__name__}"
+    remedies = {
+        trainer.folder_with_segs_from_previous_stage: (
+            labeled,
+            f"it is predicted by the fold of {stage} that validates it: {train} (with --val if that is trained)",
+        ),
+        previous_stage_folder(trainer): (
+            unlabeled,
+            f"train fold {trainer.fold} of {stage}, or, if that is done: alhvr predict_next_stage -d {model} "
+            f"-f {trainer.fold}",
+        ),
+    }
+    for folder, (cases, remedy) in remedies.items():
+        missing = [case for case in cases if not (Path(folder) / f"{case}.b2nd").is_file()]
+        if missing:
+            more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
+            raise InputError(f'case "{missing[0]}"{more} has no segmentation of {stage} in {folder}: {remedy}')
+
+
+def predict_next_stage(
+    dataset: int | str,
+    configuration: str = "3d_lowres",
+    fold: int | str = 0,
+    plans: str = PLANS_NAME,
+    trainer: str = TRAINER_NAME,
+    device: str = "cuda",
+) -> None:
+    """Segment the unlabelled cases of a fold for the next stage of the cascade.
+
+    A training does this at its end. Run it when unlabelled cases were added later, or files got lost.
+
+    Args:
+        dataset: id or name.
+        configuration: the trained stage.
+        fold: number of the fold, or "all".
+        plans: plans identifier.
+        trainer: name of the trainer.
+        device: "cuda", "cpu" or "mps".
+
+    Raises:
+        InputError: there is no finished training of that name, or no next stage, or no unlabelled case.
+
+    Example:
+        alhvr predict_next_stage -d 27 -c 3d_lowres -f 0
+    """
+    from alhvr_trainer.export.models import find_model
+    from alhvr_trainer.variants import trainer_named
+
+    model = find_model(dataset, configuration, fold, plans, trainer)
+    if not model.configuration_manager.next_stage_names:
+        raise InputError(f'{configuration} of {plans} has no "next_stage": only the first stage of a cascade has one')
+    plans_of_training = {**model.plans, "continue_training": True}  # nnU-Net then keeps the folder as it is
+    dataset_json = load_dataset_json(str(Path(nnUNet_preprocessed) / model.dataset))
+    (number,) = model.folds
+    trained = trainer_named(trainer)(plans_of_training, configuration, number, dataset_json, torch.device(device))
+    trained.load_checkpoint(str(model.checkpoint_path(number)))
+    save_next_stage(trained)
+
+
+def save_next_stage(trainer: nnUNetTrainer) -> None:
+    """Predict the fold's unlabelled cases with ``trainer.network`` for all next stages of the plans, if there are any.
+
+    The cases are preprocessed for the next stage where that is missing: its voxels are what the result lies on.
+    """
+    stages = trainer.configuration_manager.next_stage_names or []
+    if not stages:
+        return
+    train, validation = trainer.do_split()
+    cases = unlabeled_dataset(trainer, train, validation, previous_stage_folder(trainer))
+    targets = {stage: unlabeled_dataset(trainer, train, validation, configuration_name=stage) for stage in stages}
+    trainer.set_deep_supervision_enabled(False)
+    trainer.network.eval()
+    predictor = nnUNetPredictor(
+        use_mirroring=True, perform_everything_on_device=True, device=trainer.device, allow_tqdm=False
+    )
+    predictor.manual_initialization(
+        trainer.network,
+        trainer.plans_manager,
+        trainer.configuration_manager,
+        None,
+        trainer.dataset_json,
+        type(trainer).__name__,
+        trainer.inference_allowed_mirroring_axes,
+    )
+    threads = torch.get_num_threads()
+    for case in tqdm(cases.identifiers, desc=f"Segmentations of unlabelled cases for {', '.join(stages)}"):
+        logits, properties = _logits(trainer, predictor, cases, case)
+        for stage, target in targets.items():
+            folder = Path(trainer.output_folder) / FOLDER / stage
+            folder.mkdir(parents=True, exist_ok=True)
+            resample_and_save(
+                logits,
+                target.load_case(case)[0].shape[1:],
+                str(folder / case),
+                trainer.plans_manager,
+                trainer.configuration_manager,
+                properties,
+                trainer.dataset_json,
+                threads,
+            )
+    trainer.set_deep_supervision_enabled(trainer.enable_deep_supervision)
+
+
+def _logits(
+    trainer: nnUNetTrainer, predictor: nnUNetPredictor, cases: nnUNetDatasetBlosc2, case: str
+) -> tuple[torch.Tensor, dict]:
+    data, _, previous, properties = cases.load_case(case)
+    image = data[:]
+    if previous is not None:
+        labels = trainer.label_manager.foreground_labels
+        image = np.vstack((image, convert_labelmap_to_one_hot(previous[:], labels, output_dtype=image.dtype)))
+    return predictor.predict_sliding_window_return_logits(torch.from_numpy(image)).cpu(), properties

@@ -1,0 +1,77 @@
+"""``alhvr make_split`` as a Python function."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from alhvr_trainer.errors import InputError
+from alhvr_trainer.planning.datasets import preprocessed_folder, raw_folder, resolve_dataset, whole_number
+from alhvr_trainer.planning.splits import choose_splits, split_summary
+from alhvr_trainer.unlabeled.cases import SPLITS_FILE, raw_unlabeled_cases
+from alhvr_trainer.unlabeled.dataset import images_of_labeled_folder, load_dataset_json
+
+
+def make_split(
+    dataset: int | str,
+    labeled: int | float | str | Sequence[str],
+    folds: int = 1,
+    validation: int | float | str | Sequence[str] | None = None,
+    group: str | None = None,
+    seed: int = 0,
+    output: str | None = None,
+    overwrite: bool = False,
+) -> str:
+    """Write a splits_final.json that hides the labels of most training cases, to simulate few labels.
+
+    Every fold gets "train" (labelled), "unlabeled" (labels hidden from training) and "val". Stock nnU-Net
+    passes over "unlabeled": a supervised training on the same split sees the labelled cases alone. Split
+    first, then plan.
+
+    Args:
+        dataset: nnU-Net dataset, as 27, "027" or "Dataset027_ACDC".
+        labeled: labelled training cases: a number (7), a share of the training cases (0.1) or names
+            (patient001,patient002).
+        folds: number of folds; several are a cross validation unless "validation" is given.
+        validation: validation cases, as for "labeled"; default: a fifth, or the fold's part of a cross
+            validation.
+        group: regular expression; cases in whose names it finds the same text stay together and count as
+            one (patient\\d+ keeps the frames of a patient together).
+        seed: of the random choice.
+        output: file to write; default: splits_final.json in nnUNet_preprocessed.
+        overwrite: replace a file that exists.
+
+    Returns:
+        Path of the file.
+
+    Raises:
+        InputError: numbers or names do not fit the dataset, or the file exists.
+
+    Example:
+        alhvr make_split -d 27 --labeled 7 --group 'patient\\d+'
+        alhvr make_split -d 4 --labeled 0.05 --folds 5
+    """
+    name = resolve_dataset(dataset)
+    dataset_json = load_dataset_json(raw_folder(name))
+    cases = sorted(images_of_labeled_folder(raw_folder(name), dataset_json))
+    splits = choose_splits(cases, labeled, whole_number("folds", folds), validation, group, int(seed))
+    if not all(split["unlabeled"] for split in splits) and not raw_unlabeled_cases(raw_folder(name), dataset_json):
+        raise InputError(f'"labeled" is {labeled}: no case of {name} is left to be unlabelled')
+    file = Path(output) if output else Path(preprocessed_folder(name)) / SPLITS_FILE
+    if file.exists() and not overwrite:
+        raise InputError(f"{file} exists: use --overwrite to replace it, or --output to write another file")
+    in_raw = Path(raw_folder(name)) / SPLITS_FILE
+    if not output and in_raw.exists():
+        raise InputError(f"{in_raw} exists, and nnU-Net refuses a different split beside it: remove it first")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    _write_json(splits, file)
+    print(f"{file}:", *split_summary(splits), sep="\n  ")
+    return str(file)
+
+
+def _write_json(content: object, file: Path) -> None:
+    partial = file.with_name(file.name + ".partial")
+    partial.write_text(json.dumps(content, indent=1))
+    os.replace(partial, file)
