@@ -99,7 +99,8 @@ def train_and_evaluate(work: Path, label: str, trainer: str, batch_size: int | N
         "seconds": round(seconds),
         "classes": metrics["classes"],
         "overall": metrics["overall"],
-        "case_dice": {case: fmean(c["Dice"] for c in classes.values()) for case, classes in metrics["cases"].items()},
+        # in the order of the cases' names, for paired comparisons
+        "case_dice": [fmean(c["Dice"] for c in classes.values()) for _, classes in sorted(metrics["cases"].items())],
     }
 
 
@@ -111,13 +112,15 @@ def compare(output: str, run: str, baseline: str) -> dict[str, Any]:
         for name in (run, baseline)
     }
     seeds = sorted(set(dice[run]) & set(dice[baseline]))
-    cases = sorted(dice[run][seeds[0]])
-    ours, theirs = ([fmean(dice[name][seed][case] for seed in seeds) for case in cases] for name in (run, baseline))
+    ours, theirs = (
+        [fmean(of_case) for of_case in zip(*(dice[name][seed] for seed in seeds), strict=True)]
+        for name in (run, baseline)
+    )
     return {
         "run": run,
         "baseline": baseline,
         "seeds": seeds,
-        "cases": len(cases),
+        "cases": len(ours),
         "dice_difference": fmean(ours) - fmean(theirs),
         "cases_better": sum(a > b for a, b in zip(ours, theirs, strict=True)),
         "wilcoxon_p": float(wilcoxon(ours, theirs).pvalue),
