@@ -14,15 +14,13 @@ import numpy as np
 import torch
 from nnunetv2.inference.export_prediction import resample_and_save
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
-from nnunetv2.paths import nnUNet_preprocessed
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.label_handling.label_handling import convert_labelmap_to_one_hot
 from tqdm import tqdm
 
 from alhvr_trainer.errors import InputError
-from alhvr_trainer.settings import PLANS_NAME, TRAINER_NAME, UNLABELED_SUFFIX
-from alhvr_trainer.unlabeled.dataset import load_dataset_json
+from alhvr_trainer.settings import UNLABELED_SUFFIX
 from alhvr_trainer.unlabeled.stream import unlabeled_dataset
 
 FOLDER = f"predicted_next_stage{UNLABELED_SUFFIX}"
@@ -64,46 +62,6 @@ def check_previous_stage(trainer: nnUNetTrainer, labeled: Iterable[str], unlabel
         if missing:
             more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
             raise InputError(f'case "{missing[0]}"{more} has no segmentation of {stage} in {folder}: {remedy}')
-
-
-def predict_next_stage(
-    dataset: int | str,
-    configuration: str = "3d_lowres",
-    fold: int | str = 0,
-    plans: str = PLANS_NAME,
-    trainer: str = TRAINER_NAME,
-    device: str = "cuda",
-) -> None:
-    """Segment the unlabelled cases of a fold for the next stage of the cascade.
-
-    A training does this at its end. Run it when unlabelled cases were added later, or files got lost.
-
-    Args:
-        dataset: id or name.
-        configuration: the trained stage.
-        fold: number of the fold, or "all".
-        plans: plans identifier.
-        trainer: name of the trainer.
-        device: "cuda", "cpu" or "mps".
-
-    Raises:
-        InputError: there is no finished training of that name, or no next stage, or no unlabelled case.
-
-    Example:
-        alhvr predict_next_stage -d 27 -c 3d_lowres -f 0
-    """
-    from alhvr_trainer.export.models import find_model
-    from alhvr_trainer.variants import trainer_named
-
-    model = find_model(dataset, configuration, fold, plans, trainer)
-    if not model.configuration_manager.next_stage_names:
-        raise InputError(f'{configuration} of {plans} has no "next_stage": only the first stage of a cascade has one')
-    plans_of_training = {**model.plans, "continue_training": True}  # nnU-Net then keeps the folder as it is
-    dataset_json = load_dataset_json(str(Path(nnUNet_preprocessed) / model.dataset))
-    (number,) = model.folds
-    trained = trainer_named(trainer)(plans_of_training, configuration, number, dataset_json, torch.device(device))
-    trained.load_checkpoint(str(model.checkpoint_path(number)))
-    save_next_stage(trained)
 
 
 def save_next_stage(trainer: nnUNetTrainer) -> None:

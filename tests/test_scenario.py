@@ -13,10 +13,11 @@ import SimpleITK as sitk
 import torch
 from nnunetv2.run.run_training import get_trainer_from_args
 
-from alhvr_trainer.cascade import FOLDER, predict_next_stage
+from alhvr_trainer.cascade import FOLDER
 from alhvr_trainer.checkpoints import read_checkpoint
 from alhvr_trainer.errors import InputError
 from alhvr_trainer.export.nnunet import export_nnunet
+from alhvr_trainer.predict_next_stage import predict_next_stage
 from alhvr_trainer.resources import ext_trainer_folder
 
 pytestmark = pytest.mark.slow
@@ -132,6 +133,8 @@ def test_predict_next_stage_of_a_last_stage(root: Path):
         scenario.train(variant, "2d", 0)
     with pytest.raises(InputError, match='2d of ALHVRPlans has no "next_stage"'):
         predict_next_stage(scenario.dataset_name(variant), "2d", 0, device="cpu")
+    with pytest.raises(InputError, match=r"no fold 1 in|name one: every fold predicts its own"):
+        predict_next_stage(scenario.dataset_name(variant), "2d", (0, 1), device="cpu")
 
 
 @pytest.mark.parametrize("variant", ["ignore", "regions_ignore"])
