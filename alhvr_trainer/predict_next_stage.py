@@ -9,7 +9,7 @@ from nnunetv2.paths import nnUNet_preprocessed
 
 from alhvr_trainer.cascade import save_next_stage
 from alhvr_trainer.errors import InputError
-from alhvr_trainer.export.models import find_model
+from alhvr_trainer.export.models import find_model, parse_folds
 from alhvr_trainer.settings import PLANS_NAME, TRAINER_NAME
 from alhvr_trainer.unlabeled.dataset import load_dataset_json
 from alhvr_trainer.variants import trainer_named
@@ -42,9 +42,9 @@ def predict_next_stage(
     Example:
         alhvr predict_next_stage -d 27 -c 3d_lowres -f 0
     """
-    model = find_model(dataset, configuration, fold, plans, trainer)
-    if len(model.folds) > 1:
+    if len(parse_folds(fold)) > 1:
         raise InputError(f"fold is {fold!r}; name one: every fold predicts its own unlabelled cases")
+    model = find_model(dataset, configuration, fold, plans, trainer)
     if not model.configuration_manager.next_stage_names:
         raise InputError(f'{configuration} of {plans} has no "next_stage": only the first stage of a cascade has one')
     if device == "cuda" and not torch.cuda.is_available():
