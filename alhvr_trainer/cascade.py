@@ -19,6 +19,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.label_handling.label_handling import convert_labelmap_to_one_hot
 from tqdm import tqdm
 
+from alhvr_trainer.distributed.ranks import rank, rank_0_first, ranks, wait_for_all
 from alhvr_trainer.errors import InputError
 from alhvr_trainer.settings import UNLABELED_SUFFIX
 from alhvr_trainer.unlabeled.stream import unlabeled_dataset
@@ -73,8 +74,9 @@ def save_next_stage(trainer: nnUNetTrainer) -> None:
     if not stages:
         return
     train, validation = trainer.do_split()
-    cases = unlabeled_dataset(trainer, train, validation, previous_stage_folder(trainer))
-    targets = {stage: unlabeled_dataset(trainer, train, validation, configuration_name=stage) for stage in stages}
+    with rank_0_first():
+        cases = unlabeled_dataset(trainer, train, validation, previous_stage_folder(trainer))
+        targets = {stage: unlabeled_dataset(trainer, train, validation, configuration_name=stage) for stage in stages}
     trainer.set_deep_supervision_enabled(False)
     trainer.network.eval()
     predictor = nnUNetPredictor(
@@ -90,7 +92,8 @@ def save_next_stage(trainer: nnUNetTrainer) -> None:
         trainer.inference_allowed_mirroring_axes,
     )
     threads = torch.get_num_threads()
-    for case in tqdm(cases.identifiers, desc=f"Segmentations of unlabelled cases for {', '.join(stages)}"):
+    mine = cases.identifiers[rank() :: ranks()]
+    for case in tqdm(mine, desc=f"Segmentations of unlabelled cases for {', '.join(stages)}"):
         logits, properties = _logits(trainer, predictor, cases, case)
         for stage, target in targets.items():
             folder = Path(trainer.output_folder) / FOLDER / stage
@@ -106,6 +109,7 @@ def save_next_stage(trainer: nnUNetTrainer) -> None:
                 threads,
             )
     trainer.set_deep_supervision_enabled(trainer.enable_deep_supervision)
+    wait_for_all()
 
 
 def _logits(

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from alhvr_trainer.errors import InputError
@@ -45,14 +46,8 @@ class TwoPassOutput:
         return [output[:labeled] for output in self.outputs]
 
 
-def two_pass(
-    network: UNet,
-    data: Tensor,
-    labeled: int,
-    perturb: Callable[[list[Tensor]], list[Tensor]],
-    feature_stage: int | None = None,
-) -> TwoPassOutput:
-    """Clean pass on all samples, perturbed decoder pass on the unlabelled ones alone.
+class TwoPass:
+    """One network run twice: clean on all samples, then its decoder on perturbed features of the unlabelled ones alone.
 
     Both passes start from the same encoder output, so gradients of both reach the encoder. Without the labelled
     samples the perturbed pass gives the same numbers under per-sample norms (nnU-Net's InstanceNorm); under batch
@@ -60,20 +55,66 @@ def two_pass(
 
     Args:
         network: in training or evaluation mode, deep supervision on or off.
-        data: (L+U, channels, *S), labelled samples first.
-        labeled: L; there must be at least one sample after them.
-        perturb: maps the list of encoder outputs to perturbed ones, e.g. ``FeaturePerturbation``.
         feature_stage: decoder stage of the feature tap, see :func:`default_feature_stage`.
+        compiled: run encoder and decoder through ``torch.compile``; the perturbation between them stays eager.
+        compile_options: of ``torch.compile``.
+
+    Raises:
+        InputError: no encoder and staged decoder, or no such decoder stage.
     """
-    decoder = network.decoder
-    stage = default_feature_stage(network) if feature_stage is None else feature_stage
-    with _captured(decoder.stages[stage]) as captured:
-        skips = network.encoder(data)
-        outputs = decoder(skips)
-        with _single_output(decoder):
-            perturbed_logits = decoder(perturb([skip[labeled:] for skip in skips]))
-    features, perturbed_features = captured
-    return TwoPassOutput(outputs, perturbed_logits, features[labeled:], perturbed_features)
+
+    def __init__(
+        self, network: UNet, feature_stage: int | None = None, compiled: bool = False, **compile_options: Any
+    ) -> None:
+        check_network(network, feature_stage)
+        stage = default_feature_stage(network) if feature_stage is None else feature_stage
+        self._decoder = network.decoder
+        self._encode: Callable[[Tensor], list[Tensor]] = network.encoder
+        self._decode: Callable[[list[Tensor]], tuple[Any, Tensor]] = _TappedDecoder(network.decoder, stage)
+        if compiled:  # static shapes: the two passes differ in batch size, and each gets a graph of its own
+            options = {"dynamic": False, **compile_options}
+            self._encode = torch.compile(self._encode, **options)
+            self._decode = torch.compile(self._decode, **options)
+
+    def __call__(self, data: Tensor, labeled: int, perturb: Callable[[list[Tensor]], list[Tensor]]) -> TwoPassOutput:
+        """Run both passes.
+
+        Args:
+            data: (L+U, channels, *S), labelled samples first.
+            labeled: L; there must be at least one sample after them.
+            perturb: maps the list of encoder outputs to perturbed ones, e.g. ``FeaturePerturbation``.
+        """
+        skips = self._encode(data)
+        outputs, features = self._decode(skips)
+        with _single_output(self._decoder):
+            perturbed_logits, perturbed_features = self._decode(perturb([skip[labeled:] for skip in skips]))
+        return TwoPassOutput(outputs, perturbed_logits, features[labeled:], perturbed_features)
+
+
+class _TappedDecoder:
+    """A decoder that also returns the output of one of its stages: ``(outputs, features)``.
+
+    The hook is there for good and acts only while this object calls: one that came and went with each call would be
+    compiled anew every time.
+    """
+
+    def __init__(self, decoder: Any, stage: int) -> None:
+        self._decoder = decoder
+        self._listening = False
+        self._heard: Tensor | None = None
+        decoder.stages[stage].register_forward_hook(self._hear)
+
+    def __call__(self, skips: list[Tensor]) -> tuple[Any, Tensor]:
+        self._listening = True
+        outputs = self._decoder(skips)
+        self._listening = False
+        features, self._heard = self._heard, None
+        assert features is not None
+        return outputs, features
+
+    def _hear(self, _module: nn.Module, _inputs: Any, output: Tensor) -> None:
+        if self._listening:
+            self._heard = output
 
 
 def default_feature_stage(network: UNet) -> int:
@@ -92,7 +133,7 @@ def default_feature_stage(network: UNet) -> int:
 
 
 def check_network(network: UNet, feature_stage: int | None) -> None:
-    """Refuse what :func:`two_pass` cannot run.
+    """Refuse what :class:`TwoPass` cannot run.
 
     Raises:
         InputError: no encoder and staged decoder, or no such decoder stage.
@@ -126,17 +167,6 @@ def keep_in_step_with(network: nn.Module, partner: nn.Module) -> None:
 
 def _dimensions(network: UNet) -> int:
     return 3 if issubclass(network.encoder.conv_op, nn.Conv3d) else 2
-
-
-@contextmanager
-def _captured(module: nn.Module) -> Iterator[list[Tensor]]:
-    """Outputs of a module while the context is open, one entry per call."""
-    outputs: list[Tensor] = []
-    handle = module.register_forward_hook(lambda _module, _inputs, output: outputs.append(output))
-    try:
-        yield outputs
-    finally:
-        handle.remove()
 
 
 @contextmanager

@@ -8,8 +8,11 @@ from pathlib import Path
 import matplotlib
 import torch
 from torch import Tensor
+from torch import distributed as dist
 
 from alhvr_trainer.method import ALHVRTerms
+from alhvr_trainer.method.ranks import total
+from alhvr_trainer.method.terms import valid_voxels
 
 matplotlib.use("agg")  # no display in training; nnU-Net chooses the same
 from matplotlib import pyplot as plt
@@ -35,7 +38,11 @@ PANELS: tuple[tuple[str, tuple[str, ...]], ...] = (
 
 
 def step_values(
-    supervised_a: Tensor, supervised_b: Tensor, terms: ALHVRTerms, valid: Tensor | None
+    supervised_a: Tensor,
+    supervised_b: Tensor,
+    terms: ALHVRTerms,
+    valid: Tensor | None,
+    process_group: dist.ProcessGroup | None = None,
 ) -> dict[str, float]:
     """The history's values of one training step, all but the weight, brought to the CPU in one transfer.
 
@@ -43,16 +50,19 @@ def step_values(
         supervised_a, supervised_b: supervised loss of each network, scalars.
         terms: of the unlabelled samples.
         valid: (U, *S) bool, the voxels that the regions' shares refer to; None means all.
+        process_group: the ranks that the batch is spread over; losses and terms are shares, whose sum is wanted.
 
     With sigmoid heads, gamma and shares are means over the channels.
     """
-    voxels = terms.omega1.numel() if valid is None else valid.sum() * (terms.omega1.numel() // valid.numel())
+    voxels = valid_voxels(terms.omega1, valid, process_group)
     named = {"supervised_a": supervised_a, "supervised_b": supervised_b}
     named |= {key: getattr(terms, key) for key in ("dtct_a", "dtct_b", "ce_a", "ce_b", "cos_a", "cos_b")}
-    named["gamma"] = terms.gamma.mean()
+    # the only one that is the same on all ranks
+    named["gamma"] = terms.gamma.mean() / (1 if process_group is None else process_group.size())
     for region in ("omega1", "omega2a", "omega2b", "omega3"):
         named[f"share_{region}"] = getattr(terms, region).sum() / voxels
-    return dict(zip(named, torch.stack([value.detach().float() for value in named.values()]).tolist(), strict=True))
+    values = total(torch.stack([value.detach().float() for value in named.values()]), process_group)
+    return dict(zip(named, values.tolist(), strict=True))
 
 
 def summary_line(history: History) -> str:

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.collate_outputs import collate_outputs
 from torch import Tensor
 
@@ -21,21 +20,24 @@ from alhvr_trainer.checkpoints import (
     seed_everything,
     write_atomically,
 )
+from alhvr_trainer.distributed.ranks import from_rank_0, of_all_ranks, rank, rank_0_first, ranks, share
+from alhvr_trainer.distributed.trainer import DistributedTrainer
 from alhvr_trainer.errors import InputError
 from alhvr_trainer.progress import History, plot_history, summary_line
 from alhvr_trainer.settings import SETTINGS_KEY, set_training_length, settings_from_plans, split_batch
 from alhvr_trainer.threads import respect_thread_limit
-from alhvr_trainer.trainer_checks import check_environment, check_plans_fit_dataset, check_supported
+from alhvr_trainer.trainer_checks import check_batch_fits_ranks, check_environment, check_plans_fit_dataset
 from alhvr_trainer.unlabeled.loader import LabeledAndUnlabeled, semi_supervised_loaders
 from alhvr_trainer.unlabeled.stream import unlabeled_dataset
 
 
-class SemiSupervisedTrainer(nnUNetTrainer):
+class SemiSupervisedTrainer(DistributedTrainer):
     """L labelled and U unlabelled samples per step; settings, history, checkpoints and exact resumption.
 
     A method is a subclass: it names what it logs (:attr:`history_keys`, :attr:`panels`), trains on a batch
     (:meth:`train_step`), and says what its checkpoints hold besides nnU-Net's (:meth:`method_state`,
-    :meth:`load_method_state`). ``self.network`` is what nnU-Net validates, saves and predicts with.
+    :meth:`load_method_state`) and what of it differs from rank to rank (:meth:`rank_state`,
+    :meth:`load_rank_state`). ``self.network`` is what nnU-Net validates, saves and predicts with.
 
     Raises:
         InputError: the plans, the dataset or the unlabelled cases do not allow training (before it starts).
@@ -62,9 +64,9 @@ class SemiSupervisedTrainer(nnUNetTrainer):
         super().__init__(plans, configuration, fold, dataset_json, device)
         self.settings = settings_from_plans(self.configuration_manager.configuration)
         set_training_length(self, self.settings)
-        check_supported(self)
         check_plans_fit_dataset(self)
-        self.seed = int.from_bytes(os.urandom(4), "big") if self.settings.seed is None else self.settings.seed
+        drawn = int.from_bytes(os.urandom(4), "big") if self.settings.seed is None else self.settings.seed
+        self.seed = from_rank_0(drawn)
         self.history: History = {key: [] for key in self.history_keys}
         self._step = 0
         self._states_to_restore: dict[str, Any] | None = None
@@ -77,9 +79,21 @@ class SemiSupervisedTrainer(nnUNetTrainer):
     def load_method_state(self, state: dict[str, Any]) -> None:
         """Take up :meth:`method_state`; networks and optimisers exist already."""
 
+    @abstractmethod
+    def rank_state(self) -> dict[str, Any]:
+        """What a checkpoint must hold of the method for each rank: generators."""
+
+    @abstractmethod
+    def load_rank_state(self, state: dict[str, Any]) -> None:
+        """Take up :meth:`rank_state`."""
+
     # --- set-up ---------------------------------------------------------------------------------------------------
 
     def initialize(self) -> None:
+        if self.device.type == "cuda":
+            torch.set_autocast_dtype("cuda", getattr(torch, self.settings.mixed_precision))
+            if self.settings.mixed_precision == "bfloat16":
+                self.grad_scaler = None  # as wide a range of exponents as float32
         seed_everything(self.seed)
         super().initialize()
         self.print_to_log_file(
@@ -87,24 +101,32 @@ class SemiSupervisedTrainer(nnUNetTrainer):
             f"seed {self.seed}, settings {self.settings.as_dict()}"
         )
 
-    def _do_i_compile(self) -> bool:
-        return False  # torch.compile of the two passes is not supported yet
-
     def _set_batch_size_and_oversample(self) -> None:
+        """Of the plans' batch, labelled and unlabelled samples are each divided over the ranks."""
+        distributed, self.is_ddp = self.is_ddp, False  # nnU-Net's division over ranks knows one kind of sample
         super()._set_batch_size_and_oversample()
-        self.labeled_batch_size, self.unlabeled_batch_size = split_batch(
-            self.batch_size, self.settings.unlabeled_batch_size
-        )
+        self.is_ddp = distributed
+        labeled, unlabeled = split_batch(self.batch_size, self.settings.unlabeled_batch_size)
+        check_batch_fits_ranks(labeled, unlabeled, ranks())
+        mine = share(labeled, rank(), ranks())
+        self.labeled_batch_size, self.unlabeled_batch_size = len(mine), len(share(unlabeled, rank(), ranks()))
         self.batch_size = self.labeled_batch_size + self.unlabeled_batch_size
+        if distributed and not self.probabilistic_oversampling:  # nnU-Net forces foreground in the last samples
+            first = round(labeled * (1 - self.oversample_foreground_percent))
+            self.oversample_foreground_percent = sum(sample >= first for sample in mine) / len(mine)
 
     def get_tr_and_val_datasets(self):
-        labeled, validation = super().get_tr_and_val_datasets()
-        unlabeled = unlabeled_dataset(self, labeled.identifiers, validation.identifiers, previous_stage_folder(self))
+        with rank_0_first():  # what is missing (splits, preprocessed cases) is made once
+            labeled, validation = super().get_tr_and_val_datasets()
+            previous = previous_stage_folder(self)
+            unlabeled = unlabeled_dataset(self, labeled.identifiers, validation.identifiers, previous)
         check_previous_stage(self, [*labeled.identifiers, *validation.identifiers], unlabeled.identifiers)
         both = LabeledAndUnlabeled(labeled, unlabeled, self.labeled_batch_size, self.unlabeled_batch_size)
         return both, validation
 
     def get_dataloaders(self):
+        if self.is_ddp:
+            seed_everything(self.seed + rank())  # so far the ranks drew alike
         with semi_supervised_loaders():
             return super().get_dataloaders()
 
@@ -168,7 +190,8 @@ class SemiSupervisedTrainer(nnUNetTrainer):
         """nnU-Net's checkpoint, which stock nnU-Net reads, all else under the key ``alhvr``; written atomically."""
         stock = io.BytesIO()
         super().save_checkpoint(stock)  # torch.save takes a buffer as well as a path
-        if stock.tell() == 0:  # checkpointing is disabled
+        by_rank = of_all_ranks({"random_states": random_states(), **self.rank_state()})
+        if stock.tell() == 0:  # not rank 0, or checkpointing is disabled
             return
         stock.seek(0)
         checkpoint = torch.load(stock, map_location="cpu", weights_only=False)
@@ -177,7 +200,7 @@ class SemiSupervisedTrainer(nnUNetTrainer):
             "settings": self.settings.as_dict(),
             "seed": self.seed,
             "history": self.history,
-            "random_states": random_states(),
+            "ranks": by_rank,
         }
         write_atomically(checkpoint, filename)
 
@@ -197,4 +220,7 @@ class SemiSupervisedTrainer(nnUNetTrainer):
         ours = content[SETTINGS_KEY]
         self.load_method_state(ours)
         self.seed, self.history = ours["seed"], ours["history"]
-        self._states_to_restore = ours["random_states"]
+        if rank() < len(ours["ranks"]):  # a rank that was not there before keeps its fresh draws
+            mine = ours["ranks"][rank()]
+            self.load_rank_state(mine)
+            self._states_to_restore = mine["random_states"]

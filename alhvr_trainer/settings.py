@@ -53,6 +53,8 @@ class ALHVRSettings:
     """Stop the gradient through DTCT's sharpened teacher."""
     official_ce_broadcast: bool = False
     """Compute CG-CPCL's cross-entropy with the mask broadcast of the authors' released code."""
+    mixed_precision: str = "float16"
+    """Type of autocast on CUDA: "float16", as in nnU-Net, or "bfloat16", which needs no scaling of the loss."""
     feature_stage: int | None = None
     """Decoder stage whose output feeds CG-CPCL, 0 = deepest; default: the stage at 1/8 resolution."""
     seed: int | None = None
@@ -91,6 +93,17 @@ class _Range:
         return math.isfinite(value) and self.low <= value <= self.high
 
 
+class _Choice:
+    def __init__(self, *values: str) -> None:
+        self.values = values
+
+    def __str__(self) -> str:
+        return " or ".join(f'"{value}"' for value in self.values)
+
+    def accepts(self, value: object) -> bool:
+        return value in self.values
+
+
 class _Flag:
     def __str__(self) -> str:
         return "true or false"
@@ -107,7 +120,7 @@ class _Regions:
         return isinstance(value, (list, tuple)) and all(item in REGIONS for item in value)
 
 
-_RULES: dict[str, _Range | _Flag | _Regions] = {
+_RULES: dict[str, _Range | _Flag | _Regions | _Choice] = {
     "unlabeled_batch_size": _Range(int, 1, optional=True),
     "threshold_proportion": _Range(float, 0.01, 1.0, optional=True),
     # below 0.02 the powers of the sharpening underflow in float32, above 1 its gradient at 0 is infinite
@@ -119,6 +132,7 @@ _RULES: dict[str, _Range | _Flag | _Regions] = {
     "cgcpcl_regions": _Regions(),
     "detach_teacher": _Flag(),
     "official_ce_broadcast": _Flag(),
+    "mixed_precision": _Choice("float16", "bfloat16"),
     "feature_stage": _Range(int, 0, optional=True),
     "seed": _Range(int, 0, 2**32 - 1, optional=True),
     "num_epochs": _Range(int, 1, optional=True),

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import torch
-from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from alhvr_trainer.checkpoints import seed_everything
+from alhvr_trainer.distributed.trainer import DistributedTrainer
 from alhvr_trainer.settings import set_training_length, settings_from_plans, split_batch
 from alhvr_trainer.threads import respect_thread_limit
 
 
-class SupervisedTrainer(nnUNetTrainer):
+class SupervisedTrainer(DistributedTrainer):
     """nnU-Net's trainer, unchanged but for lengths, seed and the number L of samples, from the ``alhvr`` block.
 
     It sees the fold's labelled cases only. ``nnUNetv2_train D C F -tr SupervisedTrainer -p ALHVRPlans``.

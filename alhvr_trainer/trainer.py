@@ -9,6 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from alhvr_trainer.distributed.global_batch import sum_gradients
+from alhvr_trainer.distributed.ranks import rank, ranks
+from alhvr_trainer.distributed.trainer import unwrapped
 from alhvr_trainer.method import (
     ALHVRTerms,
     FeaturePerturbation,
@@ -16,7 +19,7 @@ from alhvr_trainer.method import (
     alhvr_terms,
     consistency_weight,
 )
-from alhvr_trainer.networks import TwoPassOutput, check_network, keep_in_step_with, two_pass
+from alhvr_trainer.networks import TwoPass, TwoPassOutput, keep_in_step_with
 from alhvr_trainer.progress import HISTORY_KEYS, PANELS, step_values
 from alhvr_trainer.semi_supervised import SemiSupervisedTrainer
 from alhvr_trainer.settings import threshold_proportion
@@ -51,20 +54,28 @@ class ALHVRTrainer(SemiSupervisedTrainer):
 
     def initialize(self) -> None:
         super().initialize()
-        check_network(self.network, self.settings.feature_stage)
-        self.network_b = self.build_network_architecture(
+        self.network_b = self._build_network_b()
+        keep_in_step_with(unwrapped(self.network), unwrapped(self.network_b))
+        with self._acting_on_b():
+            self.optimizer_b, self.lr_scheduler_b = self.configure_optimizers()
+        self.two_pass_a, self.two_pass_b = (
+            TwoPass(unwrapped(network), self.settings.feature_stage, compiled=self._do_i_compile())
+            for network in (self.network, self.network_b)
+        )
+        self.perturb_a = FeaturePerturbation(self.seed + 2 * rank(), self.device)
+        self.perturb_b = FeaturePerturbation(self.seed + 2 * rank() + 1, self.device)
+        self.threshold_proportion = threshold_proportion(self.settings, len(self.configuration_manager.patch_size))
+
+    def _build_network_b(self) -> nn.Module:
+        """As nnU-Net built network a."""
+        network = self.build_network_architecture(
             self.plans_manager,
             self.configuration_manager,
             self.num_input_channels,
             self.label_manager.num_segmentation_heads,
             self.enable_deep_supervision,
         ).to(self.device)
-        keep_in_step_with(self.network, self.network_b)
-        with self._acting_on_b():
-            self.optimizer_b, self.lr_scheduler_b = self.configure_optimizers()
-        self.perturb_a = FeaturePerturbation(self.seed, self.device)
-        self.perturb_b = FeaturePerturbation(self.seed + 1, self.device)
-        self.threshold_proportion = threshold_proportion(self.settings, len(self.configuration_manager.patch_size))
+        return self.distributed(nn.SyncBatchNorm.convert_sync_batchnorm(network)) if self.is_ddp else network
 
     @contextmanager
     def _acting_on_b(self) -> Iterator[None]:
@@ -109,13 +120,14 @@ class ALHVRTrainer(SemiSupervisedTrainer):
         self.optimizer_b.zero_grad(set_to_none=True)
         # nnU-Net runs autocast on CUDA only
         with torch.autocast("cuda") if self.device.type == "cuda" else nullcontext():
-            a = two_pass(self.network, data, labeled, self.perturb_a, self.settings.feature_stage)
-            b = two_pass(self.network_b, data, labeled, self.perturb_b, self.settings.feature_stage)
-            supervised_a = self.loss(a.labeled_outputs(labeled), target)
-            supervised_b = self.loss(b.labeled_outputs(labeled), target)
+            a = self.two_pass_a(data, labeled, self.perturb_a)
+            b = self.two_pass_b(data, labeled, self.perturb_b)
+            # nnU-Net's loss is a mean over the ranks; all else here are shares, whose sum is the whole batch's
+            supervised_a = self.loss(a.labeled_outputs(labeled), target) / ranks()
+            supervised_b = self.loss(b.labeled_outputs(labeled), target) / ranks()
         terms = self._unsupervised_terms(a, b, valid)
         (self._scaled(supervised_a + supervised_b + weight * terms.total)).backward()
-        values = step_values(supervised_a, supervised_b, terms, valid) | {"weight": weight}
+        values = step_values(supervised_a, supervised_b, terms, valid, self.group) | {"weight": weight}
         self.stop_on_bad_numbers(values, batch["keys"])
         self._optimizer_step()
         self._step += 1
@@ -139,6 +151,7 @@ class ALHVRTrainer(SemiSupervisedTrainer):
             valid=valid,
             dtct_regions=settings.dtct_regions,
             cgcpcl_regions=settings.cgcpcl_regions,
+            process_group=self.group,
         )
 
     def _scaled(self, loss: Tensor) -> Tensor:
@@ -147,6 +160,7 @@ class ALHVRTrainer(SemiSupervisedTrainer):
     def _optimizer_step(self) -> None:
         """nnU-Net's step for each network: unscale, clip, step; one scaler for both."""
         for network, optimizer in ((self.network, self.optimizer), (self.network_b, self.optimizer_b)):
+            sum_gradients(network.parameters(), self.group)
             if self.grad_scaler is not None:
                 self.grad_scaler.unscale_(optimizer)
             nn.utils.clip_grad_norm_(network.parameters(), GRADIENT_NORM_LIMIT)
@@ -161,13 +175,17 @@ class ALHVRTrainer(SemiSupervisedTrainer):
 
     def method_state(self) -> dict[str, Any]:
         return {
-            "network_b_weights": self.network_b.state_dict(),
+            "network_b_weights": unwrapped(self.network_b).state_dict(),
             "optimizer_b_state": self.optimizer_b.state_dict(),
-            "perturbation": [self.perturb_a.state_dict(), self.perturb_b.state_dict()],
         }
 
     def load_method_state(self, state: dict[str, Any]) -> None:
-        self.network_b.load_state_dict(state["network_b_weights"])
+        unwrapped(self.network_b).load_state_dict(state["network_b_weights"])
         self.optimizer_b.load_state_dict(state["optimizer_b_state"])
+
+    def rank_state(self) -> dict[str, Any]:
+        return {"perturbation": [self.perturb_a.state_dict(), self.perturb_b.state_dict()]}
+
+    def load_rank_state(self, state: dict[str, Any]) -> None:
         for perturb, generators in zip((self.perturb_a, self.perturb_b), state["perturbation"], strict=True):
             perturb.load_state_dict(generators)

@@ -9,6 +9,7 @@ from nnunetv2.paths import nnUNet_preprocessed, nnUNet_results
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from alhvr_trainer.errors import InputError
+from alhvr_trainer.settings import SETTINGS_KEY
 
 
 def check_environment() -> None:
@@ -52,15 +53,15 @@ def check_plans_fit_dataset(trainer: nnUNetTrainer) -> None:
         )
 
 
-def check_supported(trainer: nnUNetTrainer) -> None:
-    """Stop at once on what this release does not train.
+def check_batch_fits_ranks(labeled: int, unlabeled: int, ranks: int) -> None:
+    """Every rank (GPU) gets a labelled and an unlabelled sample.
 
     Raises:
-        InputError: several GPUs.
+        InputError: more ranks than labelled or unlabelled samples in a batch.
     """
-    unsupported = {
-        "several GPUs (-num_gpus)": trainer.is_ddp,
-    }
-    for what, present in unsupported.items():
-        if present:
-            raise InputError(f"{type(trainer).__name__} does not support {what} yet; use nnUNetTrainer for it")
+    if min(labeled, unlabeled) < ranks:
+        raise InputError(
+            f"a batch of {labeled} labelled + {unlabeled} unlabelled samples cannot be spread over {ranks} processes: "
+            f'start at most {min(labeled, unlabeled)}, or raise "batch_size" in the plans (and, if it is set, '
+            f'"{SETTINGS_KEY}.unlabeled_batch_size")'
+        )

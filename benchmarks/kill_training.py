@@ -1,7 +1,8 @@
 """Kill a training at random moments, also while it writes checkpoints, and continue it: is a checkpoint ever lost?
 
 A tiny training on generated phantoms writes both checkpoints after every epoch. Each round starts it (with ``--c`` from
-the second on), kills it with SIGKILL at a random moment, and reads every checkpoint that is there.
+the second on), kills it with SIGKILL, and reads every checkpoint that is there. Even rounds kill at a random moment,
+odd ones wait until a checkpoint is being written and kill within the next milliseconds.
 
     python benchmarks/kill_training.py --rounds 50 --output benchmarks/results/kill_training.json
 """
@@ -33,6 +34,7 @@ SETTINGS = {
 }
 CHECKPOINTS = ("checkpoint_latest.pth", "checkpoint_best.pth")
 STARTED = "Epoch time"
+UNFINISHED = ".*.tmp"
 
 
 def prepare(work: Path) -> None:
@@ -61,8 +63,14 @@ def train(resume: bool) -> None:
     trainer.run_training()
 
 
-def one_round(work: Path, resume: bool, seconds: float) -> str | None:
-    """Start the training, let it run for ``seconds`` after its first epoch, kill it; what went wrong."""
+def one_round(fold: Path, resume: bool, seconds: float, in_writing: bool) -> str | None:
+    """Start the training, let it run for ``seconds`` after its first epoch, kill it; what went wrong.
+
+    With ``in_writing`` the kill waits for the next checkpoint's temporary file.
+    """
+    if in_writing:
+        for left_over in fold.glob(UNFINISHED):
+            left_over.unlink()
     command = [sys.executable, __file__, "train", "--resume", str(resume)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as child:
         output = []
@@ -73,6 +81,10 @@ def one_round(work: Path, resume: bool, seconds: float) -> str | None:
         else:
             return "did not start: " + "".join(output[-5:])
         time.sleep(seconds)
+        while in_writing and child.poll() is None and not any(fold.glob(UNFINISHED)):
+            pass
+        if in_writing:
+            time.sleep(seconds % 0.005)
         child.send_signal(signal.SIGKILL)
     return None
 
@@ -88,7 +100,7 @@ def inspect(fold: Path) -> tuple[dict[str, int], bool]:
             epochs[name] = read_checkpoint(fold / name)["current_epoch"]
         except InputError:
             epochs[name] = -1
-    return epochs, any(fold.glob(".*.tmp"))
+    return epochs, any(fold.glob(UNFINISHED))
 
 
 def main(rounds: int = 50, longest: float = 2.0, seed: int = 0, output: str | None = None) -> None:
@@ -114,14 +126,14 @@ def main(rounds: int = 50, longest: float = 2.0, seed: int = 0, output: str | No
         fold = work / "results" / "Dataset901_Phantom" / "ALHVRTrainer__ALHVRPlansDemo__2d" / "fold_0"
         reached = 0
         for number in range(rounds):
-            problem = one_round(work, number > 0, draw.uniform(0, longest))
-            epochs, in_writing = inspect(fold)
+            problem = one_round(fold, number > 0, draw.uniform(0, longest), in_writing=number % 2 == 1)
+            epochs, unfinished = inspect(fold)
             found["unusable checkpoints"] += sum(epoch < 0 for epoch in epochs.values())
             found["trainings that did not continue"] += problem is not None
             found["checkpoints that fell back"] += epochs[CHECKPOINTS[0]] < reached
-            found["kills while a checkpoint was written"] += in_writing
+            found["kills while a checkpoint was written"] += unfinished
             reached = max(reached, epochs[CHECKPOINTS[0]])
-            print(number, epochs, "while writing" if in_writing else "", problem or "", flush=True)
+            print(number, epochs, "while writing" if unfinished else "", problem or "", flush=True)
     result: dict[str, Any] = {
         "command": " ".join(sys.argv),
         **versions(torch.device("cpu")),

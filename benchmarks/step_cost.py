@@ -26,7 +26,7 @@ import torch
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 
 from alhvr_trainer.method import FeaturePerturbation, alhvr_terms
-from alhvr_trainer.networks import two_pass
+from alhvr_trainer.networks import TwoPass
 
 CASES: dict[str, dict[str, Any]] = {
     "2d": {"patch": (256, 256), "features": (16, 32, 64, 128, 256), "labeled": 8, "unlabeled": 8},
@@ -74,6 +74,7 @@ class Step:
     def __init__(self, case: dict[str, Any], device: torch.device) -> None:
         self.labeled = case["labeled"]
         self.networks = [build(case, seed).to(device) for seed in (0, 1)]
+        self.two_passes = [TwoPass(network) for network in self.networks]
         self.optimizers = [torch.optim.SGD(n.parameters(), 1e-2, momentum=0.99, nesterov=True) for n in self.networks]
         self.perturbations = [FeaturePerturbation(seed, device) for seed in (0, 1)]
         self.data = torch.randn(self.labeled + case["unlabeled"], 1, *case["patch"], device=device)
@@ -81,9 +82,7 @@ class Step:
     def __call__(self, with_terms: bool) -> None:
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
-        passes = [
-            two_pass(n, self.data, self.labeled, p) for n, p in zip(self.networks, self.perturbations, strict=True)
-        ]
+        passes = [run(self.data, self.labeled, p) for run, p in zip(self.two_passes, self.perturbations, strict=True)]
         loss = torch.stack([out.logits.mean() + out.perturbed_logits.mean() for out in passes]).sum()
         if with_terms:
             inputs = [

@@ -129,6 +129,16 @@ def shrink(network: dict[str, Any], dimensions: int) -> None:
     )
 
 
+def change_length(variant: str, preprocessed: Path, epochs: int) -> None:
+    """Number of epochs of all configurations."""
+    file = preprocessed / dataset_name(variant) / f"{PLANS}.json"
+    plans = json.loads(file.read_text())
+    for configuration in plans["configurations"].values():
+        if "alhvr" in configuration:
+            configuration["alhvr"]["num_epochs"] = epochs
+    write_json(file, plans)
+
+
 def train(variant: str, configuration: str, fold: int, **flags: Any) -> None:
     """``nnUNetv2_train ... --npz -device cpu``."""
     import torch
@@ -146,7 +156,7 @@ def train(variant: str, configuration: str, fold: int, **flags: Any) -> None:
     )
 
 
-def find_best_and_predict(variant: str, folds: int, raw: Path, results: Path) -> Path:
+def find_best_and_predict(variant: str, folds: int, raw: Path, results: Path) -> dict[str, Any]:
     """nnU-Net's choice among all configurations and their ensembles, then prediction and postprocessing with it."""
     from batchgenerators.utilities.file_and_folder_operations import load_pickle
     from nnunetv2.ensembling.ensemble import ensemble_folders
@@ -170,7 +180,8 @@ def find_best_and_predict(variant: str, folds: int, raw: Path, results: Path) ->
     apply_postprocessing_to_folder(
         str(outputs[0]), str(base / "postprocessed"), functions, arguments, best["some_plans_file"], num_processes=1
     )
-    return base / "postprocessed"
+    predicted = list((base / "postprocessed").glob("*.nii.gz"))
+    return {"chosen": chosen, "postprocessed cases": len(predicted)}
 
 
 def predict(
@@ -202,8 +213,44 @@ def write_json(file: Path, content: object) -> None:
     file.write_text(json.dumps(content, indent=2))
 
 
+def run_configuration(variant: str, configuration: str, folds: int, folders: dict[str, Path]) -> dict[str, Any]:
+    """All folds, the first in two goes; then the export and the prediction of the test cases. What was measured."""
+    from alhvr_trainer.export.nnunet import export_nnunet
+
+    started = time.time()
+    change_length(variant, folders["preprocessed"], 1)
+    train(variant, configuration, 0)
+    change_length(variant, folders["preprocessed"], SETTINGS["num_epochs"])
+    for fold in range(folds):
+        train(variant, configuration, fold, continue_training=fold == 0)
+    model = folders["results"] / dataset_name(variant) / f"{TRAINER}__{PLANS}__{configuration}"
+    summaries = [
+        json.loads((model / f"fold_{fold}" / "validation" / "summary.json").read_text()) for fold in range(folds)
+    ]
+    exported = export_nnunet(
+        dataset_id(variant), configuration, tuple(range(folds)), output=str(model.with_suffix(".zip"))
+    )
+    output = predict(variant, configuration, folders["raw"], model / "predicted", tuple(range(folds)))
+    return {
+        "variant": variant,
+        "configuration": configuration,
+        "validated cases": sum(len(summary["metric_per_case"]) for summary in summaries),
+        "validation Dice": round(float(np.mean([summary["foreground_mean"]["Dice"] for summary in summaries])), 4),
+        "exported bytes": exported.stat().st_size,
+        "predicted cases": len(list(output.glob("*.nii.gz"))),
+        "seconds": round(time.time() - started),
+    }
+
+
 def main(work_folder: str, data: str | None = None, folds: int = 5, output: str | None = None) -> None:
-    """All variants, configurations and folds, then the choice of the best and its prediction; one JSON line each."""
+    """All variants and configurations, then the choice of the best and its prediction; one line each.
+
+    Args:
+        work_folder: for everything that is written.
+        data: a raw dataset with labels 1 and 2; default: phantoms.
+        folds: number of folds.
+        output: JSON file for the table.
+    """
     work = Path(work_folder)
     folders = {name: work / name for name in ("raw", "preprocessed", "results")}
     for name, folder in folders.items():
@@ -215,19 +262,21 @@ def main(work_folder: str, data: str | None = None, folds: int = 5, output: str 
 
     os.environ.update(nnUNet_extTrainer=str(ext_trainer_folder()))
     source = Path(data) if data else phantoms(work / "source", folds + 5)
-    rows = []
+    rows, chosen = [], {}
     for variant in VARIANTS:
         make_variant(source, folders["raw"], variant, folds)
         plan(variant, folders["preprocessed"])
         for configuration in CONFIGURATIONS:
-            started = time.time()
-            for fold in range(folds):
-                train(variant, configuration, fold)
-            rows.append({"variant": variant, "configuration": configuration, "seconds": round(time.time() - started)})
+            rows.append(run_configuration(variant, configuration, folds, folders))
             print(json.dumps(rows[-1]), flush=True)
-        find_best_and_predict(variant, folds, folders["raw"], folders["results"])
+        chosen[variant] = find_best_and_predict(variant, folds, folders["raw"], folders["results"])
+        print(json.dumps(chosen[variant]), flush=True)
     if output:
-        write_json(Path(output), {"command": " ".join(sys.argv), "folds": folds, "trainings": rows})
+        from importlib.metadata import version
+
+        versions = {name: version(name) for name in ("alhvr-trainer", "nnunetv2", "torch")}
+        content = {"command": " ".join(sys.argv), "versions": versions, "folds": folds}
+        write_json(Path(output), {**content, "combinations": rows, "best configuration or ensemble": chosen})
 
 
 def phantoms(folder: Path, cases: int) -> Path:

@@ -8,7 +8,7 @@ from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 
 from alhvr_trainer.errors import InputError
 from alhvr_trainer.method import FeaturePerturbation
-from alhvr_trainer.networks import check_network, default_feature_stage, two_pass
+from alhvr_trainer.networks import TwoPass, check_network, default_feature_stage
 
 ISOTROPIC = {2: [[1, 1]] + [[2, 2]] * 4, 3: [[1, 1, 1]] + [[2, 2, 2]] * 3}
 
@@ -50,7 +50,7 @@ def test_two_passes(kind, dimensions, deep_supervision):
     network = build(kind, dimensions, deep_supervision)
     keys = list(network.state_dict())
     data = torch.randn(3, 1, *[32] * dimensions)
-    out = two_pass(network, data, 1, FeaturePerturbation(0))
+    out = TwoPass(network)(data, 1, FeaturePerturbation(0))
 
     plain = network(data)
     torch.testing.assert_close(out.logits, plain[0] if deep_supervision else plain)
@@ -75,7 +75,7 @@ def test_two_passes(kind, dimensions, deep_supervision):
 
 def test_without_perturbation_the_second_pass_is_the_first():
     network = build("PlainConvUNet", 2, True)
-    out = two_pass(network, torch.randn(4, 1, 32, 32), 2, lambda skips: skips)
+    out = TwoPass(network)(torch.randn(4, 1, 32, 32), 2, lambda skips: skips)
     torch.testing.assert_close(out.perturbed_logits, out.logits[2:])
     torch.testing.assert_close(out.perturbed_features, out.features)
 
@@ -98,16 +98,45 @@ def test_feature_stage_follows_the_strides(strides, stage, scale):
     size = [max(s, 64) if dimensions == 2 else s for s in size]
     if len(strides) == 7:
         size = [128, 128]
-    out = two_pass(network, torch.randn(2, 1, *size), 1, FeaturePerturbation(0))
+    out = TwoPass(network)(torch.randn(2, 1, *size), 1, FeaturePerturbation(0))
     assert out.features.shape[2:] == tuple(s // f for s, f in zip(size, scale, strict=True))
 
 
 def test_feature_stage_can_be_set_and_is_checked():
     network = build("PlainConvUNet", 2, False)
-    out = two_pass(network, torch.randn(2, 1, 32, 32), 1, FeaturePerturbation(0), feature_stage=3)
+    out = TwoPass(network, feature_stage=3)(torch.randn(2, 1, 32, 32), 1, FeaturePerturbation(0))
     assert out.features.shape == (1, 4, 32, 32)
     check_network(network, 3)
     with pytest.raises(InputError, match=r'"alhvr.feature_stage" is 4, but the decoder has stages 0 \(deepest\) to 3'):
         check_network(network, 4)
     with pytest.raises(InputError, match="Linear has no encoder and staged decoder"):
         check_network(torch.nn.Linear(1, 1), None)
+
+
+@pytest.mark.parametrize("kind", ["PlainConvUNet", "ResidualEncoderUNet"])
+@pytest.mark.parametrize("dimensions", [2, 3])
+def test_compiled_passes_are_the_same_without_graph_breaks(kind, dimensions):
+    network = build(kind, dimensions, True)
+    eager = TwoPass(network)
+    compiled = TwoPass(network, compiled=True, backend="aot_eager", fullgraph=True)
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    found = []
+    for run in (compiled, compiled, eager):  # the second call finds the graphs of the first
+        network.zero_grad()
+        out = run(torch.ones(3, 1, *[32] * dimensions), 1, FeaturePerturbation(0))
+        tensors = [*out.outputs, out.perturbed_logits, out.features, out.perturbed_features]
+        torch.stack([x.square().sum() for x in tensors]).sum().backward()
+        found.append([*tensors, *(p.grad.clone() for p in network.parameters() if p.grad is not None)])
+    for first, second, expected in zip(*found, strict=True):
+        torch.testing.assert_close(first, expected)
+        torch.testing.assert_close(second, expected)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 3  # encoder, decoder of each pass
+
+
+def test_other_calls_of_the_network_are_not_listened_to():
+    network = build("PlainConvUNet", 2, True)
+    run = TwoPass(network)
+    run(torch.randn(2, 1, 32, 32), 1, FeaturePerturbation(0))
+    network(torch.randn(1, 1, 32, 32))
+    assert run._decode._heard is None  # a feature map kept here would stay in memory

@@ -529,12 +529,3 @@ def test_nan_in_a_network_stops_and_keeps_the_checkpoint(tiny: Path):
         trainer.run_training()
     kept = read_checkpoint(Path(trainer.output_folder) / "checkpoint_latest.pth")
     assert all(torch.isfinite(value).all() for value in kept["alhvr"]["network_b_weights"].values())
-
-
-def test_several_gpus_are_not_supported_yet(tiny: Path):
-    trainer = make_trainer(tiny)
-    trainer.is_ddp = True
-    from alhvr_trainer.trainer_checks import check_supported
-
-    with pytest.raises(InputError, match=r"does not support several GPUs \(-num_gpus\) yet"):
-        check_supported(trainer)

@@ -14,7 +14,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from alhvr_trainer.demo.figures import REGIONS
 from alhvr_trainer.method import FeaturePerturbation, alhvr_terms
-from alhvr_trainer.networks import two_pass
+from alhvr_trainer.networks import TwoPass
 from alhvr_trainer.settings import SETTINGS_KEY, settings_from_plans, threshold_proportion
 
 PERTURBATION_SEED = 0
@@ -57,7 +57,7 @@ def regions_of(checkpoint: dict[str, Any], slices: np.ndarray) -> tuple[dict[str
         network.load_state_dict(weights)
         perturb = FeaturePerturbation(PERTURBATION_SEED + offset, torch.device("cpu"))
         with torch.no_grad():
-            out = two_pass(network, data, 0, perturb, settings.feature_stage)
+            out = TwoPass(network, settings.feature_stage)(data, 0, perturb)
         inputs += [out.logits, out.perturbed_logits, out.features, out.perturbed_features]
     beta = threshold_proportion(settings, len(configuration.patch_size))
     terms = alhvr_terms(*inputs, threshold_proportion=beta, valid=valid)

@@ -6,13 +6,16 @@ import torch
 from torch import Tensor
 
 from alhvr_trainer.method.interpolation import upsample, upsample_transposed, upsampled_squared_norm
+from alhvr_trainer.method.ranks import Group, total
 
 _EPS_COUNT = 1e-16
 _EPS_VOXELS = 1e-5
 _EPS_NORM_SQUARED = 1e-16  # torch.nn.functional.cosine_similarity's eps 1e-8, squared
 
 
-def class_prototypes(features: Tensor, labels: Tensor, classes: int, valid: Tensor | None = None) -> Tensor:
+def class_prototypes(
+    features: Tensor, labels: Tensor, classes: int, valid: Tensor | None = None, group: Group = None
+) -> Tensor:
     """Mean feature of each pseudo-class, averaged over the samples (Eq. 5-6, 15).
 
     ``proto[c] = (1/U) sum_i [ sum_v Up(F)[i,:,v] 1(y[i,v]=c) / (count_i(c) + 1e-5) ]``; an absent class gives 0.
@@ -22,9 +25,10 @@ def class_prototypes(features: Tensor, labels: Tensor, classes: int, valid: Tens
         labels: y, the pseudo-label of the clean prediction, (U, *S) integer.
         classes: C.
         valid: (U, *S) bool, False outside the image; None means all.
+        group: the ranks that the samples are spread over.
 
     Returns:
-        (C, K).
+        (C, K), the same on every rank.
     """
     with torch.no_grad():
         members = torch.stack([labels == c for c in range(classes)], dim=1).to(features.dtype)  # (U, C, *S)
@@ -34,7 +38,8 @@ def class_prototypes(features: Tensor, labels: Tensor, classes: int, valid: Tens
         weights = upsample_transposed(members, tuple(features.shape[2:])) / (
             counts.view(*counts.shape, *[1] * (features.ndim - 2)) + _EPS_VOXELS
         )
-    return torch.einsum("ucv,ukv->ck", weights.flatten(2), features.flatten(2)) / len(features)
+        samples = len(features) if group is None else total(features.new_tensor(len(features)), group)
+    return total(torch.einsum("ucv,ukv->ck", weights.flatten(2), features.flatten(2)), group) / samples
 
 
 def prototype_similarity(features: Tensor, prototypes: Tensor, shape: tuple[int, ...], scale: float = 1.0) -> Tensor:
@@ -58,7 +63,12 @@ def prototype_similarity(features: Tensor, prototypes: Tensor, shape: tuple[int,
 
 
 def cgcpcl_terms(
-    similarity: Tensor, labels: Tensor, mask: Tensor, voxels: Tensor | int, official_broadcast: bool = False
+    similarity: Tensor,
+    labels: Tensor,
+    mask: Tensor,
+    voxels: Tensor | int,
+    official_broadcast: bool = False,
+    group: Group = None,
 ) -> tuple[Tensor, Tensor]:
     """Cross-entropy and cosine term of one network on its region (Eq. 18-20).
 
@@ -69,14 +79,15 @@ def cgcpcl_terms(
         similarity: d, the network's perturbed features against the other's prototypes, (U, C, *S).
         labels: y, pseudo-label of the OTHER network, (U, *S) integer.
         mask: (U, *S) bool, where this network is the poor one; both terms are exactly 0 if it is empty.
-        voxels: number of voxels inside the image.
+        voxels: number of voxels inside the image, over all ranks.
         official_broadcast: the authors' code multiplies a mask (U, 1, *S) with a map (U, *S), which broadcasts to
             (U, U, *S): masks of one sample weight the loss of another, and the term grows about U times. The paper's
             Eq. 18, the masked mean, is the default.
+        group: the ranks that the samples are spread over; the sum of their results is the batch's term.
     """
     weight = mask.to(similarity.dtype)
     ce_map = torch.logsumexp(similarity, dim=1) - similarity.gather(1, labels.unsqueeze(1)).squeeze(1)
-    weighted = weight.sum(dim=0) * ce_map.sum(dim=0) if official_broadcast else weight * ce_map
-    ce = weighted.sum() / (weight.sum() + _EPS_COUNT)
+    weighted = total(weight.sum(dim=0), group) * ce_map.sum(dim=0) if official_broadcast else weight * ce_map
+    ce = weighted.sum() / (total(weight.sum(), group) + _EPS_COUNT)
     cos = ((1.0 - similarity).sum(dim=1) * weight).sum() / (voxels * similarity.shape[1])
     return ce, cos

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from alhvr_trainer.method.ranks import Group, gathered
+
 
 @dataclass(frozen=True)
 class Regions:
@@ -29,18 +31,21 @@ class Regions:
 
 
 @torch.no_grad()
-def confidence_threshold(confidence: Tensor, proportion: float, valid: Tensor | None = None) -> Tensor:
+def confidence_threshold(
+    confidence: Tensor, proportion: float, valid: Tensor | None = None, group: Group = None
+) -> Tensor:
     """``gamma = mean of the K smallest values of con, K = floor(beta * N)``, at least one value.
 
     Args:
         confidence: con, any shape.
         proportion: beta.
         valid: bool mask of the same shape; None means all.
+        group: the ranks that the batch is spread over; N counts the values of all.
 
     Returns:
         Scalar tensor; never above the largest of the K values, so that equal confidences leave none below it.
     """
-    values = confidence.flatten() if valid is None else confidence[valid]
+    values = gathered(confidence.flatten() if valid is None else confidence[valid], group)
     count = max(1, math.floor(proportion * values.numel()))
     if values.numel() == 0:
         return confidence.new_zeros(())
@@ -54,6 +59,7 @@ def split_regions(
     perturbed_probabilities_b: Tensor,
     proportion: float,
     valid: Tensor | None = None,
+    group: Group = None,
 ) -> Regions:
     """Regions of the unlabelled samples from the perturbed predictions of both networks.
 
@@ -62,10 +68,11 @@ def split_regions(
         perturbed_probabilities_b: p_b2, (U, C, *S).
         proportion: beta, the share of the least confident voxels whose mean is gamma.
         valid: (U, *S) bool, False outside the image (padding); None means all.
+        group: the ranks that the batch is spread over; gamma is that of the whole batch.
     """
     con_a = perturbed_probabilities_a.amax(dim=1)
     con_b = perturbed_probabilities_b.amax(dim=1)
-    gamma = confidence_threshold((con_a + con_b) / 2, proportion, valid)
+    gamma = confidence_threshold((con_a + con_b) / 2, proportion, valid, group)
     omega1 = (con_a >= gamma) & (con_b >= gamma)  # Eq. 11, stable-reliable
     omega2a = (con_a <= gamma) & (con_b > gamma)  # Eq. 12, reliable-unstable: b teaches a
     omega2b = (con_b <= gamma) & (con_a > gamma)  # Eq. 13, reliable-unstable: a teaches b

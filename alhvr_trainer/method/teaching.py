@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from alhvr_trainer.method.ranks import Group, total
+
 _EPS_COUNT = 1e-16
 _EPS_LOG = 1e-6
 
@@ -107,7 +109,14 @@ def masked_entropy(probabilities: Tensor, weight: Tensor, voxels: Tensor | int) 
     return _MaskedEntropy.apply(probabilities, weight) / voxels
 
 
-def dtct_term(probabilities: Tensor, perturbed: Tensor, teacher: Tensor, mask: Tensor, voxels: Tensor | int) -> Tensor:
+def dtct_term(
+    probabilities: Tensor,
+    perturbed: Tensor,
+    teacher: Tensor,
+    mask: Tensor,
+    voxels: Tensor | int,
+    group: Group = None,
+) -> Tensor:
     """``L_dtct = mse(p_2, s) + H(p_1) + H(p_2)`` of one network (Eq. 23-25).
 
     ``mse = sum over mask and classes of (p_2 - s)^2 / |mask|``: divided by voxels, not voxels times classes.
@@ -117,8 +126,9 @@ def dtct_term(probabilities: Tensor, perturbed: Tensor, teacher: Tensor, mask: T
         perturbed: p_2, its perturbed prediction, (U, C, *S).
         teacher: s of :func:`competing_teacher`, (U, C, *S).
         mask: (U, *S), the voxels that count; exactly 0 if it is empty.
-        voxels: N, number of voxels inside the image.
+        voxels: N, number of voxels inside the image, over all ranks.
+        group: the ranks that the batch is spread over; the sum of their results is the batch's term.
     """
     weight = mask.to(perturbed.dtype)
-    mse = _MaskedSquaredError.apply(perturbed, teacher, weight) / (weight.sum() + _EPS_COUNT)
+    mse = _MaskedSquaredError.apply(perturbed, teacher, weight) / (total(weight.sum(), group) + _EPS_COUNT)
     return mse + masked_entropy(probabilities, weight, voxels) + masked_entropy(perturbed, weight, voxels)

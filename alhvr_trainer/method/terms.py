@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from alhvr_trainer.method.prototypes import cgcpcl_terms, class_prototypes, prototype_similarity
+from alhvr_trainer.method.ranks import Group, total
 from alhvr_trainer.method.regions import split_regions
 from alhvr_trainer.method.teaching import competing_teacher, dtct_term
 
@@ -16,7 +17,9 @@ from alhvr_trainer.method.teaching import competing_teacher, dtct_term
 class ALHVRTerms:
     """The terms of both networks (scalars) and the regions that they act on (masks (U, *S) bool).
 
-    ``gamma`` is NaN if any logit is NaN or Inf.
+    ``gamma`` is NaN if any logit is NaN or Inf. Where the samples are spread over the ranks of a process group, gamma
+    is that of the whole batch, the masks are those of this rank's samples, and each term is this rank's share: the sum
+    over the ranks is the term of the whole batch.
     """
 
     gamma: Tensor
@@ -55,6 +58,7 @@ def alhvr_terms(
     valid: Tensor | None = None,
     dtct_regions: tuple[str, ...] = ("omega3",),
     cgcpcl_regions: tuple[str, ...] = ("omega2",),
+    process_group: Group = None,
 ) -> ALHVRTerms:
     """Unsupervised terms of ALHVR on the unlabelled samples (Lei et al., ICCV 2025, Eq. 5-6 and 11-25).
 
@@ -77,6 +81,8 @@ def alhvr_terms(
         valid: (U, *S) bool, False outside the image; None means all.
         dtct_regions: regions for DTCT out of "omega1", "omega2", "omega3"; empty switches it off.
         cgcpcl_regions: regions for CG-CPCL, likewise. In "omega2" each network learns where it is the poor one.
+        process_group: ``torch.distributed`` ranks that the U samples are spread over, e.g. ``dist.group.WORLD``; gamma
+            and prototypes are then those of the whole batch. Sum, not average, the gradients over the ranks.
 
     Raises:
         ValueError: shapes do not fit.
@@ -92,31 +98,47 @@ def alhvr_terms(
     all_features = (features_a, perturbed_features_a, features_b, perturbed_features_b)
     _check_shapes(all_logits, all_features, valid)
     p_a1, p_a2, p_b1, p_b2 = (torch.softmax(z, dim=1) for z in all_logits)
-    regions = split_regions(p_a2, p_b2, threshold_proportion, valid)
+    regions = split_regions(p_a2, p_b2, threshold_proportion, valid, process_group)
     # NaN and Inf fail every comparison and would vanish from the masks: let them show in gamma
-    gamma = regions.gamma + 0.0 * torch.stack([z.detach().sum() for z in all_logits]).sum()
-    voxels = regions.omega1.numel() if valid is None else valid.sum().clamp_min(1)
+    gamma = regions.gamma + total(0.0 * torch.stack([z.detach().sum() for z in all_logits]).sum(), process_group)
+    voxels = valid_voxels(regions.omega1, valid, process_group)
     zero = logits_a.new_zeros(())
 
     dtct_a = dtct_b = ce_a = ce_b = cos_a = cos_b = zero
     if dtct_regions:
         teacher = competing_teacher(p_a1, p_b1, temperature, detach_teacher)
-        dtct_a = dtct_term(p_a1, p_a2, teacher, regions.mask_for("a", dtct_regions), voxels)
-        dtct_b = dtct_term(p_b1, p_b2, teacher, regions.mask_for("b", dtct_regions), voxels)
+        dtct_a = dtct_term(p_a1, p_a2, teacher, regions.mask_for("a", dtct_regions), voxels, process_group)
+        dtct_b = dtct_term(p_b1, p_b2, teacher, regions.mask_for("b", dtct_regions), voxels, process_group)
     if cgcpcl_regions:
         shape = tuple(logits_a.shape[2:])
         # the argmax; torch.argmax over a strided axis takes six times as long on the CPU
         labels_a, labels_b = logits_a.max(dim=1).indices, logits_b.max(dim=1).indices
-        prototypes_a = class_prototypes(features_a, labels_a, logits_a.shape[1], valid)
-        prototypes_b = class_prototypes(features_b, labels_b, logits_b.shape[1], valid)
+        prototypes_a = class_prototypes(features_a, labels_a, logits_a.shape[1], valid, process_group)
+        prototypes_b = class_prototypes(features_b, labels_b, logits_b.shape[1], valid, process_group)
         # "cross": each network's features against the OTHER's prototypes and pseudo-labels
         similarity_a = prototype_similarity(perturbed_features_a, prototypes_b, shape, prototype_scale)
         similarity_b = prototype_similarity(perturbed_features_b, prototypes_a, shape, prototype_scale)
         mask_a, mask_b = regions.mask_for("a", cgcpcl_regions), regions.mask_for("b", cgcpcl_regions)
-        ce_a, cos_a = cgcpcl_terms(similarity_a, labels_b, mask_a, voxels, official_ce_broadcast)
-        ce_b, cos_b = cgcpcl_terms(similarity_b, labels_a, mask_b, voxels, official_ce_broadcast)
+        ce_a, cos_a = cgcpcl_terms(similarity_a, labels_b, mask_a, voxels, official_ce_broadcast, process_group)
+        ce_b, cos_b = cgcpcl_terms(similarity_b, labels_a, mask_b, voxels, official_ce_broadcast, process_group)
     masks = {name: getattr(regions, name) for name in ("omega1", "omega2a", "omega2b", "omega3")}
     return ALHVRTerms(gamma, **masks, dtct_a=dtct_a, dtct_b=dtct_b, ce_a=ce_a, ce_b=ce_b, cos_a=cos_a, cos_b=cos_b)
+
+
+def valid_voxels(mask: Tensor, valid: Tensor | None, group: Group = None) -> Tensor | int:
+    """Number of voxels inside the image, at least 1, over all ranks.
+
+    Args:
+        mask: (U, *S), any mask of the samples; voxels of (U, R, *S) count once per channel.
+        valid: (U, *S) bool; None means all.
+    """
+    if valid is None and group is None:
+        return mask.numel()
+    if valid is None:
+        here = mask.new_tensor(mask.numel(), dtype=torch.long)
+    else:
+        here = valid.sum() * (mask.numel() // valid.numel())
+    return total(here, group).clamp_min(1)
 
 
 def _check_shapes(logits: tuple[Tensor, ...], features: tuple[Tensor, ...], valid: Tensor | None) -> None:

@@ -1,0 +1,1 @@
+"""Training on several GPUs and several machines (``torch.distributed``)."""

@@ -1,0 +1,136 @@
+"""``alhvr train``: nnU-Net's training, on several machines as well."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
+from unittest.mock import patch
+
+import torch
+from nnunetv2.run import load_pretrained_weights as pretrained_module
+from nnunetv2.run.run_training import run_training
+from torch import distributed as dist
+
+from alhvr_trainer.errors import InputError
+from alhvr_trainer.resources import ext_trainer_folder
+from alhvr_trainer.settings import PLANS_NAME, TRAINER_NAME
+
+
+def train(
+    dataset: int | str,
+    configuration: str,
+    fold: int | str = 0,
+    plans: str = PLANS_NAME,
+    trainer: str = TRAINER_NAME,
+    continue_training: bool = False,
+    validation_only: bool = False,
+    best: bool = False,
+    npz: bool = False,
+    weights: str | None = None,
+    checkpoints: bool = True,
+    gpus: int = 1,
+    device: str = "cuda",
+) -> None:
+    """Train one fold as ``nnUNetv2_train`` does, without ``alhvr link``, and on several machines as well.
+
+    Several GPUs of one machine: ``--gpus 4``. Several machines: start it with torchrun on each of them, with nnU-Net's
+    folders on a file system that all share::
+
+        torchrun --nnodes 2 --nproc-per-node 4 --rdzv-backend c10d --rdzv-endpoint HOST:29500 \\
+            -m alhvr_trainer train -d 27 -c 2d -f 0
+
+    The plans' batch is divided over all processes, and they train as one process with the whole batch would.
+
+    Args:
+        dataset: id or name.
+        configuration: e.g. 2d or 3d_fullres.
+        fold: a number, or "all".
+        plans: plans identifier.
+        trainer: name of the trainer.
+        continue_training: from the latest checkpoint (nnU-Net's --c).
+        validation_only: of a finished training (--val).
+        best: validate with checkpoint_best (--val_best).
+        npz: keep the probabilities of the validation cases (--npz).
+        weights: a checkpoint to start from (-pretrained_weights).
+        checkpoints: write them; off is nnU-Net's --disable_checkpointing.
+        gpus: processes on this machine (-num_gpus); under torchrun leave it out.
+        device: "cuda", "cpu" or "mps".
+
+    Raises:
+        InputError: flags that exclude each other, no such device, bad plans or data, or another process ended.
+
+    Example:
+        alhvr train -d 27 -c 2d -f 0
+    """
+    _check(continue_training, validation_only, best, weights, checkpoints, gpus, device)
+    os.environ.setdefault("nnUNet_extTrainer", str(ext_trainer_folder()))
+    with _process_group(device):
+        run_training(
+            str(dataset),
+            configuration,
+            fold,
+            trainer,
+            plans,
+            weights,
+            gpus,
+            npz,
+            continue_training,
+            validation_only,
+            not checkpoints,
+            best,
+            torch.device(device),
+        )
+
+
+def _check(
+    continue_training: bool,
+    validation_only: bool,
+    best: bool,
+    weights: str | None,
+    checkpoints: bool,
+    gpus: int,
+    device: str,
+) -> None:
+    started_by_torchrun = "WORLD_SIZE" in os.environ
+    if device not in ("cuda", "cpu", "mps"):
+        raise InputError(f'device is {device!r}; it must be "cuda", "cpu" or "mps"')
+    if device == "cuda" and not torch.cuda.is_available():
+        raise InputError("there is no CUDA device here: use --device cpu")
+    if gpus < 1 or (gpus > 1 and (started_by_torchrun or device != "cuda")):
+        raise InputError(f"gpus is {gpus}; more than 1 is for device cuda without torchrun")
+    if continue_training and (validation_only or weights):
+        raise InputError("continue_training excludes validation_only and weights")
+    if best and not checkpoints:
+        raise InputError("best needs checkpoints: there would be no checkpoint_best to validate with")
+    if weights and not os.path.isfile(weights):
+        raise InputError(f"weights {weights} is no file")
+
+
+@contextmanager
+def _process_group(device: str) -> Iterator[None]:
+    """The ranks that torchrun started, if it did; nnU-Net's trainer looks for them.
+
+    Raises:
+        InputError: another rank ended.
+    """
+    if "WORLD_SIZE" not in os.environ:
+        yield
+        return
+    if device == "cuda":
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group("nccl" if device == "cuda" else "gloo")
+    try:
+        # nnU-Net would load pretrained weights onto the GPU that has the number of the global rank
+        with patch.object(pretrained_module, "dist", SimpleNamespace(is_initialized=lambda: False)):
+            yield
+    except RuntimeError as error:
+        if not isinstance(error, dist.DistError) and "Connection" not in str(error):
+            raise
+        raise InputError(
+            f"rank {dist.get_rank()} stops: another process of this training ended, see its message ({error}); "
+            "continue all of them with --continue_training"
+        ) from error
+    finally:
+        dist.destroy_process_group()

@@ -1,0 +1,137 @@
+"""What the processes of test_distributed.py run: ``python ranks.py FOLDER`` under torchrun, gloo on the CPU."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from data_builders import write_json
+from literal_method import TERMS, draw
+from nnunetv2.paths import nnUNet_preprocessed
+from torch import distributed as dist
+
+from alhvr_trainer.distributed.ranks import of_all_ranks, rank, ranks, share, wait_for_all
+from alhvr_trainer.method import FeaturePerturbation, alhvr_channel_terms, alhvr_terms
+
+METHOD_CASES: dict[str, dict[str, Any]] = {
+    "2d": {},
+    "3d": {"kind": "3d"},
+    "official_ce_broadcast": {"official_ce_broadcast": True},
+    "detached": {"detach_teacher": True},
+    "channels": {"function": alhvr_channel_terms},
+    "padding": {"padding": True},
+    "all regions": {"dtct_regions": ("omega1", "omega2", "omega3"), "cgcpcl_regions": ("omega2", "omega3")},
+}
+SAMPLES = 5
+"""More than the ranks, and never a multiple of their number."""
+
+
+def method_results(name: str, group: dist.ProcessGroup | None) -> dict[str, torch.Tensor]:
+    """Terms and gradients of the whole batch; this rank computes those of its samples."""
+    options = dict(METHOD_CASES[name])
+    function = options.pop("function", alhvr_terms)
+    whole = [torch.cat([x.detach(), x.detach().roll(1, dims=1)])[:SAMPLES] for x in draw(options.pop("kind", "2d"))]
+    if len(whole[0]) < SAMPLES:
+        whole = [torch.cat([x, 1.1 * x.roll(1, dims=1)])[:SAMPLES] for x in whole]
+    valid = None
+    if options.pop("padding", False):
+        valid = torch.ones(SAMPLES, *whole[0].shape[2:], dtype=torch.bool)
+        valid[1, :5] = False
+        valid[4, :, 3:] = False
+    mine = slice(None)
+    if group is not None:
+        numbers = share(SAMPLES, rank(), ranks())
+        mine = slice(numbers.start, numbers.stop)
+    inputs = [x[mine].clone().requires_grad_() for x in whole]
+    local_valid = None if valid is None or bool(valid[mine].all()) else valid[mine]
+    terms = function(*inputs, valid=local_valid, process_group=group, **options)
+    terms.total.backward()
+    gradients = [torch.zeros_like(x) if x.grad is None else x.grad for x in inputs]
+    result = {key: torch.stack(of_all_ranks(getattr(terms, key).detach())).sum(0) for key in TERMS}
+    result |= {f"gradient {i}": torch.cat(of_all_ranks(gradient)) for i, gradient in enumerate(gradients)}
+    return result | {"gamma": terms.gamma, "omega3": torch.cat(of_all_ranks(terms.omega3))}
+
+
+def make_batch(trainer: Any, seed: int = 0) -> dict[str, Any]:
+    """A whole batch as the loader gives it: L labelled samples, then U others, all scales of deep supervision."""
+    generator = torch.Generator().manual_seed(seed)
+    labeled, unlabeled = trainer.settings_batch
+    patch = trainer.configuration_manager.patch_size
+    manager = trainer.label_manager
+    classes = len(manager.all_labels) + manager.has_ignore_label
+    label = torch.randint(0, classes, (labeled + unlabeled, 1, *patch), generator=generator)
+    if manager.has_ignore_label:
+        label[0] = manager.ignore_label  # one sample nearly without annotation: ranks differ in annotated voxels
+        label[0, :, :4] = 0
+    if manager.has_regions:
+        regions = [torch.isin(label, torch.tensor(region)) for region in manager.foreground_regions]
+        ignored = [label == manager.ignore_label] if manager.has_ignore_label else []
+        label = torch.cat([*regions, *ignored], dim=1)
+    target = torch.cat((label, torch.ones(len(label), 1, *patch)), dim=1).short()
+    target[-1, -1, :6] = 0  # padding, in one unlabelled sample
+    scales = trainer._get_deep_supervision_scales()
+    steps = [[round(1 / factor) for factor in scale] for scale in scales]
+    targets = [target[(..., *(slice(None, None, step) for step in each))] for each in steps]
+    data = torch.randn(labeled + unlabeled, 1, *patch, generator=generator)
+    return {"data": data, "target": targets, "keys": [f"case{i}" for i in range(labeled + unlabeled)]}
+
+
+def my_part(batch: dict[str, Any], labeled: int, unlabeled: int) -> dict[str, Any]:
+    """This rank's labelled samples, then its unlabelled ones."""
+    numbers = [*share(labeled, rank(), ranks()), *(labeled + i for i in share(unlabeled, rank(), ranks()))]
+    return {
+        "data": batch["data"][numbers],
+        "target": [scale[numbers] for scale in batch["target"]],
+        "keys": [batch["keys"][i] for i in numbers],
+    }
+
+
+def train_steps(plans: dict, dataset_json: dict, steps: int = 2) -> dict[str, torch.Tensor]:
+    """Losses, and gradients and weights of both networks, after a few steps on given batches."""
+    from alhvr_trainer.distributed.trainer import unwrapped
+    from alhvr_trainer.settings import split_batch
+    from alhvr_trainer.trainer import ALHVRTrainer
+
+    trainer: Any = ALHVRTrainer(plans | {"continue_training": False}, "2d", 0, dataset_json, torch.device("cpu"))
+    trainer.initialize()
+    trainer.settings_batch = split_batch(
+        trainer.configuration_manager.batch_size, trainer.settings.unlabeled_batch_size
+    )
+    # the draws are shared by the samples of a batch; ranks draw their own, here all must draw as one process does
+    trainer.perturb_a, trainer.perturb_b = FeaturePerturbation(1), FeaturePerturbation(2)
+    trainer.set_deep_supervision_enabled(True)
+    trainer.on_train_epoch_start()
+    result = {}
+    for step in range(steps):
+        values = trainer.train_step(my_part(make_batch(trainer, step), *trainer.settings_batch))
+        result |= {f"{step} {key}": torch.tensor(value) for key, value in values.items()}
+    for letter, network in (("a", trainer.network), ("b", trainer.network_b)):
+        for name, parameter in unwrapped(network).named_parameters():
+            result[f"{letter} {name}"] = parameter.detach()
+            if parameter.grad is not None:
+                result[f"gradient {letter} {name}"] = parameter.grad
+    return result
+
+
+def main(folder: str) -> None:
+    """All cases; rank 0 writes what they gave."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo")
+    found = {f"method {name}": method_results(name, dist.group.WORLD) for name in METHOD_CASES}
+    for file in sorted(Path(folder).glob("trainer_*.json")):
+        content = json.loads(file.read_text())
+        wait_for_all()
+        if rank() == 0:
+            write_json(Path(nnUNet_preprocessed).parent, "dataset.json", content["dataset_json"])
+        wait_for_all()
+        found[file.stem] = train_steps(content["plans"], content["dataset_json"])
+    if rank() == 0:
+        torch.save(found, Path(folder) / f"found_{ranks()}.pt")
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,0 +1,201 @@
+"""Several ranks (gloo, CPU) against one process with the whole batch; two "machines" end to end; a rank that dies."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import ranks
+import torch
+from data_builders import NAME, read_json, write_json
+
+from alhvr_trainer.checkpoints import read_checkpoint
+from alhvr_trainer.cli import main
+from alhvr_trainer.distributed.ranks import share
+from alhvr_trainer.errors import InputError
+from alhvr_trainer.trainer_checks import check_batch_fits_ranks
+
+pytest_plugins = ["planned_dataset"]
+
+QUICK = {"seed": 1, "num_epochs": 2, "num_iterations_per_epoch": 2, "num_val_iterations_per_epoch": 1}
+LABELS = {
+    "labels": {},
+    "sample_dice": {"batch_dice": False},
+    "ignore": {"labels": {"background": 0, "shell": 1, "core": 2, "ignore": 3}},
+    "regions_ignore": {
+        "labels": {"background": 0, "whole": [1, 2], "core": 2, "ignore": 3},
+        "regions_class_order": [1, 2],
+    },
+}
+
+
+@pytest.fixture
+def tiny(planned: Path) -> Path:
+    """The planned dataset with few features and a batch of 5 + 4, which does not come out even on 2 or 4 ranks."""
+    plans = read_json(planned, "ALHVRPlans.json")
+    configuration = plans["configurations"]["2d"]
+    network = configuration["architecture"]["arch_kwargs"]
+    network["features_per_stage"] = [4] * network["n_stages"]
+    configuration["batch_size"] = 9
+    configuration["alhvr"] = {**QUICK, "unlabeled_batch_size": 4}
+    write_json(planned, "ALHVRPlans.json", plans)
+    return planned
+
+
+def torchrun(*words: object, nodes: int = 1, node: int = 0, processes: int = 1, port: int = 0) -> subprocess.Popen:
+    """A launcher in a session of its own, as on a machine of its own."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--nnodes", nodes, "--node-rank", node]
+    command += ["--nproc-per-node", processes, "--master-addr", "127.0.0.1", "--master-port", port or free_port()]
+    path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    return subprocess.Popen(
+        [*map(str, command), *map(str, words)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+        env={**os.environ, "PYTHONPATH": path},
+    )
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+@pytest.mark.slow
+def test_ranks_equal_one_process(tiny: Path, tmp_path: Path):
+    """Losses and gradients of the method and of whole training steps, 2 and 4 ranks, uneven batches."""
+    expected = {f"method {name}": ranks.method_results(name, None) for name in ranks.METHOD_CASES}
+    plans, dataset_json = read_json(tiny, "ALHVRPlans.json"), read_json(tiny, "dataset.json")
+    for name, changes in LABELS.items():
+        content = {"plans": copy.deepcopy(plans), "dataset_json": {**dataset_json, **changes}}
+        content["dataset_json"].pop("batch_dice", None)
+        content["plans"]["configurations"]["2d"]["batch_dice"] = changes.get("batch_dice", True)
+        write_json(tiny, "dataset.json", content["dataset_json"])
+        (tmp_path / f"trainer_{name}.json").write_text(json.dumps(content))
+        expected[f"trainer_{name}"] = ranks.train_steps(content["plans"], content["dataset_json"])
+    worst: dict[str, float] = {}
+    for number in (2, 4):
+        process = torchrun(Path(ranks.__file__), tmp_path, processes=number)
+        output, _ = process.communicate(timeout=300)
+        assert process.returncode == 0, output
+        found = torch.load(tmp_path / f"found_{number}.pt")
+        for case, results in expected.items():
+            for key, value in results.items():
+                difference = (found[case][key].double() - value.double()).abs().max().item()
+                worst[f"{case}, {number} ranks"] = max(difference, worst.get(f"{case}, {number} ranks", 0))
+                torch.testing.assert_close(
+                    found[case][key], value, rtol=1e-5, atol=1e-5, msg=lambda m, w=(case, key): f"{w}: {m}"
+                )
+    print(json.dumps(worst, indent=1))
+
+
+# --- two "machines": launchers in sessions of their own, which share nothing but the folders and a port -------------
+
+
+def start_machines(*flags: object) -> list[subprocess.Popen]:
+    words = ["-m", "alhvr_trainer", "train", "901", "2d", "0", "--device", "cpu", *flags]
+    port = free_port()
+    return [torchrun(*words, nodes=2, node=node, port=port) for node in range(2)]
+
+
+def outputs_of(machines: list[subprocess.Popen], timeout: float = 240) -> list[str]:
+    end = time.monotonic() + timeout
+    try:
+        return [machine.communicate(timeout=max(1, end - time.monotonic()))[0] for machine in machines]
+    finally:
+        for machine in machines:
+            if machine.poll() is None:
+                os.killpg(machine.pid, signal.SIGKILL)
+
+
+def change_settings(root: Path, **settings: object) -> None:
+    plans = read_json(root, "ALHVRPlans.json")
+    plans["configurations"]["2d"]["alhvr"].update(settings)
+    write_json(root, "ALHVRPlans.json", plans)
+
+
+def trainer_processes(machine: subprocess.Popen) -> list[int]:
+    """Children of a launcher (Linux)."""
+    found = Path(f"/proc/{machine.pid}/task/{machine.pid}/children").read_text()
+    return [int(word) for word in found.split()]
+
+
+@pytest.mark.slow
+def test_two_machines_train_and_continue_after_one_dies(tiny: Path):
+    """A rank killed in mid-training ends both machines, with a message; both then continue from the checkpoint."""
+    change_settings(tiny, num_epochs=100_000)
+    machines = start_machines()
+    fold = tiny / "results" / NAME / "ALHVRTrainer__ALHVRPlans__2d" / "fold_0"
+    end = time.monotonic() + 200
+    while not (fold / "checkpoint_best.pth").is_file():  # written after the first epoch
+        assert time.monotonic() < end and all(machine.poll() is None for machine in machines), outputs_of(machines, 1)
+        time.sleep(0.2)
+    os.kill(trainer_processes(machines[1])[0], signal.SIGKILL)
+    killed = time.monotonic()
+    outputs = outputs_of(machines)
+    assert time.monotonic() - killed < 60
+    assert all(machine.returncode != 0 for machine in machines)
+    assert "alhvr: rank 0 stops: another process of this training ended" in outputs[0]
+    assert "SIGKILL" in outputs[1] or "exitcode  : -9" in outputs[1]
+    assert list(fold.parent.parent.rglob("plans.json")) == [fold.parent / "plans.json"]
+
+    reached = read_checkpoint(fold / "checkpoint_best.pth")["current_epoch"]
+    change_settings(tiny, num_epochs=reached + 1)
+    machines = start_machines("--continue_training", "--npz")
+    outputs = outputs_of(machines)
+    assert [machine.returncode for machine in machines] == [0, 0], "\n".join(outputs)
+    checkpoint = read_checkpoint(fold / "checkpoint_final.pth")
+    assert checkpoint["current_epoch"] == reached + 1
+    history = checkpoint["alhvr"]["history"]
+    assert all(len(values) == reached + 1 and np.isfinite(values).all() for values in history.values())
+    assert len(checkpoint["alhvr"]["ranks"]) == 2
+    states = [rank["perturbation"][0]["noise"] for rank in checkpoint["alhvr"]["ranks"]]
+    assert not torch.equal(*states)  # each rank draws its own perturbation
+    draws = [rank["random_states"]["torch"] for rank in checkpoint["alhvr"]["ranks"]]
+    assert not torch.equal(*draws)
+    summary = json.loads((fold / "validation" / "summary.json").read_text())
+    assert len(summary["metric_per_case"]) == 2 and len(list((fold / "validation").glob("*.npz"))) == 2
+    logs = list(fold.glob("training_log_*.txt"))
+    assert len(logs) == 2  # one of each start: rank 0 alone writes
+    assert "alhvr:" not in outputs[0]
+
+
+def test_batch_is_spread_over_ranks():
+    for samples, parts in ((9, 4), (4, 4), (7, 2)):
+        numbers = [list(share(samples, number, parts)) for number in range(parts)]
+        assert list(itertools.chain(*numbers)) == list(range(samples))
+        assert max(map(len, numbers)) - min(map(len, numbers)) <= 1
+    check_batch_fits_ranks(4, 2, 2)
+    with pytest.raises(InputError, match=r"2 labelled \+ 1 unlabelled samples cannot be spread over 2 .* at most 1"):
+        check_batch_fits_ranks(2, 1, 2)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--device", "tpu"], 'device is .tpu.; it must be "cuda", "cpu" or "mps"'),
+        (["--device", "cpu", "--gpus", "2"], "gpus is 2; more than 1 is for device cuda without torchrun"),
+        (["--device", "cpu", "--gpus", "0"], "gpus is 0"),
+        (["--device", "cpu", "--continue_training", "--validation_only"], "continue_training excludes"),
+        (["--device", "cpu", "--weights", "nowhere.pth"], "weights nowhere.pth is no file"),
+        (["--device", "cpu", "--best", "--nocheckpoints"], "best needs checkpoints"),
+    ],
+)
+def test_bad_flags_of_train(flags, message, capsys: pytest.CaptureFixture[str]):
+    assert main(["train", "901", "2d", "0", *flags]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("alhvr: ") and error.count("\n") == 1
+    assert re.search(message, error)
