@@ -27,7 +27,7 @@ from alhvr_trainer.settings import SETTINGS_KEY, set_training_length, settings_f
 from alhvr_trainer.threads import respect_thread_limit
 from alhvr_trainer.trainer_checks import check_environment, check_plans_fit_dataset, check_supported
 from alhvr_trainer.unlabeled.loader import LabeledAndUnlabeled, semi_supervised_loaders
-from alhvr_trainer.unlabeled.stream import unlabeled_dataset
+from alhvr_trainer.unlabeled.stream import labeled_cases, unlabeled_dataset
 
 
 class SemiSupervisedTrainer(nnUNetTrainer):
@@ -88,7 +88,9 @@ class SemiSupervisedTrainer(nnUNetTrainer):
         )
 
     def _do_i_compile(self) -> bool:
-        return False  # torch.compile of the two passes is not supported yet
+        if super()._do_i_compile() and "nnUNet_compile" in os.environ:  # nnU-Net's own refusals say so themselves
+            self.print_to_log_file(f"INFO: torch.compile disabled because {type(self).__name__} does not use it yet")
+        return False
 
     def _set_batch_size_and_oversample(self) -> None:
         super()._set_batch_size_and_oversample()
@@ -96,6 +98,9 @@ class SemiSupervisedTrainer(nnUNetTrainer):
             self.batch_size, self.settings.unlabeled_batch_size
         )
         self.batch_size = self.labeled_batch_size + self.unlabeled_batch_size
+
+    def do_split(self):
+        return labeled_cases(self, *super().do_split())
 
     def get_tr_and_val_datasets(self):
         labeled, validation = super().get_tr_and_val_datasets()
