@@ -14,17 +14,14 @@ import pytest
 import SimpleITK as sitk
 import torch
 from data_builders import NAME, QUICK, SPLIT, make_tiny, read_json, set_environment, write_json
-from nnunetv2.experiment_planning.plan_and_preprocess_api import (
-    extract_fingerprints,
-    plan_experiments,
-    preprocess,
-)
+from nnunetv2.experiment_planning.plan_and_preprocess_api import plan_experiments, preprocess
 from nnunetv2.experiment_planning.plans_for_pretraining.move_plans_between_datasets import move_plans_between_datasets
 from nnunetv2.run.run_training import get_trainer_from_args, maybe_load_checkpoint, run_training
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from alhvr_trainer.checkpoints import read_checkpoint
 from alhvr_trainer.errors import InputError
+from alhvr_trainer.planning.plan_and_preprocess import plan_and_preprocess
 from alhvr_trainer.progress import HISTORY_KEYS
 from alhvr_trainer.resources import ext_trainer_folder
 
@@ -225,8 +222,8 @@ def test_plans_moved_to_another_dataset(root: Path):
         root / "raw", "Dataset902_Moved", labeled=5, unlabeled=2, channels=["CT"], shape=SHAPE, spacing=(1.2, 1.2, 5)
     )
     preprocessed = root / "preprocessed" / other.name
-    extract_fingerprints([902], num_processes=1)
-    shutil.copy(other / "dataset.json", preprocessed)
+    # nnU-Net needs a planned target, too: planning brings dataset.json to the preprocessed data
+    plan_and_preprocess("902", "2d", num_processes=1, verify_dataset_integrity=False, no_pp=True)
     move_plans_between_datasets(901, 902, "ALHVRPlans", "PlansFrom901")
     preprocess([902], "PlansFrom901", ["2d"], [1])
     trainer = make(dataset="902", plans="PlansFrom901")
