@@ -28,7 +28,7 @@ from alhvr_trainer.settings import SETTINGS_KEY, set_training_length, settings_f
 from alhvr_trainer.threads import respect_thread_limit
 from alhvr_trainer.trainer_checks import check_batch_fits_ranks, check_environment, check_plans_fit_dataset
 from alhvr_trainer.unlabeled.loader import LabeledAndUnlabeled, semi_supervised_loaders
-from alhvr_trainer.unlabeled.stream import unlabeled_dataset
+from alhvr_trainer.unlabeled.stream import labeled_cases, unlabeled_dataset
 
 
 class SemiSupervisedTrainer(DistributedTrainer):
@@ -114,6 +114,9 @@ class SemiSupervisedTrainer(DistributedTrainer):
         if distributed and not self.probabilistic_oversampling:  # nnU-Net forces foreground in the last samples
             first = round(labeled * (1 - self.oversample_foreground_percent))
             self.oversample_foreground_percent = sum(sample >= first for sample in mine) / len(mine)
+
+    def do_split(self):
+        return labeled_cases(self, *super().do_split())
 
     def get_tr_and_val_datasets(self):
         with rank_0_first():  # what is missing (splits, preprocessed cases) is made once

@@ -8,6 +8,7 @@ from alhvr_trainer.checkpoints import seed_everything
 from alhvr_trainer.distributed.trainer import DistributedTrainer
 from alhvr_trainer.settings import set_training_length, settings_from_plans, split_batch
 from alhvr_trainer.threads import respect_thread_limit
+from alhvr_trainer.unlabeled.stream import labeled_cases
 
 
 class SupervisedTrainer(DistributedTrainer):
@@ -35,6 +36,9 @@ class SupervisedTrainer(DistributedTrainer):
         if self.settings.seed is not None:
             seed_everything(self.settings.seed)
         super().initialize()
+
+    def do_split(self):
+        return labeled_cases(self, *super().do_split())
 
     def _set_batch_size_and_oversample(self) -> None:
         super()._set_batch_size_and_oversample()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,6 +20,8 @@ SPLIT = {
 """Of the dataset in ``planned_dataset.py``."""
 HIDDEN_BRIGHTNESS = 50
 """Its hidden cases are brighter by this factor."""
+QUICK = {"seed": 1, "num_epochs": 2, "num_iterations_per_epoch": 2, "num_val_iterations_per_epoch": 1}
+"""Settings of a training that takes a second."""
 SPACING = (1.0, 1.0, 5.0)
 """x, y, z in mm."""
 SHAPE = (4, 32, 28)
@@ -113,3 +116,22 @@ def read_json(root: Path, file: str) -> dict:
 
 def write_json(root: Path, file: str, content: object) -> None:
     (root / "preprocessed" / NAME / file).write_text(json.dumps(content))
+
+
+def make_tiny(root: Path) -> Path:
+    """Give the plans a network of few features, batch 2 + 2 and short epochs."""
+    plans = read_json(root, "ALHVRPlans.json")
+    configuration = plans["configurations"]["2d"]
+    stages = configuration["architecture"]["arch_kwargs"]["n_stages"]
+    configuration["architecture"]["arch_kwargs"]["features_per_stage"] = [4] * stages
+    configuration["batch_size"] = 4
+    configuration["alhvr"] = {**QUICK, "unlabeled_batch_size": 2}
+    write_json(root, "ALHVRPlans.json", plans)
+    return root
+
+
+def change_settings(root: Path, **settings: Any) -> None:
+    """Set entries of the "alhvr" block of the 2d configuration."""
+    plans = read_json(root, "ALHVRPlans.json")
+    plans["configurations"]["2d"]["alhvr"].update(settings)
+    write_json(root, "ALHVRPlans.json", plans)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import data_builders
 import pytest
-from data_builders import HIDDEN_BRIGHTNESS, SPLIT, set_environment
+from data_builders import HIDDEN_BRIGHTNESS, SPLIT, make_tiny, set_environment
 
 SHAPE = (8, 40, 36)
 
@@ -41,3 +41,9 @@ def planned(planned_once: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     shutil.copytree(planned_once, tmp_path / "nnunet")
     set_environment(monkeypatch, tmp_path / "nnunet")
     return tmp_path / "nnunet"
+
+
+@pytest.fixture
+def tiny(planned: Path) -> Path:
+    """The planned dataset with a network of few features, batch 2 + 2 and short epochs."""
+    return make_tiny(planned)

@@ -77,9 +77,11 @@ def test_all_folds_together(raw: Path) -> None:
 
 
 @pytest.mark.parametrize("fold", ["all", 2, 7])
-def test_folds_outside_the_file_have_folder_cases_only(raw: Path, fold: int | str) -> None:
-    assert split_unlabeled_cases(SPLITS, fold) == []
-    assert list(unlabeled_cases_of_fold(str(raw), DATASET_JSON, SPLITS, fold, ["a", "b"], ["c"])) == ["u"]
+def test_folds_outside_the_file_hide_what_no_fold_trains_on(raw: Path, fold: int | str) -> None:
+    """Fold 0 hides b, which fold 1 trains on; fold 1 hides c, whose label no fold trains on."""
+    assert split_unlabeled_cases(SPLITS, fold) == ["c"]
+    assert split_unlabeled_cases([{"train": ["a", "b"], "val": ["c"]}], fold) == []
+    assert list(unlabeled_cases_of_fold(str(raw), DATASET_JSON, SPLITS, fold, ["a", "b"], ["a", "b"])) == ["c", "u"]
 
 
 def test_fold_may_be_text(raw: Path) -> None:

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import ranks
 import torch
-from data_builders import NAME, read_json, write_json
+from data_builders import NAME, change_settings, read_json, write_json
 
 from alhvr_trainer.checkpoints import read_checkpoint
 from alhvr_trainer.cli import main
@@ -28,7 +28,6 @@ from alhvr_trainer.trainer_checks import check_batch_fits_ranks
 
 pytest_plugins = ["planned_dataset"]
 
-QUICK = {"seed": 1, "num_epochs": 2, "num_iterations_per_epoch": 2, "num_val_iterations_per_epoch": 1}
 LABELS = {
     "labels": {},
     "sample_dice": {"batch_dice": False},
@@ -41,16 +40,14 @@ LABELS = {
 
 
 @pytest.fixture
-def tiny(planned: Path) -> Path:
-    """The planned dataset with few features and a batch of 5 + 4, which does not come out even on 2 or 4 ranks."""
-    plans = read_json(planned, "ALHVRPlans.json")
+def uneven(tiny: Path) -> Path:
+    """The tiny dataset with a batch of 5 + 4, which does not come out even on 2 or 4 ranks."""
+    plans = read_json(tiny, "ALHVRPlans.json")
     configuration = plans["configurations"]["2d"]
-    network = configuration["architecture"]["arch_kwargs"]
-    network["features_per_stage"] = [4] * network["n_stages"]
     configuration["batch_size"] = 9
-    configuration["alhvr"] = {**QUICK, "unlabeled_batch_size": 4}
-    write_json(planned, "ALHVRPlans.json", plans)
-    return planned
+    configuration["alhvr"]["unlabeled_batch_size"] = 4
+    write_json(tiny, "ALHVRPlans.json", plans)
+    return tiny
 
 
 def torchrun(*words: object, nodes: int = 1, node: int = 0, processes: int = 1, port: int = 0) -> subprocess.Popen:
@@ -75,15 +72,15 @@ def free_port() -> int:
 
 
 @pytest.mark.slow
-def test_ranks_equal_one_process(tiny: Path, tmp_path: Path):
+def test_ranks_equal_one_process(uneven: Path, tmp_path: Path):
     """Losses and gradients of the method and of whole training steps, 2 and 4 ranks, uneven batches."""
     expected = {f"method {name}": ranks.method_results(name, None) for name in ranks.METHOD_CASES}
-    plans, dataset_json = read_json(tiny, "ALHVRPlans.json"), read_json(tiny, "dataset.json")
+    plans, dataset_json = read_json(uneven, "ALHVRPlans.json"), read_json(uneven, "dataset.json")
     for name, changes in LABELS.items():
         content = {"plans": copy.deepcopy(plans), "dataset_json": {**dataset_json, **changes}}
         content["dataset_json"].pop("batch_dice", None)
         content["plans"]["configurations"]["2d"]["batch_dice"] = changes.get("batch_dice", True)
-        write_json(tiny, "dataset.json", content["dataset_json"])
+        write_json(uneven, "dataset.json", content["dataset_json"])
         (tmp_path / f"trainer_{name}.json").write_text(json.dumps(content))
         expected[f"trainer_{name}"] = ranks.train_steps(content["plans"], content["dataset_json"])
     worst: dict[str, float] = {}
@@ -121,12 +118,6 @@ def outputs_of(machines: list[subprocess.Popen], timeout: float = 240) -> list[s
                 os.killpg(machine.pid, signal.SIGKILL)
 
 
-def change_settings(root: Path, **settings: object) -> None:
-    plans = read_json(root, "ALHVRPlans.json")
-    plans["configurations"]["2d"]["alhvr"].update(settings)
-    write_json(root, "ALHVRPlans.json", plans)
-
-
 def trainer_processes(machine: subprocess.Popen) -> list[int]:
     """Children of a launcher (Linux)."""
     found = Path(f"/proc/{machine.pid}/task/{machine.pid}/children").read_text()
@@ -134,11 +125,11 @@ def trainer_processes(machine: subprocess.Popen) -> list[int]:
 
 
 @pytest.mark.slow
-def test_two_machines_train_and_continue_after_one_dies(tiny: Path):
+def test_two_machines_train_and_continue_after_one_dies(uneven: Path):
     """A rank killed in mid-training ends both machines, with a message; both then continue from the checkpoint."""
-    change_settings(tiny, num_epochs=100_000)
+    change_settings(uneven, num_epochs=100_000)
     machines = start_machines()
-    fold = tiny / "results" / NAME / "ALHVRTrainer__ALHVRPlans__2d" / "fold_0"
+    fold = uneven / "results" / NAME / "ALHVRTrainer__ALHVRPlans__2d" / "fold_0"
     end = time.monotonic() + 200
     while not (fold / "checkpoint_best.pth").is_file():  # written after the first epoch
         assert time.monotonic() < end and all(machine.poll() is None for machine in machines), outputs_of(machines, 1)
@@ -153,7 +144,7 @@ def test_two_machines_train_and_continue_after_one_dies(tiny: Path):
     assert list(fold.parent.parent.rglob("plans.json")) == [fold.parent / "plans.json"]
 
     reached = read_checkpoint(fold / "checkpoint_best.pth")["current_epoch"]
-    change_settings(tiny, num_epochs=reached + 1)
+    change_settings(uneven, num_epochs=reached + 1)
     machines = start_machines("--continue_training", "--npz")
     outputs = outputs_of(machines)
     assert [machine.returncode for machine in machines] == [0, 0], "\n".join(outputs)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
-from data_builders import NAME, SPLIT, read_json, set_environment, write_json
+from data_builders import NAME, QUICK, SPLIT, change_settings, read_json, set_environment, write_json
 from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
@@ -27,27 +27,6 @@ from alhvr_trainer.trainer import ALHVRTrainer
 from alhvr_trainer.variants import trainer_named
 
 pytest_plugins = ["planned_dataset"]
-
-QUICK = {"seed": 1, "num_epochs": 2, "num_iterations_per_epoch": 2, "num_val_iterations_per_epoch": 1}
-
-
-@pytest.fixture
-def tiny(planned: Path) -> Path:
-    """The planned dataset with a network of few features, batch 2 + 2 and short epochs."""
-    plans = read_json(planned, "ALHVRPlans.json")
-    configuration = plans["configurations"]["2d"]
-    stages = configuration["architecture"]["arch_kwargs"]["n_stages"]
-    configuration["architecture"]["arch_kwargs"]["features_per_stage"] = [4] * stages
-    configuration["batch_size"] = 4
-    configuration["alhvr"] = {**QUICK, "unlabeled_batch_size": 2}
-    write_json(planned, "ALHVRPlans.json", plans)
-    return planned
-
-
-def change_settings(root: Path, **settings: Any) -> None:
-    plans = read_json(root, "ALHVRPlans.json")
-    plans["configurations"]["2d"]["alhvr"].update(settings)
-    write_json(root, "ALHVRPlans.json", plans)
 
 
 def make_trainer(

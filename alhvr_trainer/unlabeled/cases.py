@@ -60,11 +60,16 @@ def raw_unlabeled_cases(raw_dataset_folder: str, dataset_json: dict[str, Any]) -
     return found
 
 
-def split_unlabeled_cases(splits: list[dict[str, Any]], fold: int | str) -> list[str]:
-    """The cases under ``"unlabeled"`` of a fold; empty for fold ``"all"`` and for folds beyond the file.
+def is_in_file(splits: list[dict[str, Any]], fold: int | str) -> bool:
+    """Whether ``splits_final.json`` holds the fold: not ``"all"``, and none beyond its end."""
+    return fold != "all" and int(fold) < len(splits)
 
-    nnU-Net draws a random 80:20 split of ``imagesTr`` for a fold that ``splits_final.json`` does not hold, so
-    there every case is labelled.
+
+def split_unlabeled_cases(splits: list[dict[str, Any]], fold: int | str) -> list[str]:
+    """The cases under ``"unlabeled"`` of a fold; for fold ``"all"`` and folds beyond the file those of all folds.
+
+    A fold that the file does not hold cannot say what it hides. nnU-Net takes all of ``imagesTr`` for it; here a
+    case that some fold hides stays hidden there, unless another fold trains on its label.
 
     Raises:
         InputError: the splits or the key have the wrong form, or a case is listed twice.
@@ -74,8 +79,9 @@ def split_unlabeled_cases(splits: list[dict[str, Any]], fold: int | str) -> list
         ['b']
     """
     _check_splits(splits)
-    if fold == "all" or int(fold) >= len(splits):
-        return []
+    if not is_in_file(splits, fold):
+        hidden = {case for number in range(len(splits)) for case in split_unlabeled_cases(splits, number)}
+        return sorted(hidden.difference(*(split.get("train", []) for split in splits)))
     cases = splits[int(fold)].get(UNLABELED_KEY, [])
     if not isinstance(cases, list) or not all(isinstance(case, str) for case in cases):
         raise InputError(f'"{UNLABELED_KEY}" of fold {fold} in {SPLITS_FILE} must be a list of case names')

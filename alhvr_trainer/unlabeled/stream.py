@@ -9,9 +9,45 @@ from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from alhvr_trainer.errors import InputError
-from alhvr_trainer.unlabeled.cases import load_splits, split_unlabeled_cases, unlabeled_cases_of_fold
+from alhvr_trainer.unlabeled.cases import (
+    SPLITS_FILE,
+    is_in_file,
+    load_splits,
+    split_unlabeled_cases,
+    unlabeled_cases_of_fold,
+)
 from alhvr_trainer.unlabeled.preprocessing import missing_cases, preprocess_unlabeled, unlabeled_folder
 from alhvr_trainer.unlabeled.workers import default_processes
+
+
+def labeled_cases(
+    trainer: nnUNetTrainer, train_cases: list[str], validation_cases: list[str]
+) -> tuple[list[str], list[str]]:
+    """nnU-Net's split of a fold, without hidden cases where the fold is not in ``splits_final.json``.
+
+    For fold "all", and for folds beyond the file, nnU-Net takes every case that it finds preprocessed, so also those
+    whose labels training must not see. Folds of the file say themselves what they train on.
+
+    Args:
+        trainer: says which dataset and fold.
+        train_cases, validation_cases: as nnU-Net's ``do_split`` gives them.
+
+    Raises:
+        InputError: no labelled case is left for training or validation.
+    """
+    splits = _splits(trainer)
+    hidden = set() if is_in_file(splits, trainer.fold) else set(split_unlabeled_cases(splits, trainer.fold))
+    if not hidden:
+        return train_cases, validation_cases
+    train, validation = ([case for case in cases if case not in hidden] for cases in (train_cases, validation_cases))
+    for name, cases in (("training", train), ("validation", validation)):
+        if not cases:
+            raise InputError(
+                f"fold {trainer.fold} is not in {SPLITS_FILE}, and nnU-Net's split of it holds hidden cases alone for "
+                f"{name}; train one of the folds 0 to {len(splits) - 1}"
+            )
+    trainer.print_to_log_file(f"ALHVR: {len(hidden)} cases stay unlabelled: no fold of {SPLITS_FILE} trains on them")
+    return train, validation
 
 
 def unlabeled_dataset(
@@ -34,12 +70,10 @@ def unlabeled_dataset(
     """
     configuration = trainer.plans_manager.get_configuration(configuration_name or trainer.configuration_name)
     folder = unlabeled_folder(str(Path(trainer.preprocessed_dataset_folder_base) / configuration.data_identifier))
-    raw_folder = str(Path(nnUNet_raw) / trainer.plans_manager.dataset_name) if nnUNet_raw.is_set() else None
-    if raw_folder is None or not Path(raw_folder).is_dir():
-        splits = load_splits(trainer.preprocessed_dataset_folder_base, trainer.preprocessed_dataset_folder_base)
+    raw_folder, splits = _raw_folder(trainer), _splits(trainer)
+    if raw_folder is None:
         cases = _preprocessed_cases(trainer, folder, splits, train_cases, validation_cases)
         return nnUNetDatasetBlosc2(folder, cases, previous_stage_folder)
-    splits = load_splits(raw_folder, trainer.preprocessed_dataset_folder_base)
     files = unlabeled_cases_of_fold(
         raw_folder, trainer.dataset_json, splits, trainer.fold, train_cases, validation_cases
     )
@@ -56,6 +90,17 @@ def unlabeled_dataset(
         )
     trainer.print_to_log_file(f"ALHVR: {len(files)} unlabelled cases")
     return nnUNetDatasetBlosc2(folder, sorted(files), previous_stage_folder)
+
+
+def _raw_folder(trainer: nnUNetTrainer) -> str | None:
+    """The raw dataset, or None on a machine that has preprocessed data only."""
+    folder = Path(nnUNet_raw) / trainer.plans_manager.dataset_name if nnUNet_raw.is_set() else None
+    return str(folder) if folder is not None and folder.is_dir() else None
+
+
+def _splits(trainer: nnUNetTrainer) -> list[dict]:
+    preprocessed = trainer.preprocessed_dataset_folder_base
+    return load_splits(_raw_folder(trainer) or preprocessed, preprocessed)
 
 
 def _preprocessed_cases(
