@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from nnunetv2.paths import nnUNet_raw
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
+from alhvr_trainer.compatibility import nnunet_folder_if_set
 from alhvr_trainer.errors import InputError
 from alhvr_trainer.unlabeled.cases import load_splits, split_unlabeled_cases, unlabeled_cases_of_fold
 from alhvr_trainer.unlabeled.preprocessing import missing_cases, preprocess_unlabeled, unlabeled_folder
@@ -34,7 +34,8 @@ def unlabeled_dataset(
     """
     configuration = trainer.plans_manager.get_configuration(configuration_name or trainer.configuration_name)
     folder = unlabeled_folder(str(Path(trainer.preprocessed_dataset_folder_base) / configuration.data_identifier))
-    raw_folder = str(Path(nnUNet_raw) / trainer.plans_manager.dataset_name) if nnUNet_raw.is_set() else None
+    raw = nnunet_folder_if_set("nnUNet_raw")
+    raw_folder = None if raw is None else str(Path(raw) / trainer.plans_manager.dataset_name)
     if raw_folder is None or not Path(raw_folder).is_dir():
         splits = load_splits(trainer.preprocessed_dataset_folder_base, trainer.preprocessed_dataset_folder_base)
         cases = _preprocessed_cases(trainer, folder, splits, train_cases, validation_cases)
