@@ -1,8 +1,9 @@
 """What differs inside the supported releases of nnU-Net, 2.7 and 2.8; nothing else in the package asks for a release.
 
-- nnU-Net's folders: 2.7 reads the environment once, when it is imported, into text or None; 2.8 has objects that read it
-  each time.
-- Trainers by name: 2.7 looks for them in nnU-Net alone, where ``alhvr link`` puts ours; 2.8 also in ``nnUNet_extTrainer``.
+- nnU-Net's folders: 2.7 reads the environment once, when it is imported, into text or None; 2.8 has objects that
+  read it each time.
+- Trainers by name: 2.7 looks for them in nnU-Net alone, where ``alhvr link`` puts ours; 2.8 also in the folders
+  named in ``nnUNet_extTrainer``.
 
 The two are told apart by what they have, not by version numbers, which a copy of nnU-Net on the path need not carry.
 """
