@@ -115,6 +115,7 @@ def test_labels_of_unlabeled_cases_change_no_bit(tiny: Path, tmp_path: Path, mon
     assert_identical(final_weights(clean), final_weights(corrupted))
 
 
+@pytest.mark.any_nnunet  # it is about the test above
 def test_labels_of_labeled_cases_do_matter(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """The counter-check of the test above: it would notice if the corruption reached training."""
     clean = make_trainer(tiny)
@@ -379,7 +380,11 @@ def test_pretrained_weights_reach_both_networks(tiny: Path):
     assert not torch.equal(weights[f"a.{name}"], weights[f"b.{name}"])
 
 
-@pytest.mark.parametrize("kind", ["residual encoder", "batch norm", "3d_fullres"])
+ARCHITECTURES = [pytest.param(kind, marks=pytest.mark.any_nnunet) for kind in ("residual encoder", "batch norm")]
+"""These come from another package than nnU-Net."""
+
+
+@pytest.mark.parametrize("kind", [*ARCHITECTURES, "3d_fullres"])
 def test_other_networks_train(tiny: Path, kind: str):
     """Each runs two steps and the real saving; strictness of the state dict is nnU-Net's own."""
     plans = read_json(tiny, "ALHVRPlans.json")
