@@ -5,19 +5,28 @@ PYTHON ?= $(firstword $(foreach name,python3 python3.13 python3.12 python3.11 py
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# the oldest nnU-Net that setup.cfg allows; it lies beside the environment's own, which is the newest, and hides it
+OLDEST := $(shell sed -n 's/^ *nnunetv2>=\([0-9.]*\).*/\1/p' setup.cfg)
+OLDEST_FOLDER := $(VENV)/nnunet-oldest
+OLDEST_STAMP := $(OLDEST_FOLDER)/.installed
+WITH_OLDEST := PYTHONPATH="$(CURDIR)/$(OLDEST_FOLDER)"
 
 export PYTHONNOUSERSITE := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 unexport PYTHONPATH PYTHONHOME
 
 .DELETE_ON_ERROR:
-.PHONY: demo test lint format install clean distclean
+.PHONY: demo test test-oldest lint format install clean distclean
 
 demo: $(STAMP)
 	$(BIN)/alhvr demo
 
 test: $(STAMP)
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+# the unit tests to which the release matters; the slow ones repeat through nnU-Net's commands what these call directly
+test-oldest: $(OLDEST_STAMP)
+	$(WITH_OLDEST) ALHVR_TEST_NNUNET=$(OLDEST) $(BIN)/python -m pytest -m 'not slow and not any_nnunet' $(PYTEST_ARGS)
 
 lint: $(STAMP)
 	$(BIN)/python -m ruff check .
@@ -42,6 +51,14 @@ $(STAMP): setup.cfg pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	@$(BIN)/python -c 'import torchvision' || { \
 	  echo 'torch and torchvision in $(VENV) do not fit together; see "Troubleshooting" in README.md' >&2; exit 1; }
+	@touch $@
+
+# with the dependencies of the newest, if the oldest allows them; linked, for nnU-Net 2.7 finds trainers in no other way
+$(OLDEST_STAMP): $(STAMP)
+	rm -rf $(OLDEST_FOLDER)
+	$(BIN)/python -m pip install --quiet --no-deps --target $(OLDEST_FOLDER) nnunetv2==$(OLDEST)
+	$(WITH_OLDEST) $(BIN)/python -m pip check
+	$(WITH_OLDEST) $(BIN)/alhvr link
 	@touch $@
 
 clean:

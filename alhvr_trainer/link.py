@@ -14,11 +14,17 @@ from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
+from alhvr_trainer.compatibility import reads_external_trainers
 from alhvr_trainer.errors import InputError
 from alhvr_trainer.resources import ext_trainer_folder
 
 SHIM_NAME = "alhvr_link.py"
 SHIM_FOLDERS = ("training/nnUNetTrainer", "experiment_planning/experiment_planners")
+INSTEAD_OF_LINKING = 'leave nnU-Net as it is and use instead: export nnUNet_extTrainer="$(alhvr trainer_path)"'
+NEWER_OR_WRITABLE = "install nnU-Net where you may write, or version 2.8 or newer, which needs no linking"
+NO_EXTERNAL_TRAINERS = (
+    "the installed nnU-Net does not read nnUNet_extTrainer; use alhvr link, or update it: nnunetv2>=2.8"
+)
 
 
 def link() -> list[Path]:
@@ -78,10 +84,25 @@ def trainer_path() -> Path:
 
     nnU-Net's commands then find the trainers; the planner is found by ``alhvr plan_and_preprocess`` alone.
 
+    Raises:
+        InputError: nnU-Net is not installed, or is older than 2.8 and does not read that variable.
+
     Example:
         export nnUNet_extTrainer="$(alhvr trainer_path)"
     """
+    if not reads_external_trainers(_package()):
+        raise InputError(NO_EXTERNAL_TRAINERS)
     return ext_trainer_folder()
+
+
+def check_nnunet_finds_us() -> None:
+    """nnU-Net's commands can find ALHVR's trainers, given the right ``nnUNet_extTrainer``.
+
+    Raises:
+        InputError: nnU-Net is not installed, or does not read that variable and is not linked.
+    """
+    if not reads_external_trainers(_package()) and not all(file.exists() for file in _shim_files()):
+        raise InputError(NO_EXTERNAL_TRAINERS)
 
 
 def class_named(name: str) -> type:
@@ -107,12 +128,16 @@ def _shim_source() -> str:
 
 
 def _shim_files() -> list[Path]:
-    """Where the copies belong. Does not import nnU-Net."""
+    """Where the copies belong."""
+    return [_package() / folder / SHIM_NAME for folder in SHIM_FOLDERS]
+
+
+def _package() -> Path:
+    """Folder of the installed nnU-Net. Does not import it."""
     spec = find_spec("nnunetv2")
     if spec is None or not spec.submodule_search_locations:
         raise InputError(f"nnunetv2 is not installed for {sys.executable}; install it first: pip install nnunetv2")
-    package = Path(next(iter(spec.submodule_search_locations)))
-    return [package / folder / SHIM_NAME for folder in SHIM_FOLDERS]
+    return Path(next(iter(spec.submodule_search_locations)))
 
 
 def _refuse_foreign(file: Path) -> None:
@@ -135,7 +160,5 @@ def _write(file: Path, text: str) -> None:
     except OSError as error:
         with suppress(OSError):
             part.unlink()
-        raise InputError(
-            f"cannot write into {file.parent} ({error.strerror}); leave nnU-Net as it is and use instead: "
-            'export nnUNet_extTrainer="$(alhvr trainer_path)"'
-        ) from error
+        remedy = INSTEAD_OF_LINKING if reads_external_trainers(_package()) else NEWER_OR_WRITABLE
+        raise InputError(f"cannot write into {file.parent} ({error.strerror}); {remedy}") from error

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from nnunetv2.paths import nnUNet_preprocessed
 
 from alhvr_trainer.cascade import save_next_stage
+from alhvr_trainer.compatibility import nnunet_folder
 from alhvr_trainer.errors import InputError
 from alhvr_trainer.export.models import find_model, parse_folds
 from alhvr_trainer.settings import PLANS_NAME, TRAINER_NAME
@@ -50,7 +50,7 @@ def predict_next_stage(
     if device == "cuda" and not torch.cuda.is_available():
         raise InputError("there is no CUDA device here: use --device cpu")
     plans_of_training = {**model.plans, "continue_training": True}  # nnU-Net then keeps the folder as it is
-    dataset_json = load_dataset_json(str(Path(nnUNet_preprocessed) / model.dataset))
+    dataset_json = load_dataset_json(str(Path(nnunet_folder("nnUNet_preprocessed")) / model.dataset))
     number = model.folds[0]
     trained = trainer_named(trainer)(plans_of_training, configuration, number, dataset_json, torch.device(device))
     trained.load_checkpoint(str(model.checkpoint_path(number)))

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from batchgenerators.utilities.file_and_folder_operations import load_json
-from nnunetv2.paths import nnUNet_preprocessed, nnUNet_results
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
+from alhvr_trainer.compatibility import nnunet_folder
 from alhvr_trainer.errors import InputError
 from alhvr_trainer.settings import SETTINGS_KEY
 
@@ -18,12 +18,8 @@ def check_environment() -> None:
     Raises:
         InputError: names the missing environment variable.
     """
-    for variable in (nnUNet_preprocessed, nnUNet_results):
-        if not variable.is_set():
-            raise InputError(
-                f"environment variable {variable.env_var_name} is not set; set it to nnU-Net's folder of that name "
-                f"(export {variable.env_var_name}=/path/to/{variable.env_var_name})"
-            )
+    for variable in ("nnUNet_preprocessed", "nnUNet_results"):
+        nnunet_folder(variable)
 
 
 def check_plans_fit_dataset(trainer: nnUNetTrainer) -> None:

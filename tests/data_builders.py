@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from nnunet_environment import set_nnunet
 
 NAME = "Dataset901_Tiny"
 SPLIT = {
@@ -26,6 +27,7 @@ SPACING = (1.0, 1.0, 5.0)
 """x, y, z in mm."""
 SHAPE = (4, 32, 28)
 """z, y, x."""
+FOLDERS = ("raw", "preprocessed", "results")
 
 
 def write_image(file: Path, voxels: np.ndarray, spacing: Sequence[float] = SPACING) -> Path:
@@ -104,9 +106,9 @@ def write_splits(folder: Path, *folds: dict[str, list[str]]) -> list[dict[str, l
 
 def set_environment(monkeypatch: pytest.MonkeyPatch, root: Path) -> None:
     """Make nnU-Net's three folders below ``root`` and point its environment variables there."""
-    for folder in ("raw", "preprocessed", "results"):
+    for folder in FOLDERS:
         (root / folder).mkdir(exist_ok=True)
-        monkeypatch.setenv(f"nnUNet_{folder}", str(root / folder))
+    set_nnunet(monkeypatch, **{f"nnUNet_{folder}": root / folder for folder in FOLDERS})
 
 
 def read_json(root: Path, file: str) -> dict:

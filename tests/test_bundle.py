@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import monai.bundle
 import pytest
 import torch
 from monai.bundle import ConfigWorkflow
+from nnunet_environment import set_nnunet
 from trained_models import (
     DATASET,
     assert_same_files,
@@ -37,7 +39,7 @@ def workspace(tmp_path_factory):
     """nnU-Net's results folder with an ALHVR model (2d, folds 0 and 1), and images."""
     root = tmp_path_factory.mktemp("bundle")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("nnUNet_results", str(root / "results"))
+        set_nnunet(patch, nnUNet_results=root / "results")
         patch.setenv("nnUNet_extTrainer", str(ext_trainer_folder()))
         make_model(root / "results", "2d", folds=(0, 1))
         make_images(root / "images")
@@ -99,9 +101,7 @@ def test_command_lines(workspace, bundle, tmp_path):
     """Both commands as users type them; MONAI's where neither this package nor nnU-Net's folders exist."""
     images = workspace / "images"
     env = environment_without_package(tmp_path / "site")
-    with_package = {name: value for name, value in env.items() if name != "PYTHONPATH"}
-    with_package |= {"nnUNet_results": str(workspace / "results")}
-    with_package |= {"nnUNet_extTrainer": str(ext_trainer_folder())}
+    with_package = {**os.environ, "nnUNet_results": str(workspace / "results")}
     command = "nnUNetv2_predict -d 901 -c 2d -f 0 -tr ALHVRTrainer -p ALHVRPlans -device cpu -npp 1 -nps 1"
     run_command(*command.split(), "-i", images, "-o", tmp_path / "expected", env=with_package, cwd=tmp_path)
 
@@ -250,7 +250,7 @@ def test_other_folders_are_not_touched(workspace, tmp_path):
 
 
 def test_cascade_is_refused(workspace, tmp_path, monkeypatch):
-    monkeypatch.setenv("nnUNet_results", str(tmp_path / "results"))
+    set_nnunet(monkeypatch, nnUNet_results=tmp_path / "results")
     folder = make_model(tmp_path / "results", "3d_fullres")
     folder.rename(folder.with_name(folder.name.replace("3d_fullres", "3d_cascade_fullres")))
     with pytest.raises(

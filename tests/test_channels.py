@@ -10,6 +10,8 @@ from literal_method import SHAPES, TERMS, draw, literal_terms
 
 from alhvr_trainer.method import alhvr_channel_terms, alhvr_terms
 
+pytestmark = pytest.mark.any_nnunet
+
 LOGITS = (0, 1, 4, 5)
 MASKS = ("omega1", "omega2a", "omega2b", "omega3")
 

@@ -22,6 +22,8 @@ from alhvr_trainer.demo.steps import Layout, Step
 from alhvr_trainer.errors import InputError
 from alhvr_trainer.resources import plans_folder
 
+pytestmark = pytest.mark.any_nnunet
+
 
 def _step(folder: Path, name: str, code: str = "pass", **more) -> Step:
     """Appends its name to ``order.txt``, runs ``code``, then writes ``<name>.txt``."""

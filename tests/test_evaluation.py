@@ -14,6 +14,8 @@ from alhvr_trainer.demo.phantom import write_volume
 from alhvr_trainer.errors import InputError
 from alhvr_trainer.evaluation import case_metrics, evaluate, summarize, table
 
+pytestmark = pytest.mark.any_nnunet
+
 ORGAN = {"organ": 1}
 DATASET_JSON = {"labels": {"background": 0, "A": 1, "B": 2}, "file_ending": ".nii.gz"}
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from nnunet_environment import set_nnunet
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.model_sharing.model_import import install_model_from_zip_file
 from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
@@ -38,7 +39,7 @@ def workspace(tmp_path_factory):
     """nnU-Net's results folder with an ALHVR model (2d, folds 0 and 1) and a stock one, and images."""
     root = tmp_path_factory.mktemp("export_nnunet")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("nnUNet_results", str(root / "results"))
+        set_nnunet(patch, nnUNet_results=root / "results")
         patch.setenv("nnUNet_extTrainer", str(ext_trainer_folder()))
         make_model(root / "results", "2d", folds=(0, 1))
         make_model(root / "results", "2d", trainer="nnUNetTrainer", plans_name="nnUNetPlans")
@@ -52,7 +53,7 @@ def model(workspace) -> Path:
 
 
 def install(zip_file: Path, results: Path, monkeypatch) -> Path:
-    monkeypatch.setenv("nnUNet_results", str(results))
+    set_nnunet(monkeypatch, nnUNet_results=results)
     monkeypatch.delenv("nnUNet_extTrainer")
     install_model_from_zip_file(str(zip_file))
     return results / STOCK
@@ -199,7 +200,7 @@ def test_what_is_missing_is_named(workspace, arguments, message):
 
 
 def test_results_folder_must_be_set(workspace, monkeypatch):
-    monkeypatch.delenv("nnUNet_results")
+    set_nnunet(monkeypatch, nnUNet_results=None)
     with pytest.raises(InputError, match=r"^nnUNet_results is not set: export nnUNet_results="):
         find_model(901, "2d")
 
@@ -210,7 +211,7 @@ def test_unknown_network(workspace, tmp_path):
 
 
 def test_weights_that_do_not_fit_the_plans(tmp_path, monkeypatch):
-    monkeypatch.setenv("nnUNet_results", str(tmp_path))
+    set_nnunet(monkeypatch, nnUNet_results=tmp_path)
     folder = make_model(tmp_path, "2d")
     plans = json.loads((folder / "plans.json").read_text())
     plans["configurations"]["2d"]["architecture"]["arch_kwargs"]["features_per_stage"] = [4, 8, 9]
@@ -220,7 +221,7 @@ def test_weights_that_do_not_fit_the_plans(tmp_path, monkeypatch):
 
 
 def test_damaged_checkpoint(tmp_path, monkeypatch):
-    monkeypatch.setenv("nnUNet_results", str(tmp_path))
+    set_nnunet(monkeypatch, nnUNet_results=tmp_path)
     file = make_model(tmp_path, "2d") / "fold_0" / "checkpoint_final.pth"
     file.write_bytes(file.read_bytes()[:1000])
     with pytest.raises(InputError, match=r"checkpoint_final\.pth is missing or not a readable checkpoint"):

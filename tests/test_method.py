@@ -17,6 +17,8 @@ from alhvr_trainer.method.prototypes import cgcpcl_terms, class_prototypes, prot
 from alhvr_trainer.method.regions import confidence_threshold, split_regions
 from alhvr_trainer.method.teaching import competing_teacher, dtct_term, sharpen
 
+pytestmark = pytest.mark.any_nnunet
+
 
 @pytest.mark.parametrize("kind", SHAPES)
 @pytest.mark.parametrize("term", TERMS)

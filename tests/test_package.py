@@ -21,6 +21,8 @@ import alhvr_trainer
 from alhvr_trainer import resources
 from alhvr_trainer.settings import ALHVRSettings
 
+pytestmark = pytest.mark.any_nnunet
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 

@@ -13,6 +13,8 @@ import SimpleITK as sitk
 from alhvr_trainer.demo.anatomy import LABELS
 from alhvr_trainer.demo.phantom import SPACING, make_phantom, write_dataset
 
+pytestmark = pytest.mark.any_nnunet
+
 RV, MYO, LV = LABELS["RV"], LABELS["MYO"], LABELS["LV"]
 
 

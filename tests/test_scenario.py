@@ -11,6 +11,7 @@ import pytest
 import scenario
 import SimpleITK as sitk
 import torch
+from data_builders import set_environment
 from nnunetv2.run.run_training import get_trainer_from_args
 
 from alhvr_trainer.cascade import FOLDER
@@ -31,9 +32,7 @@ CASCADE = "3d_cascade_fullres"
 def root(tmp_path_factory: pytest.TempPathFactory):
     folder = tmp_path_factory.mktemp("scenario")
     with pytest.MonkeyPatch.context() as environment:
-        for name in ("raw", "preprocessed", "results"):
-            (folder / name).mkdir()
-            environment.setenv(f"nnUNet_{name}", str(folder / name))
+        set_environment(environment, folder)
         environment.setenv("nnUNet_extTrainer", str(ext_trainer_folder()))
         scenario.phantoms(folder / "source", cases=FOLDS + 5)
         yield folder

@@ -7,6 +7,8 @@ import pytest
 from alhvr_trainer.errors import InputError
 from alhvr_trainer.planning.splits import choose_splits
 
+pytestmark = pytest.mark.any_nnunet
+
 FRAMES = [f"patient{patient:03d}_frame{frame}" for patient in range(10) for frame in (1, 2)]
 
 

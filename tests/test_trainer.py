@@ -14,9 +14,9 @@ import pytest
 import SimpleITK as sitk
 import torch
 from data_builders import NAME, QUICK, SPLIT, change_settings, read_json, set_environment, write_json
+from nnunet_environment import find_trainer, set_nnunet
 from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
-from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
 from alhvr_trainer.checkpoints import read_checkpoint
 from alhvr_trainer.errors import InputError
@@ -94,6 +94,7 @@ def test_labels_of_unlabeled_cases_change_no_bit(tiny: Path, tmp_path: Path, mon
     assert_identical(final_weights(clean), final_weights(corrupted))
 
 
+@pytest.mark.any_nnunet  # it is about the test above
 def test_labels_of_labeled_cases_do_matter(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """The counter-check of the test above: it would notice if the corruption reached training."""
     clean = make_trainer(tiny)
@@ -318,7 +319,7 @@ def test_variants_by_number_of_epochs(tiny: Path):
 @pytest.mark.parametrize("name", ["NoMirroring", "DA5", "NoDeepSupervision", "DiceLoss", "Adam"])
 def test_combined_with_a_variant_of_nnunets_trainer(tiny: Path, name: str):
     trainer = make_trainer(tiny, trainer_named(f"ALHVRTrainer{name}"))
-    stock = make_trainer(tiny, recursive_find_trainer_class_by_name(f"nnUNetTrainer{name}"))
+    stock = make_trainer(tiny, find_trainer(f"nnUNetTrainer{name}"))
     for each in (trainer, stock):
         each.initialize()
     assert f"ALHVRTrainer{name}__ALHVRPlans__2d" in trainer.output_folder
@@ -358,7 +359,11 @@ def test_pretrained_weights_reach_both_networks(tiny: Path):
     assert not torch.equal(weights[f"a.{name}"], weights[f"b.{name}"])
 
 
-@pytest.mark.parametrize("kind", ["residual encoder", "batch norm", "3d_fullres"])
+ARCHITECTURES = [pytest.param(kind, marks=pytest.mark.any_nnunet) for kind in ("residual encoder", "batch norm")]
+"""These come from another package than nnU-Net."""
+
+
+@pytest.mark.parametrize("kind", [*ARCHITECTURES, "3d_fullres"])
 def test_other_networks_train(tiny: Path, kind: str):
     """Each runs two steps and the real saving; strictness of the state dict is nnU-Net's own."""
     plans = read_json(tiny, "ALHVRPlans.json")
@@ -392,7 +397,7 @@ def test_other_networks_train(tiny: Path, kind: str):
 @pytest.mark.parametrize("variable", ["nnUNet_preprocessed", "nnUNet_results"])
 def test_missing_environment_variable(tiny: Path, monkeypatch: pytest.MonkeyPatch, variable: str):
     plans, dataset_json = read_json(tiny, "ALHVRPlans.json"), read_json(tiny, "dataset.json")
-    monkeypatch.delenv(variable)
+    set_nnunet(monkeypatch, **{variable: None})
     with pytest.raises(InputError, match=f"environment variable {variable} is not set"):
         ALHVRTrainer(plans | {"continue_training": False}, "2d", 0, dataset_json, torch.device("cpu"))
 

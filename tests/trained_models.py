@@ -266,6 +266,11 @@ def both_weights(model: Path, fold: int | str = 0) -> list[dict[str, torch.Tenso
     return [checkpoint["network_weights"], checkpoint["alhvr"]["network_b_weights"]]
 
 
+def python_path(first: Path) -> str:
+    """PYTHONPATH with a folder in front; what it has, e.g. another nnU-Net than the installed one, stays."""
+    return os.pathsep.join([str(first), *filter(None, [os.environ.get("PYTHONPATH")])])
+
+
 def environment_without_package(folder: Path, **variables: str) -> dict[str, str]:
     """This process's environment, but ``import alhvr_trainer`` fails in every Python started with it."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -278,7 +283,7 @@ def environment_without_package(folder: Path, **variables: str) -> dict[str, str
         "sys.meta_path.insert(0, Blocker())\n"
     )
     environment = {name: value for name, value in os.environ.items() if not name.startswith("nnUNet_")}
-    environment |= {"PYTHONPATH": str(folder), "nnUNet_def_n_proc": "1", **variables}
+    environment |= {"PYTHONPATH": python_path(folder), "nnUNet_def_n_proc": "1", **variables}
     check = subprocess.run(
         [sys.executable, "-c", "import alhvr_trainer"], env=environment, capture_output=True, text=True
     )

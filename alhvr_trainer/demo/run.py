@@ -26,6 +26,7 @@ from tqdm import tqdm
 from alhvr_trainer import __version__
 from alhvr_trainer.demo.steps import CONFIGURATION, STAMPS, Layout, Step, plan_steps
 from alhvr_trainer.errors import InputError
+from alhvr_trainer.link import check_nnunet_finds_us
 from alhvr_trainer.resources import bundle_folder, plans_folder
 
 
@@ -66,6 +67,7 @@ def demo(
     cases = {"labeled": labeled, "unlabeled": unlabeled, "test": test, "seed": seed}
     _check_cases(cases)
     plans, plans_name = _ready_plan(plans_file)
+    check_nnunet_finds_us()
     layout = Layout(Path(output).resolve(), plans_name)
     _claim(layout.output)
     run_steps(plan_steps(layout, plans, cases), layout, _settings(plans), fresh)

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from nnunetv2.paths import nnUNet_results
 from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
 from nnunetv2.utilities.file_path_utilities import get_output_folder
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
@@ -16,6 +15,7 @@ from nnunetv2.utilities.label_handling.label_handling import determine_num_input
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
 from alhvr_trainer.checkpoints import read_checkpoint
+from alhvr_trainer.compatibility import nnunet_folder_if_set
 from alhvr_trainer.errors import InputError
 from alhvr_trainer.settings import PLANS_NAME, SETTINGS_KEY, TRAINER_NAME, UNLABELED_KEY
 
@@ -200,7 +200,7 @@ def _check_architecture(model: TrainedModel, member: Member) -> None:
 
 
 def _dataset_name(dataset: int | str) -> str:
-    results = nnUNet_results.get()
+    results = nnunet_folder_if_set("nnUNet_results")
     if not results:
         raise InputError("nnUNet_results is not set: export nnUNet_results=<the folder with your trained models>")
     try:

@@ -6,8 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
-
+from alhvr_trainer.compatibility import nnunet_folder
 from alhvr_trainer.errors import InputError
 
 
@@ -25,7 +24,7 @@ def resolve_dataset(dataset: int | str) -> str:
         InputError: an environment variable is missing, or there is no such dataset, or more than one.
     """
     check_environment()
-    raw = Path(nnUNet_raw)
+    raw = Path(nnunet_folder("nnUNet_raw"))
     text = str(dataset)
     if not raw.is_dir():
         raise InputError(f"nnUNet_raw is {raw}, which is no folder")
@@ -44,11 +43,11 @@ def resolve_dataset(dataset: int | str) -> str:
 
 
 def raw_folder(name: str) -> str:
-    return os.path.join(nnUNet_raw, name)
+    return os.path.join(nnunet_folder("nnUNet_raw"), name)
 
 
 def preprocessed_folder(name: str) -> str:
-    return os.path.join(nnUNet_preprocessed, name)
+    return os.path.join(nnunet_folder("nnUNet_preprocessed"), name)
 
 
 def whole_number(name: str, value: Any) -> int:

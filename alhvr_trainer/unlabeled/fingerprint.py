@@ -17,9 +17,9 @@ from typing import Any
 from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor import DatasetFingerprintExtractor
 from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
-from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
 from nnunetv2.preprocessing.cropping.cropping import crop_to_nonzero
 
+from alhvr_trainer.compatibility import nnunet_folder
 from alhvr_trainer.errors import InputError
 from alhvr_trainer.settings import UNLABELED_KEY
 from alhvr_trainer.unlabeled.cases import all_unlabeled_cases, load_splits, split_unlabeled_cases
@@ -41,7 +41,7 @@ class ALHVRFingerprintExtractor(DatasetFingerprintExtractor):
 
     def __init__(self, dataset_name_or_id: str | int, num_processes: int = 8, verbose: bool = False):
         super().__init__(dataset_name_or_id, num_processes, verbose)
-        splits = load_splits(self.input_folder, os.path.join(nnUNet_preprocessed, self.dataset_name))
+        splits = load_splits(self.input_folder, os.path.join(nnunet_folder("nnUNet_preprocessed"), self.dataset_name))
         hidden = {case for fold in range(len(splits)) for case in split_unlabeled_cases(splits, fold)}
         kept = [case for case in self.dataset if case not in hidden]
         if not kept:
@@ -50,7 +50,7 @@ class ALHVRFingerprintExtractor(DatasetFingerprintExtractor):
         self.dataset: dict[str, Any] = {case: self.dataset[case] for case in kept}
 
     def run(self, overwrite_existing: bool = False) -> dict[str, Any]:
-        file = Path(nnUNet_preprocessed) / self.dataset_name / FINGERPRINT_FILE
+        file = Path(nnunet_folder("nnUNet_preprocessed")) / self.dataset_name / FINGERPRINT_FILE
         cases = [str(case) for case in self.dataset]
         if file.is_file() and not overwrite_existing:
             overwrite_existing = _labeled_cases(load_fingerprint(file), self.input_folder, self.dataset_json) != cases
@@ -83,8 +83,8 @@ def add_unlabeled_to_fingerprint(dataset_name: str, num_processes: int) -> dict[
         >>> fingerprint["unlabeled"]["shapes_after_crop"][0]
         [9, 256, 216]
     """
-    raw_folder = os.path.join(nnUNet_raw, dataset_name)
-    preprocessed_folder = os.path.join(nnUNet_preprocessed, dataset_name)
+    raw_folder = os.path.join(nnunet_folder("nnUNet_raw"), dataset_name)
+    preprocessed_folder = os.path.join(nnunet_folder("nnUNet_preprocessed"), dataset_name)
     file = Path(preprocessed_folder) / FINGERPRINT_FILE
     fingerprint = load_fingerprint(file)
     dataset_json = load_dataset_json(raw_folder)

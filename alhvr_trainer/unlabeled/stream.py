@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from nnunetv2.paths import nnUNet_raw
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
+from alhvr_trainer.compatibility import nnunet_folder_if_set
 from alhvr_trainer.errors import InputError
 from alhvr_trainer.unlabeled.cases import (
     SPLITS_FILE,
@@ -94,7 +94,8 @@ def unlabeled_dataset(
 
 def _raw_folder(trainer: nnUNetTrainer) -> str | None:
     """The raw dataset, or None on a machine that has preprocessed data only."""
-    folder = Path(nnUNet_raw) / trainer.plans_manager.dataset_name if nnUNet_raw.is_set() else None
+    raw = nnunet_folder_if_set("nnUNet_raw")
+    folder = None if raw is None else Path(raw) / trainer.plans_manager.dataset_name
     return str(folder) if folder is not None and folder.is_dir() else None
 
 

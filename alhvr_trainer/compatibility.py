@@ -1,0 +1,48 @@
+"""What differs inside the supported releases of nnU-Net, 2.7 and 2.8; nothing else in the package asks for a release.
+
+- nnU-Net's folders: 2.7 reads the environment once, when it is imported, into text or None; 2.8 has objects that
+  read it each time.
+- Trainers by name: 2.7 looks for them in nnU-Net alone, where ``alhvr link`` puts ours; 2.8 also in the folders
+  named in ``nnUNet_extTrainer``.
+
+The two are told apart by what they have, not by version numbers, which a copy of nnU-Net on the path need not carry.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from alhvr_trainer.errors import InputError
+
+
+def nnunet_folder_if_set(variable: str) -> str | None:
+    """The folder as nnU-Net sees it, so that we never look elsewhere than it does; None if it is not set.
+
+    Args:
+        variable: ``nnUNet_raw``, ``nnUNet_preprocessed`` or ``nnUNet_results``.
+    """
+    from nnunetv2 import paths  # here, for the quick commands do without nnU-Net
+
+    value = getattr(paths, variable)
+    folder: str | None = value if value is None or isinstance(value, str) else value.get()
+    return folder
+
+
+def nnunet_folder(variable: str) -> str:
+    """The folder as nnU-Net sees it.
+
+    Raises:
+        InputError: the variable is not set.
+    """
+    folder = nnunet_folder_if_set(variable)
+    if folder is None:
+        raise InputError(
+            f"environment variable {variable} is not set; set it to nnU-Net's folder of that name "
+            f"(export {variable}=/path/to/{variable})"
+        )
+    return folder
+
+
+def reads_external_trainers(package: Path) -> bool:
+    """Whether the nnU-Net in this folder looks for trainers in ``nnUNet_extTrainer``. Imports nothing."""
+    return (package / "utilities" / "find_objects.py").is_file()
