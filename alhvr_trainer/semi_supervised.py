@@ -17,12 +17,14 @@ from alhvr_trainer.cascade import check_previous_stage, previous_stage_folder, s
 from alhvr_trainer.checkpoints import (
     random_states,
     read_checkpoint,
+    refuse_bad_numbers,
     restore_random_states,
     seed_everything,
     write_atomically,
 )
+from alhvr_trainer.collapse import collapse_warnings, grace_epochs
 from alhvr_trainer.errors import InputError
-from alhvr_trainer.progress import History, plot_history, summary_line
+from alhvr_trainer.progress import History, class_keys, foreground_names, plot_history, summary_line
 from alhvr_trainer.settings import SETTINGS_KEY, set_training_length, settings_from_plans, split_batch
 from alhvr_trainer.threads import respect_thread_limit
 from alhvr_trainer.trainer_checks import check_environment, check_plans_fit_dataset, check_supported
@@ -42,7 +44,7 @@ class SemiSupervisedTrainer(nnUNetTrainer):
     """
 
     history_keys: tuple[str, ...]
-    """Names of the values that :meth:`train_step` returns, besides ``loss``."""
+    """Names of the values that :meth:`train_step` returns, besides ``loss`` and :func:`class_keys`."""
     panels: tuple[tuple[str, tuple[str, ...]], ...]
     """Titles of the plots, and the values that each shows."""
     batch_size: int
@@ -65,9 +67,14 @@ class SemiSupervisedTrainer(nnUNetTrainer):
         check_supported(self)
         check_plans_fit_dataset(self)
         self.seed = int.from_bytes(os.urandom(4), "big") if self.settings.seed is None else self.settings.seed
-        self.history: History = {key: [] for key in self.history_keys}
+        self.class_names = foreground_names(dataset_json["labels"], self.label_manager.has_regions)
+        self.history: History = {key: [] for key in self.all_history_keys()}
         self._step = 0
         self._states_to_restore: dict[str, Any] | None = None
+
+    def all_history_keys(self) -> tuple[str, ...]:
+        """Those of the method, and each class's share in the pseudo-labels and the labels."""
+        return (*self.history_keys, *class_keys(list(self.class_names)))
 
     @abstractmethod
     def method_state(self) -> dict[str, Any]:
@@ -151,12 +158,15 @@ class SemiSupervisedTrainer(nnUNetTrainer):
             values.append(float(np.mean(collated[key])))
             for remote in self.logger.loggers:  # e.g. Weights & Biases, if nnU-Net has it switched on
                 remote.log(f"{SETTINGS_KEY}/{key}", values[-1], self.current_epoch)
-        self.print_to_log_file(f"ALHVR: {summary_line(self.history)}")
+        self.print_to_log_file(f"ALHVR: {summary_line(self.history, self.class_names)}")
 
     def on_epoch_end(self) -> None:
         super().on_epoch_end()
+        warnings = collapse_warnings(self.history, self.class_names, grace_epochs(self.num_epochs))
+        for warning in warnings:
+            self.print_to_log_file(f"ALHVR WARNING: {warning}")
         if self.local_rank == 0:
-            plot_history(self.history, self.output_folder, self.panels)
+            plot_history(self.history, self.output_folder, self.panels, self.class_names, warnings)
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
         super().perform_actual_validation(save_probabilities)
@@ -179,6 +189,7 @@ class SemiSupervisedTrainer(nnUNetTrainer):
             "history": self.history,
             "random_states": random_states(),
         }
+        refuse_bad_numbers(checkpoint, filename)
         write_atomically(checkpoint, filename)
 
     def load_checkpoint(self, checkpoint: dict | str) -> None:
@@ -196,5 +207,7 @@ class SemiSupervisedTrainer(nnUNetTrainer):
         super().load_checkpoint(checkpoint)  # nnU-Net 2.8.1 fails on a dict, so it reads the file once more
         ours = content[SETTINGS_KEY]
         self.load_method_state(ours)
-        self.seed, self.history = ours["seed"], ours["history"]
+        self.seed = ours["seed"]
+        unknown = [float("nan")] * self.current_epoch  # in checkpoints of version 0.1.0, which logged fewer values
+        self.history = {key: ours["history"].get(key, list(unknown)) for key in self.all_history_keys()}
         self._states_to_restore = ours["random_states"]

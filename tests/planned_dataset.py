@@ -1,4 +1,4 @@
-"""Fixtures: a tiny dataset that ``alhvr plan_and_preprocess`` went over, once for all tests.
+"""Fixtures: a tiny dataset that ``alhvr plan_and_preprocess`` went over, once for all tests, and copies of it.
 
 For ``pytest_plugins = ["planned_dataset"]``.
 """
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import data_builders
 import pytest
-from data_builders import HIDDEN_BRIGHTNESS, SPLIT, set_environment
+from data_builders import HIDDEN_BRIGHTNESS, SPLIT, read_json, set_environment, write_json
 
 SHAPE = (8, 40, 36)
 
@@ -41,3 +41,18 @@ def planned(planned_once: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     shutil.copytree(planned_once, tmp_path / "nnunet")
     set_environment(monkeypatch, tmp_path / "nnunet")
     return tmp_path / "nnunet"
+
+
+@pytest.fixture
+def tiny(planned: Path) -> Path:
+    """The planned dataset with a network of few features, batch 2 + 2 and short epochs."""
+    from tiny_training import QUICK
+
+    plans = read_json(planned, "ALHVRPlans.json")
+    configuration = plans["configurations"]["2d"]
+    stages = configuration["architecture"]["arch_kwargs"]["n_stages"]
+    configuration["architecture"]["arch_kwargs"]["features_per_stage"] = [4] * stages
+    configuration["batch_size"] = 4
+    configuration["alhvr"] = {**QUICK, "unlabeled_batch_size": 2}
+    write_json(planned, "ALHVRPlans.json", plans)
+    return planned

@@ -12,7 +12,9 @@ _EPS_VOXELS = 1e-5
 _EPS_NORM_SQUARED = 1e-16  # torch.nn.functional.cosine_similarity's eps 1e-8, squared
 
 
-def class_prototypes(features: Tensor, labels: Tensor, classes: int, valid: Tensor | None = None) -> Tensor:
+def class_prototypes(
+    features: Tensor, labels: Tensor, classes: int, valid: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Mean feature of each pseudo-class, averaged over the samples (Eq. 5-6, 15).
 
     ``proto[c] = (1/U) sum_i [ sum_v Up(F)[i,:,v] 1(y[i,v]=c) / (count_i(c) + 1e-5) ]``; an absent class gives 0.
@@ -24,7 +26,7 @@ def class_prototypes(features: Tensor, labels: Tensor, classes: int, valid: Tens
         valid: (U, *S) bool, False outside the image; None means all.
 
     Returns:
-        (C, K).
+        The prototypes, (C, K), and how many voxels each class has, (C,).
     """
     with torch.no_grad():
         members = torch.stack([labels == c for c in range(classes)], dim=1).to(features.dtype)  # (U, C, *S)
@@ -34,7 +36,8 @@ def class_prototypes(features: Tensor, labels: Tensor, classes: int, valid: Tens
         weights = upsample_transposed(members, tuple(features.shape[2:])) / (
             counts.view(*counts.shape, *[1] * (features.ndim - 2)) + _EPS_VOXELS
         )
-    return torch.einsum("ucv,ukv->ck", weights.flatten(2), features.flatten(2)) / len(features)
+    prototypes = torch.einsum("ucv,ukv->ck", weights.flatten(2), features.flatten(2)) / len(features)
+    return prototypes, counts.sum(dim=0)
 
 
 def prototype_similarity(features: Tensor, prototypes: Tensor, shape: tuple[int, ...], scale: float = 1.0) -> Tensor:
