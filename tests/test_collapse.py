@@ -318,7 +318,7 @@ def test_losses_that_drift_apart_are_reported(tiny: Path):
 @pytest.mark.slow
 def test_a_short_training_that_learns_gives_no_warning(tiny: Path):
     """Long enough for every rule to speak: 22 epochs, in which both classes are found."""
-    change_settings(tiny, num_epochs=22, num_iterations_per_epoch=8)
+    change_settings(tiny, num_epochs=22, num_iterations_per_epoch=6)
     trainer = make_trainer(tiny)
     trainer.run_training()
     assert warnings_in_log(trainer) == []
