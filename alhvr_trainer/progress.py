@@ -40,6 +40,10 @@ PANELS: tuple[tuple[str, tuple[str, ...]], ...] = (
 )
 CLASS_PANEL = "share of voxels, pseudo-labels (labels: dashed)"
 MOST_CLASSES_IN_LEGEND = 10
+MOST_WARNINGS = 4
+"""Above the plots; the log has all."""
+LINE_HEIGHT = 0.2
+"""Of a line of warnings, in inches."""
 
 
 # --- classes ------------------------------------------------------------------------------------------------------
@@ -169,8 +173,25 @@ def plot_history(
         classes: names of the foreground classes or regions by number; their shares are one more plot.
         warnings: the figure's title, in red.
     """
+    with plt.style.context("default"):  # nnU-Net's own plot leaves fonts behind that are too large for the warnings
+        figure = _figure(history, panels, classes, warnings)
+        path = Path(folder) / PLOT_NAME
+        figure.savefig(path, dpi=80)
+        plt.close(figure)
+    return path
+
+
+def _figure(
+    history: History,
+    panels: Sequence[tuple[str, tuple[str, ...]]],
+    classes: Mapping[int, str],
+    warnings: Sequence[str],
+) -> Any:
+    more = [f"{len(warnings) - MOST_WARNINGS} more: see the log"] if len(warnings) > MOST_WARNINGS else []
+    lines = [line for text in (*warnings[:MOST_WARNINGS], *more) for line in textwrap.wrap(f"WARNING: {text}", 150)]
     rows = (len(panels) + 2) // 2
-    figure, axes = plt.subplots(rows, 2, figsize=(14, 3 * rows), squeeze=False, sharex=True)
+    height = 3 * rows + LINE_HEIGHT * len(lines)
+    figure, axes = plt.subplots(rows, 2, figsize=(14, height), squeeze=False, sharex=True)
     for ax, (title, keys) in zip(axes.flat, panels, strict=False):
         for key in keys:
             ax.plot(history[key], label=key)
@@ -181,14 +202,9 @@ def plot_history(
         ax.grid(alpha=0.3)
     for ax in axes[-1]:
         ax.set_xlabel("epoch")
-    if warnings:
-        lines = [line for warning in warnings for line in textwrap.wrap(f"WARNING: {warning}", 150)]
-        figure.suptitle("\n".join(lines), color="red", fontweight="bold", fontsize="medium")
-    figure.tight_layout()
-    path = Path(folder) / PLOT_NAME
-    figure.savefig(path, dpi=80)
-    plt.close(figure)
-    return path
+    figure.suptitle("\n".join(lines), color="red", fontweight="bold", fontsize="medium", y=1 - 0.1 / height)
+    figure.tight_layout()  # leaves room for the title
+    return figure
 
 
 def _plot_classes(ax: Any, history: History, classes: Mapping[int, str]) -> None:
