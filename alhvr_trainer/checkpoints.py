@@ -34,6 +34,32 @@ def write_atomically(content: dict[str, Any], path: str | os.PathLike[str]) -> N
         raise InputError(f"could not write the checkpoint {target} ({error}); {kept}") from error
 
 
+def refuse_bad_numbers(checkpoint: dict[str, Any], path: str | os.PathLike[str]) -> None:
+    """Stop before a checkpoint that nobody can train on or predict with takes the place of a good one.
+
+    Raises:
+        InputError: weights or optimizer states hold NaN or Inf; names where.
+    """
+    bad = _bad_tensors(checkpoint)
+    if bad:
+        kept = "the previous one is untouched" if Path(path).exists() else "there was none before"
+        raise InputError(
+            f"the checkpoint {path} was not written: NaN or Inf in {bad[0]} and {len(bad) - 1} more; {kept}. Go on "
+            "from it with a lower learning rate"
+        )
+
+
+def _bad_tensors(content: Any, name: str = "") -> list[str]:
+    """Names of the tensors in nested dicts and lists that hold NaN or Inf."""
+    if isinstance(content, torch.Tensor):
+        return [name] if content.is_floating_point() and not bool(torch.isfinite(content).all()) else []
+    if isinstance(content, dict):
+        parts = list(content.items())
+    else:
+        parts = list(enumerate(content)) if isinstance(content, (list, tuple)) else []
+    return [bad for key, value in parts for bad in _bad_tensors(value, f"{name}.{key}" if name else str(key))]
+
+
 def _sync_folder(folder: Path) -> None:
     if os.name == "nt":  # Windows cannot open folders
         return

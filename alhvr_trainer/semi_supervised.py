@@ -16,14 +16,16 @@ from alhvr_trainer.cascade import check_previous_stage, previous_stage_folder, s
 from alhvr_trainer.checkpoints import (
     random_states,
     read_checkpoint,
+    refuse_bad_numbers,
     restore_random_states,
     seed_everything,
     write_atomically,
 )
+from alhvr_trainer.collapse import collapse_warnings, grace_epochs
 from alhvr_trainer.distributed.ranks import from_rank_0, of_all_ranks, rank, rank_0_first, ranks, share
 from alhvr_trainer.distributed.trainer import DistributedTrainer
 from alhvr_trainer.errors import InputError
-from alhvr_trainer.progress import History, plot_history, summary_line
+from alhvr_trainer.progress import History, class_keys, foreground_names, plot_history, summary_line
 from alhvr_trainer.settings import SETTINGS_KEY, set_training_length, settings_from_plans, split_batch
 from alhvr_trainer.threads import respect_thread_limit
 from alhvr_trainer.trainer_checks import check_batch_fits_ranks, check_environment, check_plans_fit_dataset
@@ -44,7 +46,7 @@ class SemiSupervisedTrainer(DistributedTrainer):
     """
 
     history_keys: tuple[str, ...]
-    """Names of the values that :meth:`train_step` returns, besides ``loss``."""
+    """Names of the values that :meth:`train_step` returns, besides ``loss`` and :func:`class_keys`."""
     panels: tuple[tuple[str, tuple[str, ...]], ...]
     """Titles of the plots, and the values that each shows."""
     batch_size: int
@@ -67,9 +69,14 @@ class SemiSupervisedTrainer(DistributedTrainer):
         check_plans_fit_dataset(self)
         drawn = int.from_bytes(os.urandom(4), "big") if self.settings.seed is None else self.settings.seed
         self.seed = from_rank_0(drawn)
-        self.history: History = {key: [] for key in self.history_keys}
+        self.class_names = foreground_names(dataset_json["labels"], self.label_manager.has_regions)
+        self.history: History = {key: [] for key in self.all_history_keys()}
         self._step = 0
         self._states_to_restore: dict[str, Any] | None = None
+
+    def all_history_keys(self) -> tuple[str, ...]:
+        """Those of the method, and each class's share in the pseudo-labels and the labels."""
+        return (*self.history_keys, *class_keys(list(self.class_names)))
 
     @abstractmethod
     def method_state(self) -> dict[str, Any]:
@@ -163,10 +170,11 @@ class SemiSupervisedTrainer(DistributedTrainer):
     def stop_on_bad_numbers(self, values: dict[str, float], cases: list[str]) -> None:
         """A NaN or Inf stops training before the optimisers see it; the last checkpoint stays as it is."""
         bad = [key for key, value in values.items() if not np.isfinite(value)]
-        if bad:
+        if bad:  # on all ranks: the values are those of the whole batch
+            cases = [str(case) for of_rank in of_all_ranks(list(cases)) for case in of_rank]
             raise InputError(
                 f"epoch {self.current_epoch}, iteration {self._step}: {', '.join(bad)} not finite, with cases "
-                f"{', '.join(map(str, cases))}; look at these images, or lower the learning rate"
+                f"{', '.join(cases)}; look at these images, or lower the learning rate"
             )
 
     def on_train_epoch_end(self, train_outputs: list[dict]) -> None:
@@ -176,12 +184,15 @@ class SemiSupervisedTrainer(DistributedTrainer):
             values.append(float(np.mean(collated[key])))
             for remote in self.logger.loggers:  # e.g. Weights & Biases, if nnU-Net has it switched on
                 remote.log(f"{SETTINGS_KEY}/{key}", values[-1], self.current_epoch)
-        self.print_to_log_file(f"ALHVR: {summary_line(self.history)}")
+        self.print_to_log_file(f"ALHVR: {summary_line(self.history, self.class_names)}")
 
     def on_epoch_end(self) -> None:
         super().on_epoch_end()
+        warnings = collapse_warnings(self.history, self.class_names, grace_epochs(self.num_epochs))
+        for warning in warnings:
+            self.print_to_log_file(f"ALHVR WARNING: {warning}")
         if self.local_rank == 0:
-            plot_history(self.history, self.output_folder, self.panels)
+            plot_history(self.history, self.output_folder, self.panels, self.class_names, warnings)
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
         super().perform_actual_validation(save_probabilities)
@@ -205,6 +216,7 @@ class SemiSupervisedTrainer(DistributedTrainer):
             "history": self.history,
             "ranks": by_rank,
         }
+        refuse_bad_numbers(checkpoint, filename)
         write_atomically(checkpoint, filename)
 
     def load_checkpoint(self, checkpoint: dict | str) -> None:
@@ -222,8 +234,11 @@ class SemiSupervisedTrainer(DistributedTrainer):
         super().load_checkpoint(checkpoint)  # nnU-Net 2.8.1 fails on a dict, so it reads the file once more
         ours = content[SETTINGS_KEY]
         self.load_method_state(ours)
-        self.seed, self.history = ours["seed"], ours["history"]
-        if rank() < len(ours["ranks"]):  # a rank that was not there before keeps its fresh draws
-            mine = ours["ranks"][rank()]
+        self.seed = ours["seed"]
+        unknown = [float("nan")] * self.current_epoch  # in checkpoints of version 0.1.0, which logged fewer values
+        self.history = {key: ours["history"].get(key, list(unknown)) for key in self.all_history_keys()}
+        by_rank = ours.get("ranks", [ours])  # version 0.1.0 knew one process
+        if rank() < len(by_rank):  # a rank that was not there before keeps its fresh draws
+            mine = by_rank[rank()]
             self.load_rank_state(mine)
             self._states_to_restore = mine["random_states"]

@@ -20,7 +20,7 @@ from alhvr_trainer.method import (
     consistency_weight,
 )
 from alhvr_trainer.networks import TwoPass, TwoPassOutput, keep_in_step_with
-from alhvr_trainer.progress import HISTORY_KEYS, PANELS, step_values
+from alhvr_trainer.progress import HISTORY_KEYS, PANELS, label_voxels, step_values
 from alhvr_trainer.semi_supervised import SemiSupervisedTrainer
 from alhvr_trainer.settings import threshold_proportion
 
@@ -127,11 +127,27 @@ class ALHVRTrainer(SemiSupervisedTrainer):
             supervised_b = self.loss(b.labeled_outputs(labeled), target) / ranks()
         terms = self._unsupervised_terms(a, b, valid)
         (self._scaled(supervised_a + supervised_b + weight * terms.total)).backward()
-        values = step_values(supervised_a, supervised_b, terms, valid, self.group) | {"weight": weight}
+        values = step_values(
+            (supervised_a, supervised_b),
+            (a.logits[:labeled], b.logits[:labeled]),
+            self._label_voxels(batch["target"], target),
+            terms,
+            valid,
+            self.group,
+        ) | {"weight": weight}
         self.stop_on_bad_numbers(values, batch["keys"])
-        self._optimizer_step()
+        self._optimizer_step(batch["keys"])
         self._step += 1
         return {"loss": values["supervised_a"], **values}
+
+    def _label_voxels(
+        self, target: Tensor | list[Tensor], labels: Tensor | list[Tensor]
+    ) -> tuple[Tensor, Tensor | int]:
+        """Of a batch's target and of the labels in it (:meth:`split_target`), see :func:`label_voxels`."""
+        full, labels = (scales[0] if isinstance(scales, list) else scales for scales in (target, labels))
+        inside = int(torch.count_nonzero(full[: self.labeled_batch_size, -1]))  # on the CPU, like the batch
+        manager = self.label_manager
+        return label_voxels(labels, inside, len(self.class_names), manager.has_regions, manager.ignore_label)
 
     def _unsupervised_terms(self, a: TwoPassOutput, b: TwoPassOutput, valid: Tensor | None) -> ALHVRTerms:
         labeled, settings = self.labeled_batch_size, self.settings
@@ -157,13 +173,24 @@ class ALHVRTrainer(SemiSupervisedTrainer):
     def _scaled(self, loss: Tensor) -> Tensor:
         return loss if self.grad_scaler is None else self.grad_scaler.scale(loss)
 
-    def _optimizer_step(self) -> None:
-        """nnU-Net's step for each network: unscale, clip, step; one scaler for both."""
-        for network, optimizer in ((self.network, self.optimizer), (self.network_b, self.optimizer_b)):
+    def _optimizer_step(self, cases: list[str]) -> None:
+        """nnU-Net's step for each network: unscale, clip, step; one scaler for both.
+
+        The scaler skips the step of a network whose scaled gradients overflow, and lowers the scale once for both.
+
+        Raises:
+            InputError: without a scaler, gradients are NaN or Inf; no network has taken the step.
+        """
+        pairs = {"a": (self.network, self.optimizer), "b": (self.network_b, self.optimizer_b)}
+        norms = {}
+        for name, (network, optimizer) in pairs.items():
             sum_gradients(network.parameters(), self.group)
             if self.grad_scaler is not None:
                 self.grad_scaler.unscale_(optimizer)
-            nn.utils.clip_grad_norm_(network.parameters(), GRADIENT_NORM_LIMIT)
+            norms[f"gradient_{name}"] = nn.utils.clip_grad_norm_(network.parameters(), GRADIENT_NORM_LIMIT)
+        if self.grad_scaler is None:
+            self.stop_on_bad_numbers({name: float(norm) for name, norm in norms.items()}, cases)
+        for _, optimizer in pairs.values():
             if self.grad_scaler is None:
                 optimizer.step()
             else:

@@ -1,4 +1,4 @@
-"""Fixtures: a tiny dataset that ``alhvr plan_and_preprocess`` went over, once for all tests.
+"""Fixtures: a tiny dataset that ``alhvr plan_and_preprocess`` went over, once for all tests, and copies of it.
 
 For ``pytest_plugins = ["planned_dataset"]``.
 """

@@ -17,6 +17,7 @@ from data_builders import NAME, QUICK, SPLIT, change_settings, read_json, set_en
 from nnunet_environment import find_trainer, set_nnunet
 from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from tiny_training import make_trainer
 
 from alhvr_trainer.checkpoints import read_checkpoint
 from alhvr_trainer.errors import InputError
@@ -27,14 +28,6 @@ from alhvr_trainer.trainer import ALHVRTrainer
 from alhvr_trainer.variants import trainer_named
 
 pytest_plugins = ["planned_dataset"]
-
-
-def make_trainer(
-    root: Path, kind: type[nnUNetTrainer] = ALHVRTrainer, plans: str = "ALHVRPlans", resume: bool = False, fold: Any = 0
-) -> nnUNetTrainer:
-    """What ``nnUNetv2_train 901 2d 0 -tr KIND -p PLANS -device cpu`` builds."""
-    content = read_json(root, f"{plans}.json") | {"continue_training": resume}
-    return kind(content, "2d", fold, read_json(root, "dataset.json"), torch.device("cpu"))
 
 
 def final_weights(trainer: nnUNetTrainer) -> dict[str, torch.Tensor]:
@@ -201,13 +194,13 @@ def test_networks_start_differently_train_and_log(tiny: Path):
     trainer.run_training()
     for name, network in (("a", trainer.network), ("b", trainer.network_b)):
         assert not torch.equal(network.state_dict()[weights[0]], start[name][weights[0]])
-    assert set(trainer.history) == set(HISTORY_KEYS)
+    assert set(trainer.history) == {*HISTORY_KEYS, "pseudo_label_1", "pseudo_label_2", "label_1", "label_2"}
     assert all(len(values) == 3 and np.isfinite(values).all() for values in trainer.history.values())
     shares = np.sum([trainer.history[f"share_{r}"] for r in ("omega1", "omega2a", "omega2b", "omega3")], axis=0)
     np.testing.assert_allclose(shares, 1.0, atol=1e-3)
     assert np.all(np.diff(trainer.history["weight"]) > 0)
     log = next(Path(trainer.output_folder).glob("training_log_*.txt")).read_text()
-    for word in ("dtct_a", "ce_b", "weight", "gamma", "share_omega3", "2 labelled + 2 unlabelled", "seed 1"):
+    for word in ("dtct_a", "ce_b", "weight", "gamma", "share_omega3", "2 labelled + 2 unlabelled", "seed 1", "1 shell"):
         assert word in log
     assert (Path(trainer.output_folder) / "progress_alhvr.png").stat().st_size > 10_000
     assert (Path(trainer.output_folder) / "progress.png").is_file()

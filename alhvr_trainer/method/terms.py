@@ -17,9 +17,12 @@ from alhvr_trainer.method.teaching import competing_teacher, dtct_term
 class ALHVRTerms:
     """The terms of both networks (scalars) and the regions that they act on (masks (U, *S) bool).
 
-    ``gamma`` is NaN if any logit is NaN or Inf. Where the samples are spread over the ranks of a process group, gamma
-    is that of the whole batch, the masks are those of this rank's samples, and each term is this rank's share: the sum
-    over the ranks is the term of the whole batch.
+    ``gamma`` is NaN if any logit is NaN or Inf. The last three fields enter no term: they tell whether the networks
+    still see all classes, and whether they still differ.
+
+    Where the samples are spread over the ranks of a process group, gamma is that of the whole batch, masks and counts
+    are those of this rank's samples, and each term is this rank's share: the sum over the ranks is the term of the
+    whole batch.
     """
 
     gamma: Tensor
@@ -33,6 +36,12 @@ class ALHVRTerms:
     ce_b: Tensor
     cos_a: Tensor
     cos_b: Tensor
+    voxels_a: Tensor
+    """Voxels of each class among network a's pseudo-labels (its clean predictions), background included, (C,)."""
+    voxels_b: Tensor
+    """The same of network b."""
+    disagreement: Tensor
+    """Voxels whose pseudo-label is another one in network a than in network b, scalar."""
 
     @property
     def total(self) -> Tensor:
@@ -104,6 +113,9 @@ def alhvr_terms(
     voxels = valid_voxels(regions.omega1, valid, process_group)
     zero = logits_a.new_zeros(())
 
+    # the argmax; torch.argmax over a strided axis takes six times as long on the CPU
+    labels_a, labels_b = (z.detach().max(dim=1).indices for z in (logits_a, logits_b))
+
     dtct_a = dtct_b = ce_a = ce_b = cos_a = cos_b = zero
     if dtct_regions:
         teacher = competing_teacher(p_a1, p_b1, temperature, detach_teacher)
@@ -111,18 +123,39 @@ def alhvr_terms(
         dtct_b = dtct_term(p_b1, p_b2, teacher, regions.mask_for("b", dtct_regions), voxels, process_group)
     if cgcpcl_regions:
         shape = tuple(logits_a.shape[2:])
-        # the argmax; torch.argmax over a strided axis takes six times as long on the CPU
-        labels_a, labels_b = logits_a.max(dim=1).indices, logits_b.max(dim=1).indices
-        prototypes_a = class_prototypes(features_a, labels_a, logits_a.shape[1], valid, process_group)
-        prototypes_b = class_prototypes(features_b, labels_b, logits_b.shape[1], valid, process_group)
+        prototypes_a, voxels_a = class_prototypes(features_a, labels_a, logits_a.shape[1], valid, process_group)
+        prototypes_b, voxels_b = class_prototypes(features_b, labels_b, logits_b.shape[1], valid, process_group)
         # "cross": each network's features against the OTHER's prototypes and pseudo-labels
         similarity_a = prototype_similarity(perturbed_features_a, prototypes_b, shape, prototype_scale)
         similarity_b = prototype_similarity(perturbed_features_b, prototypes_a, shape, prototype_scale)
         mask_a, mask_b = regions.mask_for("a", cgcpcl_regions), regions.mask_for("b", cgcpcl_regions)
         ce_a, cos_a = cgcpcl_terms(similarity_a, labels_b, mask_a, voxels, official_ce_broadcast, process_group)
         ce_b, cos_b = cgcpcl_terms(similarity_b, labels_a, mask_b, voxels, official_ce_broadcast, process_group)
+    else:
+        voxels_a, voxels_b = (count_classes(y, logits_a.shape[1], valid) for y in (labels_a, labels_b))
+    different = labels_a != labels_b
     masks = {name: getattr(regions, name) for name in ("omega1", "omega2a", "omega2b", "omega3")}
-    return ALHVRTerms(gamma, **masks, dtct_a=dtct_a, dtct_b=dtct_b, ce_a=ce_a, ce_b=ce_b, cos_a=cos_a, cos_b=cos_b)
+    return ALHVRTerms(
+        gamma,
+        **masks,
+        dtct_a=dtct_a,
+        dtct_b=dtct_b,
+        ce_a=ce_a,
+        ce_b=ce_b,
+        cos_a=cos_a,
+        cos_b=cos_b,
+        voxels_a=voxels_a,
+        voxels_b=voxels_b,
+        disagreement=(different if valid is None else different & valid).sum(),
+    )
+
+
+def count_classes(labels: Tensor, classes: int, valid: Tensor | None = None) -> Tensor:
+    """Voxels of the classes 0 … ``classes`` - 1 in integer labels of any shape, (classes,); other labels do not count.
+
+    Not ``bincount``, for which a GPU would have to tell the CPU the largest label first.
+    """
+    return torch.stack([(labels == c if valid is None else (labels == c) & valid).sum() for c in range(classes)])
 
 
 def valid_voxels(mask: Tensor, valid: Tensor | None, group: Group = None) -> Tensor | int:
