@@ -15,17 +15,19 @@ from torch import Tensor
 
 from alhvr_trainer.cascade import check_previous_stage, previous_stage_folder, save_next_stage
 from alhvr_trainer.checkpoints import (
+    load_without_code,
     random_states,
     read_checkpoint,
     restore_random_states,
     seed_everything,
     write_atomically,
 )
-from alhvr_trainer.errors import InputError
+from alhvr_trainer.errors import InputError, one_line
+from alhvr_trainer.plans_check import check_plans
 from alhvr_trainer.progress import History, plot_history, summary_line
 from alhvr_trainer.settings import SETTINGS_KEY, set_training_length, settings_from_plans, split_batch
 from alhvr_trainer.threads import respect_thread_limit
-from alhvr_trainer.trainer_checks import check_environment, check_plans_fit_dataset, check_supported
+from alhvr_trainer.trainer_checks import check_environment, check_plans_fit_dataset, check_split, check_supported
 from alhvr_trainer.unlabeled.loader import LabeledAndUnlabeled, semi_supervised_loaders
 from alhvr_trainer.unlabeled.stream import unlabeled_dataset
 
@@ -59,6 +61,7 @@ class SemiSupervisedTrainer(nnUNetTrainer):
     ):
         check_environment()
         respect_thread_limit(device)
+        check_plans(plans, configuration, dataset_json, "the plans")
         super().__init__(plans, configuration, fold, dataset_json, device)
         self.settings = settings_from_plans(self.configuration_manager.configuration)
         set_training_length(self, self.settings)
@@ -98,6 +101,7 @@ class SemiSupervisedTrainer(nnUNetTrainer):
         self.batch_size = self.labeled_batch_size + self.unlabeled_batch_size
 
     def get_tr_and_val_datasets(self):
+        check_split(self)
         labeled, validation = super().get_tr_and_val_datasets()
         unlabeled = unlabeled_dataset(self, labeled.identifiers, validation.identifiers, previous_stage_folder(self))
         check_previous_stage(self, [*labeled.identifiers, *validation.identifiers], unlabeled.identifiers)
@@ -171,7 +175,8 @@ class SemiSupervisedTrainer(nnUNetTrainer):
         if stock.tell() == 0:  # checkpointing is disabled
             return
         stock.seek(0)
-        checkpoint = torch.load(stock, map_location="cpu", weights_only=False)
+        # our own data a moment ago; but what could not be read again is better noticed now than when training resumes
+        checkpoint = load_without_code(stock)
         checkpoint[SETTINGS_KEY] = {
             **self.method_state(),
             "settings": self.settings.as_dict(),
@@ -188,13 +193,21 @@ class SemiSupervisedTrainer(nnUNetTrainer):
             InputError: the file is damaged, or another trainer wrote it.
         """
         content = read_checkpoint(checkpoint, self.device) if isinstance(checkpoint, str) else checkpoint
-        if SETTINGS_KEY not in content:
+        if not isinstance(content.get(SETTINGS_KEY), dict):
             raise InputError(
                 f"the checkpoint in {self.output_folder} was written by {content.get('trainer_name')}, which has no "
                 f"second network; start a new training, or pass it with -pretrained_weights"
             )
-        super().load_checkpoint(checkpoint)  # nnU-Net 2.8.1 fails on a dict, so it reads the file once more
-        ours = content[SETTINGS_KEY]
-        self.load_method_state(ours)
-        self.seed, self.history = ours["seed"], ours["history"]
-        self._states_to_restore = ours["random_states"]
+        try:
+            # nnU-Net 2.8.1 fails on a dict, so it reads the file once more, and would run code in it: ours comes first
+            super().load_checkpoint(checkpoint)
+            ours = content[SETTINGS_KEY]
+            self.load_method_state(ours)
+            self.seed, self.history = ours["seed"], {key: list(ours["history"][key]) for key in self.history_keys}
+            self._states_to_restore = ours["random_states"]
+        # a part of the content is missing, or of another kind or shape than these networks and optimisers have
+        except (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            raise InputError(
+                f"the checkpoint in {self.output_folder} does not fit this training ({one_line(error)}): the plans "
+                "have changed since, or it is damaged; start a new training"
+            ) from error

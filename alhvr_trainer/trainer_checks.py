@@ -6,9 +6,11 @@ from pathlib import Path
 
 from batchgenerators.utilities.file_and_folder_operations import load_json
 from nnunetv2.paths import nnUNet_preprocessed, nnUNet_results
+from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from alhvr_trainer.errors import InputError
+from alhvr_trainer.unlabeled.cases import SPLITS_FILE, load_splits
 
 
 def check_environment() -> None:
@@ -50,6 +52,26 @@ def check_plans_fit_dataset(trainer: nnUNetTrainer) -> None:
             f"{trainer.preprocessed_dataset_folder} does not exist: preprocess first with alhvr plan_and_preprocess "
             f"-d {plans.dataset_name} -c {trainer.configuration_name} (or nnUNetv2_preprocess for stock plans)"
         )
+
+
+def check_split(trainer: nnUNetTrainer) -> None:
+    """The fold's training and validation cases are preprocessed; nnU-Net would find out in the midst of training.
+
+    Raises:
+        InputError: ``splits_final.json`` has the wrong form, or names a case that is not there.
+    """
+    folder = trainer.preprocessed_dataset_folder_base
+    splits = load_splits(folder, folder)
+    if trainer.fold == "all" or int(trainer.fold) >= len(splits):
+        return
+    present = set(
+        infer_dataset_class(trainer.preprocessed_dataset_folder).get_identifiers(trainer.preprocessed_dataset_folder)
+    )
+    for key in ("train", "val"):
+        missing = sorted(set(splits[int(trainer.fold)][key]) - present)
+        if missing or not splits[int(trainer.fold)][key]:
+            found = f'names "{missing[0]}", which is not preprocessed' if missing else "is empty"
+            raise InputError(f'"{key}" of fold {trainer.fold} in {Path(folder) / SPLITS_FILE} {found}')
 
 
 def check_supported(trainer: nnUNetTrainer) -> None:
