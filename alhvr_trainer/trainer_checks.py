@@ -31,21 +31,15 @@ def check_plans_fit_dataset(trainer: nnUNetTrainer) -> None:
     """The plans were made for the dataset whose ``dataset.json`` the trainer got.
 
     Raises:
-        InputError: the plans name another dataset, or do not fit its channels, or it is not preprocessed.
+        InputError: the plans name another dataset, or it is not preprocessed.
     """
-    plans, configuration = trainer.plans_manager, trainer.configuration_manager
+    plans = trainer.plans_manager
     theirs = Path(trainer.preprocessed_dataset_folder_base) / "dataset.json"
     if not theirs.is_file() or load_json(str(theirs)) != trainer.dataset_json:
         raise InputError(
             f'the plans "{plans.plans_name}" were made for another dataset: their "dataset_name" is '
             f"{plans.dataset_name}, whose dataset.json differs from the one of the dataset that you train on; plan "
             "again with alhvr plan_and_preprocess, or use nnUNetv2_move_plans_between_datasets"
-        )
-    channels = trainer.dataset_json.get("channel_names", trainer.dataset_json.get("modality", {}))
-    if len(configuration.normalization_schemes) != len(channels):
-        raise InputError(
-            f'the plans "{plans.plans_name}" were made for another dataset: "normalization_schemes" has '
-            f"{len(configuration.normalization_schemes)} entries, dataset.json names {len(channels)} channels"
         )
     if not Path(trainer.preprocessed_dataset_folder).is_dir():
         raise InputError(
