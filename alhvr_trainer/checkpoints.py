@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import os
 import random
+import re
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
 
-from alhvr_trainer.errors import InputError
+from alhvr_trainer.errors import InputError, one_line
+from alhvr_trainer.numpy_pickles import ALLOWED, without_stand_ins
+
+_REFUSED = re.compile(r"GLOBAL ([\w.]+)|(?:NumPy|unrecognized function|new object for|Can only build) .*")
+"""How torch and we name a Python object that is not let in."""
 
 
 def write_atomically(content: dict[str, Any], path: str | os.PathLike[str]) -> None:
@@ -78,10 +83,11 @@ def seed_everything(seed: int) -> None:
 
 
 def random_states() -> dict[str, Any]:
-    """States of the global generators of Python, NumPy and torch (CPU and all CUDA devices)."""
+    """States of the global generators of Python, NumPy and torch (CPU and all CUDA devices), as plain values."""
+    kind, key, *rest = np.random.get_state(legacy=True)
     return {
         "python": random.getstate(),
-        "numpy": np.random.get_state(),
+        "numpy": (kind, np.asarray(key).tolist(), *rest),
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
     }
@@ -90,22 +96,42 @@ def random_states() -> dict[str, Any]:
 def restore_random_states(states: dict[str, Any]) -> None:
     """Take up :func:`random_states`; CUDA's only if as many devices are there as when they were saved."""
     random.setstate(states["python"])
-    np.random.set_state(states["numpy"])
+    kind, key, *rest = states["numpy"]
+    np.random.set_state((kind, np.asarray(key), *rest))
     torch.set_rng_state(states["torch"].cpu())
     if states["cuda"] and len(states["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all([state.cpu() for state in states["cuda"]])
 
 
-def read_checkpoint(path: str | os.PathLike[str], device: torch.device | str = "cpu") -> dict[str, Any]:
-    """A checkpoint of nnU-Net or ours. It may hold pickled objects, as nnU-Net's do: read only what you trust.
+def load_without_code(file: str | os.PathLike[str] | IO[bytes], device: torch.device | str = "cpu") -> Any:
+    """``torch.load`` of tensors, plain Python and NumPy values. It makes no other object, so it runs no foreign code.
 
     Raises:
-        InputError: the file is missing, truncated or no checkpoint.
+        Exception: of half a dozen kinds, for damaged files and for files with other objects.
+    """
+    with torch.serialization.safe_globals([(value, name) for name, value in ALLOWED.items()]):
+        return without_stand_ins(torch.load(file, map_location=device, weights_only=True))
+
+
+def read_checkpoint(path: str | os.PathLike[str], device: torch.device | str = "cpu") -> dict[str, Any]:
+    """A checkpoint of nnU-Net or ours, from whatever source: Python objects in it are refused, not made.
+
+    Raises:
+        InputError: the file is missing, truncated or no checkpoint, or it holds pickled Python objects.
     """
     try:
-        checkpoint = torch.load(path, map_location=device, weights_only=False)
+        checkpoint = load_without_code(path, device)
     except Exception as error:  # torch raises half a dozen kinds for damaged files
-        raise InputError(f"{path} is missing or not a readable checkpoint ({error}); use another one") from error
+        refused = _REFUSED.search(str(error))
+        if refused:
+            raise InputError(
+                f"{path} holds pickled Python objects ({refused[1] or refused[0].strip()}), which can run any program "
+                "when they are read; refused: use a checkpoint with nothing but tensors, numbers and text, as nnU-Net "
+                "writes it"
+            ) from error
+        raise InputError(
+            f"{path} is missing or not a readable checkpoint ({one_line(error)}); use another one"
+        ) from error
     if not isinstance(checkpoint, dict) or "network_weights" not in checkpoint:
         raise InputError(f'{path} is no nnU-Net checkpoint: it has no "network_weights"')
     return checkpoint

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import Any
 
-from alhvr_trainer.errors import InputError
+from alhvr_trainer.errors import InputError, one_line
 
 COMMANDS = {
     "link": ("alhvr_trainer.link", "make nnU-Net's own commands find ALHVR's trainers and planner"),
@@ -72,6 +72,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(error, 2)
     except InputError as error:
         return _fail(error, 1)
+    except (OSError, MemoryError) as error:  # any command may meet a full disk, a folder of someone else, a large image
+        return _fail(one_line(error), 1)
     except KeyboardInterrupt:
         return _fail("interrupted", 130)
 
@@ -97,7 +99,8 @@ def _run(words: list[str]) -> int:
 
 
 def _fail(message: object, status: int) -> int:
-    print(f"alhvr: {message}", file=sys.stderr)
+    text = " ".join(str(message).splitlines())
+    print(f"alhvr: {text}", file=sys.stderr)
     return status
 
 

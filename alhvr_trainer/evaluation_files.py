@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import json
-import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import nibabel
 import numpy as np
 import SimpleITK as sitk
-from nibabel.filebasedimages import ImageFileError
 
-from alhvr_trainer.errors import InputError
+from alhvr_trainer.dataset_json import check_file_ending, check_labels
+from alhvr_trainer.errors import InputError, one_line
+from alhvr_trainer.json_files import read_object
+from alhvr_trainer.nifti import ENDINGS, stored_voxels
 
 _TOLERANCE = 1e-3  # mm, and entries of the direction matrix: NIfTI stores geometry in single precision
 
@@ -41,34 +40,15 @@ def read_dataset_json(source: str | Path | dict[str, Any]) -> tuple[Labels, str]
     Raises:
         InputError: unreadable, or a key is missing or of the wrong form.
     """
-    where, content = ("dataset.json", source) if isinstance(source, dict) else (str(source), _read_json(source))
-    missing = [key for key in ("labels", "file_ending") if key not in content]
-    if missing:
-        raise InputError(f'{where} has no "{missing[0]}"; it must be the dataset.json of a nnU-Net data set')
-    values = {name: _values(name, value, where) for name, value in content["labels"].items()}
+    where, content = ("dataset.json", source) if isinstance(source, dict) else (str(source), read_object(source))
+    check_labels(content, where)
+    check_file_ending(content, where)
+    values = {name: tuple(value) if isinstance(value, list) else (value,) for name, value in content["labels"].items()}
     ignore = values.pop("ignore", None)
     classes = {name: of_class for name, of_class in values.items() if of_class != (0,)}
     if not classes:
         raise InputError(f"{where} has no label besides the background")
     return Labels(classes, None if ignore is None else ignore[0]), content["file_ending"]
-
-
-def _values(name: str, value: object, where: str) -> tuple[int, ...]:
-    values = tuple(value) if isinstance(value, (list, tuple)) else (value,)
-    if not values or not all(isinstance(v, int) for v in values):
-        raise InputError(
-            f'{where}: label "{name}" is {value!r}; it must be a whole number, or a list of them (a region)'
-        )
-    return values
-
-
-def _read_json(file: str | Path) -> dict[str, Any]:
-    try:
-        return json.loads(Path(file).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"cannot read {file}: {error.strerror or error}") from error
-    except ValueError as error:
-        raise InputError(f"{file} is not valid JSON: {error}") from error
 
 
 def match_cases(
@@ -138,12 +118,11 @@ def read_pair(
 
 def _read(file: Path) -> sitk.Image:
     try:
-        if file.name.endswith((".nii", ".nii.gz")):
-            # ITK fills what is missing of a truncated NIfTI file with arbitrary values; nibabel refuses it
-            nibabel.load(file).dataobj.get_unscaled()  # type: ignore[attr-defined]
+        if file.name.endswith(ENDINGS):
+            stored_voxels(file)
         return sitk.ReadImage(str(file))
-    except (RuntimeError, OSError, EOFError, ValueError, zlib.error, ImageFileError) as error:
-        reason = " ".join(str(error).rsplit("ERROR: ", 1)[-1].split())
+    except (RuntimeError, OSError) as error:
+        reason = one_line(error).rsplit("ERROR: ", 1)[-1]
         raise InputError(f"cannot read {file} (damaged or not an image): {reason}") from error
 
 

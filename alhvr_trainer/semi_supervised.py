@@ -14,6 +14,7 @@ from torch import Tensor
 
 from alhvr_trainer.cascade import check_previous_stage, previous_stage_folder, save_next_stage
 from alhvr_trainer.checkpoints import (
+    load_without_code,
     random_states,
     read_checkpoint,
     refuse_bad_numbers,
@@ -24,11 +25,17 @@ from alhvr_trainer.checkpoints import (
 from alhvr_trainer.collapse import collapse_warnings, grace_epochs
 from alhvr_trainer.distributed.ranks import from_rank_0, of_all_ranks, rank, rank_0_first, ranks, share
 from alhvr_trainer.distributed.trainer import DistributedTrainer
-from alhvr_trainer.errors import InputError
+from alhvr_trainer.errors import InputError, one_line
+from alhvr_trainer.plans_check import check_plans
 from alhvr_trainer.progress import History, class_keys, foreground_names, plot_history, summary_line
 from alhvr_trainer.settings import SETTINGS_KEY, set_training_length, settings_from_plans, split_batch
 from alhvr_trainer.threads import respect_thread_limit
-from alhvr_trainer.trainer_checks import check_batch_fits_ranks, check_environment, check_plans_fit_dataset
+from alhvr_trainer.trainer_checks import (
+    check_batch_fits_ranks,
+    check_environment,
+    check_plans_fit_dataset,
+    check_split,
+)
 from alhvr_trainer.unlabeled.loader import LabeledAndUnlabeled, semi_supervised_loaders
 from alhvr_trainer.unlabeled.stream import labeled_cases, unlabeled_dataset
 
@@ -63,6 +70,7 @@ class SemiSupervisedTrainer(DistributedTrainer):
     ):
         check_environment()
         respect_thread_limit(device)
+        check_plans(plans, configuration, dataset_json, "the plans")
         super().__init__(plans, configuration, fold, dataset_json, device)
         self.settings = settings_from_plans(self.configuration_manager.configuration)
         set_training_length(self, self.settings)
@@ -127,6 +135,7 @@ class SemiSupervisedTrainer(DistributedTrainer):
 
     def get_tr_and_val_datasets(self):
         with rank_0_first():  # what is missing (splits, preprocessed cases) is made once
+            check_split(self)
             labeled, validation = super().get_tr_and_val_datasets()
             previous = previous_stage_folder(self)
             unlabeled = unlabeled_dataset(self, labeled.identifiers, validation.identifiers, previous)
@@ -208,7 +217,8 @@ class SemiSupervisedTrainer(DistributedTrainer):
         if stock.tell() == 0:  # not rank 0, or checkpointing is disabled
             return
         stock.seek(0)
-        checkpoint = torch.load(stock, map_location="cpu", weights_only=False)
+        # our own data a moment ago; but what could not be read again is better noticed now than when training resumes
+        checkpoint = load_without_code(stock)
         checkpoint[SETTINGS_KEY] = {
             **self.method_state(),
             "settings": self.settings.as_dict(),
@@ -226,17 +236,28 @@ class SemiSupervisedTrainer(DistributedTrainer):
             InputError: the file is damaged, or another trainer wrote it.
         """
         content = read_checkpoint(checkpoint, self.device) if isinstance(checkpoint, str) else checkpoint
-        if SETTINGS_KEY not in content:
+        if not isinstance(content.get(SETTINGS_KEY), dict):
             raise InputError(
                 f"the checkpoint in {self.output_folder} was written by {content.get('trainer_name')}, which has no "
                 f"second network; start a new training, or pass it with -pretrained_weights"
             )
-        super().load_checkpoint(checkpoint)  # nnU-Net 2.8.1 fails on a dict, so it reads the file once more
-        ours = content[SETTINGS_KEY]
+        try:
+            # nnU-Net 2.8.1 fails on a dict, so it reads the file once more, and would run code in it: ours comes first
+            super().load_checkpoint(checkpoint)
+            self._take_up(content[SETTINGS_KEY])
+        # a part of the content is missing, or of another kind or shape than these networks and optimisers have
+        except (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            raise InputError(
+                f"the checkpoint in {self.output_folder} does not fit this training ({one_line(error)}): the plans "
+                "have changed since, or it is damaged; start a new training"
+            ) from error
+
+    def _take_up(self, ours: dict[str, Any]) -> None:
+        """What :meth:`save_checkpoint` added to nnU-Net's checkpoint."""
         self.load_method_state(ours)
         self.seed = ours["seed"]
         unknown = [float("nan")] * self.current_epoch  # in checkpoints of version 0.1.0, which logged fewer values
-        self.history = {key: ours["history"].get(key, list(unknown)) for key in self.all_history_keys()}
+        self.history = {key: list(ours["history"].get(key, unknown)) for key in self.all_history_keys()}
         by_rank = ours.get("ranks", [ours])  # version 0.1.0 knew one process
         if rank() < len(by_rank):  # a rank that was not there before keeps its fresh draws
             mine = by_rank[rank()]

@@ -11,7 +11,7 @@ import math
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from alhvr_trainer.errors import InputError
+from alhvr_trainer.errors import InputError, cut, shown
 
 TRAINER_NAME = "ALHVRTrainer"
 PLANNER_NAME = "ALHVRPlanner"
@@ -90,7 +90,8 @@ class _Range:
             return False
         if self.kind is int and not isinstance(value, int):
             return False
-        return math.isfinite(value) and self.low <= value <= self.high
+        # no math.isfinite: whole numbers of JSON may be too large for a float
+        return self.low <= value <= self.high and value != math.inf
 
 
 class _Choice:
@@ -157,15 +158,15 @@ def settings_from_plans(configuration: dict[str, Any]) -> ALHVRSettings:
     """
     block = configuration.get(SETTINGS_KEY, {})
     if not isinstance(block, dict):
-        raise InputError(f'"{SETTINGS_KEY}" in the plans must be an object of settings, found {block!r}')
+        raise InputError(f'"{SETTINGS_KEY}" in the plans must be an object of settings, found {shown(block)}')
     unknown = sorted(set(block) - set(_RULES))
     if unknown:
         raise InputError(
-            f'unknown key {", ".join(unknown)} in "{SETTINGS_KEY}" of the plans; valid keys: {", ".join(_RULES)}'
+            f'unknown key {cut(", ".join(unknown))} in "{SETTINGS_KEY}" of the plans; valid keys: {", ".join(_RULES)}'
         )
     for key, value in block.items():
         if not _RULES[key].accepts(value):
-            raise InputError(f'"{SETTINGS_KEY}.{key}" in the plans is {value!r}; it must be {_RULES[key]}')
+            raise InputError(f'"{SETTINGS_KEY}.{key}" in the plans is {shown(value)}; it must be {_RULES[key]}')
     values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in block.items()}
     return ALHVRSettings(**values)
 

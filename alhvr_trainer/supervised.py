@@ -6,6 +6,7 @@ import torch
 
 from alhvr_trainer.checkpoints import seed_everything
 from alhvr_trainer.distributed.trainer import DistributedTrainer
+from alhvr_trainer.plans_check import check_plans
 from alhvr_trainer.settings import set_training_length, settings_from_plans, split_batch
 from alhvr_trainer.threads import respect_thread_limit
 from alhvr_trainer.unlabeled.stream import labeled_cases
@@ -27,6 +28,7 @@ class SupervisedTrainer(DistributedTrainer):
         dataset_json: dict,
         device: torch.device = torch.device("cuda"),  # noqa: B008  nnU-Net's signature
     ):
+        check_plans(plans, configuration, dataset_json, "the plans")
         super().__init__(plans, configuration, fold, dataset_json, device)
         respect_thread_limit(device)
         self.settings = settings_from_plans(self.configuration_manager.configuration)

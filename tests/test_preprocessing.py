@@ -270,8 +270,8 @@ def broken_image(folder: Path, kind: str) -> list[Path]:
     ("kind", "message"),
     [
         ("missing", r"x_0000.nii.gz does not exist"),
-        ("no image", r"cannot read .*x_0000.nii.gz: "),
-        ("truncated", r"cannot read .*x_0000.nii.gz: Compressed file ended"),
+        ("no image", r"cannot read .*x_0000.nii.gz .*not an image.*: "),
+        ("truncated", r"cannot read .*x_0000.nii.gz \(damaged.*: Compressed file ended"),
         ("truncated nrrd", r"cannot read .*x_0000.nrrd: "),
         ("truncated nibabel", r"cannot read .*x_0000.nii: "),
         ("NaN", r"x_0000.nii.gz has 1 NaN or infinite voxel: replace"),

@@ -420,7 +420,7 @@ def test_plans_of_another_dataset(tiny: Path):
         make_trainer(tiny, plans="Theirs")
     plans["configurations"]["2d"]["normalization_schemes"] *= 2
     write_json(tiny, "Theirs.json", plans)
-    with pytest.raises(InputError, match=r'"normalization_schemes" has 2 entries, dataset.json names 1 channels'):
+    with pytest.raises(InputError, match=r'"normalization_schemes" must have one entry per channel'):
         make_trainer(tiny, plans="Theirs")
 
 

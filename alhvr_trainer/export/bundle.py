@@ -13,14 +13,13 @@ from typing import Any
 import torch
 
 from alhvr_trainer import __version__
-from alhvr_trainer.errors import InputError
+from alhvr_trainer.errors import InputError, one_line
 from alhvr_trainer.export.models import (
     WEIGHTS_FILE,
     Member,
     TrainedModel,
     find_model,
     model_members,
-    one_line,
 )
 from alhvr_trainer.resources import bundle_folder
 from alhvr_trainer.settings import PLANS_NAME, TRAINER_NAME

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,10 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 
 from alhvr_trainer.checkpoints import read_checkpoint
 from alhvr_trainer.compatibility import nnunet_folder_if_set
-from alhvr_trainer.errors import InputError
+from alhvr_trainer.dataset_json import check_dataset_json
+from alhvr_trainer.errors import InputError, one_line, shown
+from alhvr_trainer.json_files import is_list_of, is_name, is_whole, read_object
+from alhvr_trainer.plans_check import check_plans
 from alhvr_trainer.settings import PLANS_NAME, SETTINGS_KEY, TRAINER_NAME, UNLABELED_KEY
 
 NETWORKS = ("a", "b", "both")
@@ -90,13 +92,16 @@ def find_model(
         PosixPath('…/Dataset027_ACDC/ALHVRTrainer__ALHVRPlans__2d/fold_0/checkpoint_final.pth')
     """
     folds = parse_folds(fold)
+    for what, value in (("configuration", configuration), ("plans", plans), ("trainer", trainer)):
+        _check_name(what, value)
     name = _dataset_name(dataset)
     folder = Path(get_output_folder(name, trainer, plans, configuration))
     train_command = f"nnUNetv2_train {dataset} {configuration} {folds[0]} -tr {trainer} -p {plans}"
     if not folder.is_dir():
         there = _listing(folder.parent, "*__*__*")
         raise InputError(f"no trained model {folder}; models of this dataset: {there}; train it with: {train_command}")
-    dataset_json = read_json(folder / "dataset.json")
+    written = "nnU-Net writes it when training starts"
+    dataset_json = read_object(folder / "dataset.json", written)
     dataset_json.pop(UNLABELED_KEY, None)
     model = TrainedModel(
         name,
@@ -106,9 +111,11 @@ def find_model(
         folds,
         folder,
         weights_file,
-        read_json(folder / "plans.json"),
+        read_object(folder / "plans.json", written),
         dataset_json,
     )
+    check_dataset_json(dataset_json, str(folder / "dataset.json"))
+    check_plans(model.plans, configuration, dataset_json, str(folder / "plans.json"))
     for each in folds:
         path = model.checkpoint_path(each)
         if not path.parent.is_dir():
@@ -147,16 +154,18 @@ def network_weights(checkpoint: dict[str, Any], network: str) -> dict[str, torch
     Raises:
         InputError: network b of a model that has one network only.
     """
-    if network == "a":
-        return checkpoint["network_weights"]
-    if network != "b":
+    if network not in ("a", "b"):
         raise InputError(f'network is {network!r}; it must be "a" or "b"')
-    weights = checkpoint.get(SETTINGS_KEY, {}).get("network_b_weights")
+    ours = checkpoint.get(SETTINGS_KEY)
+    of_b = ours.get("network_b_weights") if isinstance(ours, dict) else None
+    weights = checkpoint["network_weights"] if network == "a" else of_b
     if weights is None:
         raise InputError(
             f"the checkpoint of {checkpoint.get('trainer_name', 'an unknown trainer')} holds one network: "
             'there is no network b, use network "a"'
         )
+    if not isinstance(weights, dict) or not all(isinstance(value, torch.Tensor) for value in weights.values()):
+        raise InputError(f"the checkpoint is damaged: the weights of network {network} are no tensors; use another one")
     return weights
 
 
@@ -174,6 +183,7 @@ def model_members(model: TrainedModel, network: str = "a") -> list[Member]:
         for letter in ("a", "b") if network == "both" else (network,):
             member = Member(fold, letter, network_weights(checkpoint, letter), checkpoint)
             _check_architecture(model, member)
+            _check_mirroring(model, member)
             members.append(member)
     return members
 
@@ -199,6 +209,18 @@ def _check_architecture(model: TrainedModel, member: Member) -> None:
         ) from error
 
 
+def _check_mirroring(model: TrainedModel, member: Member) -> None:
+    axes = member.checkpoint.get("inference_allowed_mirroring_axes")
+    dimensions = len(model.configuration_manager.patch_size)
+    if axes is None or (
+        isinstance(axes, (tuple, list)) and is_list_of([*axes], lambda a: is_whole(a, 0, dimensions - 1))
+    ):
+        return
+    raise InputError(
+        f'"inference_allowed_mirroring_axes" in the checkpoint of {member} is {shown(axes)}; use another one'
+    )
+
+
 def _dataset_name(dataset: int | str) -> str:
     results = nnunet_folder_if_set("nnUNet_results")
     if not results:
@@ -210,20 +232,15 @@ def _dataset_name(dataset: int | str) -> str:
             f"dataset {dataset!r} not found; datasets in nnUNet_results ({results}): "
             f"{_listing(Path(results), 'Dataset*')}"
         ) from error
+    _check_name("dataset", name)
     return name
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"cannot read {path}, which nnU-Net writes when training starts: {error}") from error
+def _check_name(what: str, value: object) -> None:
+    """It becomes part of paths, here and on the disks of those who unpack an exported model."""
+    if not is_name(value):
+        raise InputError(f"{what} {shown(value)} is no name")
 
 
 def _listing(folder: Path, pattern: str) -> str:
     return ", ".join(sorted(path.name for path in folder.glob(pattern))) or "none"
-
-
-def one_line(error: BaseException) -> str:
-    text = " ".join(str(error).split())
-    return text if len(text) <= 160 else f"{text[:157]}..."

@@ -11,16 +11,15 @@ from typing import Any
 
 import torch
 
-from alhvr_trainer.errors import InputError
+from alhvr_trainer.errors import InputError, one_line
 from alhvr_trainer.export.models import (
     WEIGHTS_FILE,
     Member,
     TrainedModel,
     find_model,
     model_members,
-    one_line,
-    read_json,
 )
+from alhvr_trainer.json_files import read_object
 from alhvr_trainer.settings import PLANS_NAME, TRAINER_NAME, UNLABELED_KEY
 
 STOCK_TRAINER = "nnUNetTrainer"
@@ -110,7 +109,7 @@ def _json_files(model: TrainedModel) -> dict[str, Any]:
     files: dict[str, Any] = {"plans.json": model.plans, "dataset.json": model.dataset_json}
     fingerprint = model.folder / "dataset_fingerprint.json"
     if fingerprint.is_file():
-        content = read_json(fingerprint)
+        content = read_object(fingerprint)
         content.pop(UNLABELED_KEY, None)
         files[fingerprint.name] = content
     return files

@@ -9,7 +9,7 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from alhvr_trainer.errors import InputError
+from alhvr_trainer.errors import InputError, one_line
 from alhvr_trainer.planning.datasets import preprocessed_folder, raw_folder, resolve_dataset, whole_number
 from alhvr_trainer.settings import PLANNER_NAME
 from alhvr_trainer.unlabeled.cases import SPLITS_FILE, all_unlabeled_cases, load_splits, raw_unlabeled_cases
@@ -134,8 +134,6 @@ def _announce_unlabeled(name: str) -> None:
 def _verify_labeled(name: str, processes: int) -> None:
     from nnunetv2.experiment_planning.verify_dataset_integrity import verify_dataset_integrity
 
-    from alhvr_trainer.unlabeled.images import one_line
-
     try:
         verify_dataset_integrity(raw_folder(name), processes)
     # what nnU-Net raises for a bad dataset; details of single images are on the screen by then
@@ -148,9 +146,18 @@ def _extract_fingerprint(name: str, processes: int, clean: bool) -> None:
 
     from alhvr_trainer.unlabeled.fingerprint import ALHVRFingerprintExtractor, add_unlabeled_to_fingerprint
 
-    extract_fingerprint_dataset(
-        int(name[7:10]), ALHVRFingerprintExtractor, num_processes=processes, clean=clean, verbose=False
-    )
+    try:
+        extract_fingerprint_dataset(
+            int(name[7:10]), ALHVRFingerprintExtractor, num_processes=processes, clean=clean, verbose=False
+        )
+    except InputError:
+        raise
+    # nnU-Net's worker processes die, or hand on whatever the image libraries raise
+    except Exception as error:
+        raise InputError(
+            f"nnU-Net cannot extract the fingerprint of the labelled cases of {name}: {one_line(error)}; see what it "
+            "printed above, and check the images"
+        ) from error
     add_unlabeled_to_fingerprint(name, processes)
 
 

@@ -8,23 +8,18 @@ complete nnU-Net plans file of another dataset works as well; only the settings 
 
 from __future__ import annotations
 
-import json
-import os
-import pydoc
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import nnunetv2
 import numpy as np
-import torch
-from nnunetv2.utilities.find_class_by_name import recursive_find_python_class
-from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
-from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from alhvr_trainer.errors import InputError
+from alhvr_trainer.dataset_json import channel_names
+from alhvr_trainer.errors import InputError, shown
+from alhvr_trainer.json_files import read_json
+from alhvr_trainer.plans_check import check_network, check_numbers, check_schemes
 from alhvr_trainer.resources import plans_folder
 from alhvr_trainer.settings import (
     PLANS_NAME,
@@ -34,8 +29,6 @@ from alhvr_trainer.settings import (
     settings_from_plans,
     split_batch,
 )
-from alhvr_trainer.unlabeled.dataset import channel_names
-from alhvr_trainer.unlabeled.images import one_line
 
 TRAINING_KEYS = ("batch_size", "patch_size", "architecture", "batch_dice", SETTINGS_KEY)
 """Settings that do not depend on a dataset."""
@@ -76,10 +69,7 @@ def load_template(name_or_file: str) -> Template:
         file = plans_folder() / f"{name_or_file}.json"
     if not file.is_file():
         raise InputError(f"no plans file {name_or_file}; ready plans: {', '.join(shipped_templates())}")
-    try:
-        content = json.loads(file.read_text())
-    except ValueError as error:
-        raise InputError(f"{file} is not valid JSON: {error}") from error
+    content = read_json(file)
     configurations = content.get("configurations") if isinstance(content, dict) else None
     if not isinstance(configurations, dict) or not configurations:
         raise InputError(f'{file} is no plans file: it must be an object with "configurations"')
@@ -143,7 +133,7 @@ def alhvr_block(batch_size: int, dimensions: int) -> dict[str, Any]:
 
 def _checked_entries(where: str, entries: object, complete: bool) -> dict[str, Any]:
     if not isinstance(entries, dict):
-        raise InputError(f"{where} must be an object, found {entries!r}")
+        raise InputError(f"{where} must be an object, found {shown(entries)}")
     if complete:
         entries = {key: value for key, value in entries.items() if key in TRAINING_KEYS}
     _check_keys(entries, TRAINING_KEYS + DATA_KEYS, where)
@@ -179,65 +169,10 @@ def _check_configuration(
 ) -> None:
     manager = PlansManager(plans)
     configuration = manager.get_configuration(name).configuration
-    _check_numbers(where, configuration, dimensions)
-    channels = channel_names(dataset_json)
-    schemes = configuration["normalization_schemes"]
-    for key in ("normalization_schemes", "use_mask_for_norm"):
-        if not isinstance(configuration[key], list) or len(configuration[key]) != len(channels):
-            raise InputError(
-                f'{where}: "{key}" must have one entry per channel of the dataset ({", ".join(channels)}), '
-                f"found {configuration[key]!r}"
-            )
-    folder = os.path.join(nnunetv2.__path__[0], "preprocessing", "normalization")
-    for scheme in schemes:
-        if recursive_find_python_class(folder, scheme, "nnunetv2.preprocessing.normalization") is None:
-            raise InputError(f'{where}: nnU-Net has no normalization scheme "{scheme}"')
+    check_numbers(where, configuration, dimensions)
+    check_schemes(where, configuration, channel_names(dataset_json))
     try:
         split_batch(configuration["batch_size"], configuration[SETTINGS_KEY]["unlabeled_batch_size"])
     except InputError as error:
         raise InputError(f"{where}: {error}") from error
-    _check_network(where, manager, name, dataset_json)
-
-
-def _check_numbers(where: str, configuration: dict[str, Any], dimensions: int) -> None:
-    batch_size, patch, spacing = (configuration[key] for key in ("batch_size", "patch_size", "spacing"))
-    if not isinstance(batch_size, int) or batch_size < 1:
-        raise InputError(f'{where}: "batch_size" must be a whole number of at least 1, found {batch_size!r}')
-    for key, values, kind in (("patch_size", patch, int), ("spacing", spacing, (int, float))):
-        valid = isinstance(values, list) and len(values) == dimensions
-        if not valid or not all(isinstance(value, kind) and value > 0 for value in values):
-            raise InputError(f'{where}: "{key}" must be {dimensions} positive numbers, found {values!r}')
-
-
-def _check_network(where: str, manager: PlansManager, name: str, dataset_json: dict[str, Any]) -> None:
-    """Build the network and pass a patch through it, on shapes only."""
-    configuration = manager.get_configuration(name)
-    architecture, patch = configuration.configuration["architecture"], configuration.patch_size
-    try:
-        for key in architecture["_kw_requires_import"]:
-            value = architecture["arch_kwargs"][key]
-            if value is not None and pydoc.locate(value) is None:
-                raise ValueError(f'"{key}": there is no {value}')
-        strides = np.prod(architecture["arch_kwargs"]["strides"], axis=0) * np.ones(len(patch), dtype=int)
-        if any(size % stride for size, stride in zip(patch, strides, strict=True)):
-            raise InputError(
-                f'{where}: "patch_size" {patch} must be divisible by the product of all "strides", {strides.tolist()}'
-            )
-        channels = determine_num_input_channels(manager, configuration, dataset_json)
-        with torch.device("meta"), torch.no_grad():
-            network = get_network_from_plans(
-                configuration.network_arch_class_name,
-                configuration.network_arch_init_kwargs,
-                configuration.network_arch_init_kwargs_req_import,
-                channels,
-                manager.get_label_manager(dataset_json).num_segmentation_heads,
-                allow_init=False,
-                deep_supervision=False,
-            )
-            network(torch.zeros((2, channels, *patch)))
-    except InputError:
-        raise
-    # a wrong architecture fails in as many ways as there are arguments
-    except Exception as error:
-        reason = one_line(error) or type(error).__name__
-        raise InputError(f'{where}: "architecture" gives no working network: {reason}') from error
+    check_network(where, manager, name, dataset_json)

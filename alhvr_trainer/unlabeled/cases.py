@@ -12,21 +12,16 @@ Only image files are listed here; the path of a label file is never built.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
-from alhvr_trainer.errors import InputError
+from alhvr_trainer.dataset_json import channel_names, file_ending
+from alhvr_trainer.errors import InputError, shown
+from alhvr_trainer.json_files import is_list_of, is_name, read_json
 from alhvr_trainer.settings import UNLABELED_FOLDER, UNLABELED_KEY
-from alhvr_trainer.unlabeled.dataset import (
-    Cases,
-    channel_names,
-    file_ending,
-    files_by_case,
-    images_of_labeled_folder,
-)
+from alhvr_trainer.unlabeled.dataset import Cases, files_by_case, images_of_labeled_folder
 
 SPLITS_FILE = "splits_final.json"
 
@@ -80,15 +75,9 @@ def split_unlabeled_cases(splits: list[dict[str, Any]], fold: int | str) -> list
     """
     _check_splits(splits)
     if not is_in_file(splits, fold):
-        hidden = {case for number in range(len(splits)) for case in split_unlabeled_cases(splits, number)}
+        hidden = {case for split in splits for case in split.get(UNLABELED_KEY, [])}
         return sorted(hidden.difference(*(split.get("train", []) for split in splits)))
-    cases = splits[int(fold)].get(UNLABELED_KEY, [])
-    if not isinstance(cases, list) or not all(isinstance(case, str) for case in cases):
-        raise InputError(f'"{UNLABELED_KEY}" of fold {fold} in {SPLITS_FILE} must be a list of case names')
-    if len(set(cases)) < len(cases):
-        twice = next(case for case in cases if cases.count(case) > 1)
-        raise InputError(f'case "{twice}" stands twice under "{UNLABELED_KEY}" of fold {fold} in {SPLITS_FILE}')
-    return list(cases)
+    return list(splits[int(fold)].get(UNLABELED_KEY, []))
 
 
 def unlabeled_cases_of_fold(
@@ -151,10 +140,7 @@ def load_splits(raw_dataset_folder: str, preprocessed_dataset_folder: str) -> li
     for folder in filter(None, (preprocessed_dataset_folder, raw_dataset_folder)):
         file = Path(folder) / SPLITS_FILE
         if file.is_file():
-            try:
-                loaded.append(json.loads(file.read_text()))
-            except ValueError as error:
-                raise InputError(f"{file} is not valid JSON: {error}") from error
+            loaded.append(read_json(file))
             _check_splits(loaded[-1], str(file))
     if not loaded:
         return []
@@ -178,7 +164,8 @@ def unlabeled_folders(raw_dataset_folder: str, dataset_json: dict[str, Any]) -> 
         return [default] if os.path.isdir(default) else []
     if not isinstance(named, list) or not all(isinstance(folder, str) and folder for folder in named):
         raise InputError(
-            f'"{UNLABELED_KEY}" in dataset.json must be a list of folders, e.g. ["{UNLABELED_FOLDER}"], found {named!r}'
+            f'"{UNLABELED_KEY}" in dataset.json must be a list of folders, e.g. ["{UNLABELED_FOLDER}"], '
+            f"found {shown(named)}"
         )
     folders = [os.path.normpath(os.path.join(raw_dataset_folder, os.path.expandvars(folder))) for folder in named]
     for folder in folders:
@@ -235,3 +222,20 @@ def _check_splits(splits: object, file: str = SPLITS_FILE) -> None:
     if not isinstance(splits, list) or not all(isinstance(split, dict) for split in splits):
         form = f'[{{"train": [...], "{UNLABELED_KEY}": [...], "val": [...]}}]'
         raise InputError(f"{file} must be a list of folds: {form}")
+    for fold, split in enumerate(splits):
+        for key in ("train", "val"):
+            if not is_list_of(split.get(key), is_name):
+                raise InputError(
+                    f'"{key}" of fold {fold} in {file} must be a list of case names, found {shown(split.get(key))}'
+                )
+        _check_unlabeled(split.get(UNLABELED_KEY, []), fold, file)
+
+
+def _check_unlabeled(cases: object, fold: int, file: str) -> None:
+    if not isinstance(cases, list) or not is_list_of(cases, is_name):
+        raise InputError(
+            f'"{UNLABELED_KEY}" of fold {fold} in {file} must be a list of case names, found {shown(cases)}'
+        )
+    if len(set(cases)) < len(cases):
+        twice = next(case for case in cases if cases.count(case) > 1)
+        raise InputError(f'case "{twice}" stands twice under "{UNLABELED_KEY}" of fold {fold} in {file}')

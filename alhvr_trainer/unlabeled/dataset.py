@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
+from alhvr_trainer.dataset_json import check_dataset_json, file_ending
 from alhvr_trainer.errors import InputError
+from alhvr_trainer.json_files import read_object
 
 Cases = dict[str, list[str]]
 """Case name -> its image files in channel order."""
@@ -22,29 +23,11 @@ IMAGE_ENDINGS = (
 
 
 def load_dataset_json(raw_dataset_folder: str) -> dict[str, Any]:
-    """``dataset.json`` of a raw dataset; InputError if it is missing or broken."""
+    """``dataset.json`` of a raw dataset; InputError if it is missing, broken, or not what nnU-Net documents."""
     file = Path(raw_dataset_folder) / "dataset.json"
-    try:
-        return json.loads(file.read_text())
-    except FileNotFoundError as error:
-        raise InputError(f"{file} does not exist") from error
-    except ValueError as error:
-        raise InputError(f"{file} is not valid JSON: {error}") from error
-
-
-def channel_names(dataset_json: dict[str, Any]) -> list[str]:
-    """The names of the image channels in channel order."""
-    names = dataset_json.get("channel_names") or dataset_json.get("modality")
-    if not isinstance(names, dict):
-        raise InputError('dataset.json has no "channel_names"')
-    return [str(name) for name in names.values()]
-
-
-def file_ending(dataset_json: dict[str, Any]) -> str:
-    """The ending of all image files, e.g. ``".nii.gz"``."""
-    if not isinstance(dataset_json.get("file_ending"), str):
-        raise InputError('dataset.json has no "file_ending", e.g. ".nii.gz"')
-    return dataset_json["file_ending"]
+    content = read_object(file)
+    check_dataset_json(content, str(file))
+    return content
 
 
 def images_of_labeled_folder(raw_dataset_folder: str, dataset_json: dict[str, Any]) -> Cases:

@@ -20,10 +20,12 @@ from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from
 from nnunetv2.preprocessing.cropping.cropping import crop_to_nonzero
 
 from alhvr_trainer.compatibility import nnunet_folder
+from alhvr_trainer.dataset_json import channel_names
 from alhvr_trainer.errors import InputError
+from alhvr_trainer.json_files import read_object
 from alhvr_trainer.settings import UNLABELED_KEY
 from alhvr_trainer.unlabeled.cases import all_unlabeled_cases, load_splits, split_unlabeled_cases
-from alhvr_trainer.unlabeled.dataset import Cases, channel_names, images_of_labeled_folder, load_dataset_json
+from alhvr_trainer.unlabeled.dataset import Cases, images_of_labeled_folder, load_dataset_json
 from alhvr_trainer.unlabeled.images import check_channel_count, read_case, source_stamps
 from alhvr_trainer.unlabeled.workers import run_on_cases, useful_processes
 
@@ -125,12 +127,9 @@ def merged_with_unlabeled(fingerprint: dict[str, Any]) -> dict[str, Any]:
 
 def load_fingerprint(file: Path) -> dict[str, Any]:
     """Read ``dataset_fingerprint.json``; InputError if it is missing or broken."""
-    try:
-        return json.loads(file.read_text())
-    except FileNotFoundError as error:
-        raise InputError(f"{file} does not exist: extract the fingerprint first (alhvr plan_and_preprocess)") from error
-    except ValueError as error:
-        raise InputError(f"{file} is not valid JSON ({error}): delete it and plan again") from error
+    if not file.is_file():
+        raise InputError(f"{file} does not exist: extract the fingerprint first (alhvr plan_and_preprocess)")
+    return read_object(file, "delete it and plan again")
 
 
 def _labeled_cases(fingerprint: dict[str, Any], raw_folder: str, dataset_json: dict[str, Any]) -> list[str]:

@@ -6,10 +6,11 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import nibabel
 import numpy as np
 
-from alhvr_trainer.errors import InputError
+from alhvr_trainer.errors import InputError, one_line
+from alhvr_trainer.json_files import is_positive
+from alhvr_trainer.nifti import ENDINGS, stored_voxels
 
 if TYPE_CHECKING:
     from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
@@ -38,23 +39,20 @@ def read_case(files: Sequence[str], reader_writer: BaseReaderWriter) -> tuple[np
         if not os.path.isfile(file):
             raise InputError(f"{file} does not exist")
     try:
-        data, properties = reader_writer.read_images(list(files))
         for file in files:
             _check_nifti(file, reader_writer)
+        data, properties = reader_writer.read_images(list(files))
     except InputError:
         raise
     # the readers sit on several libraries, each with errors of its own
     except Exception as error:
         # nnU-Net's readers print the reason and raise an empty error when the channels do not match
-        reason = one_line(error).rsplit("ERROR: ", 1)[-1] or "its channels differ in shape or spacing"
+        reason = one_line(error).rsplit("ERROR: ", 1)[-1] if str(error) else "its channels differ in shape or spacing"
         raise InputError(f"cannot read {_names(files)}: {reason}") from error
+    if not all(map(is_positive, map(float, properties["spacing"]))):
+        raise InputError(f"{_names(files)}: the spacing is {properties['spacing']} mm; correct it")
     _check_voxels(data, files)
     return data, properties
-
-
-def one_line(error: BaseException) -> str:
-    """The message of an error without line breaks."""
-    return " ".join(str(error).split())
 
 
 def check_channel_count(data: np.ndarray, files: Sequence[str], expected: int) -> None:
@@ -77,8 +75,8 @@ def _check_nifti(file: str, reader_writer: BaseReaderWriter) -> None:
     """ITK reads a truncated ``.nii.gz`` without an error, and NaN as 0: look at the stored values."""
     from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 
-    if isinstance(reader_writer, SimpleITKIO) and file.endswith((".nii", ".nii.gz")):
-        stored = nibabel.load(file).dataobj.get_unscaled()  # type: ignore[attr-defined]
+    if isinstance(reader_writer, SimpleITKIO) and file.endswith(ENDINGS):
+        stored = stored_voxels(file)
         if np.issubdtype(stored.dtype, np.floating):
             _check_finite(stored, file)
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import os
-import pickle
 import shutil
 import tempfile
 import time
@@ -20,8 +20,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from alhvr_trainer.dataset_json import channel_names
+from alhvr_trainer.errors import InputError
+from alhvr_trainer.numpy_pickles import load_values
 from alhvr_trainer.settings import UNLABELED_SUFFIX
-from alhvr_trainer.unlabeled.dataset import Cases, channel_names
+from alhvr_trainer.unlabeled.dataset import Cases
 from alhvr_trainer.unlabeled.images import check_channel_count, read_case, source_stamps
 from alhvr_trainer.unlabeled.workers import run_on_cases, useful_processes
 
@@ -29,6 +32,8 @@ if TYPE_CHECKING:
     from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
 PARTIAL = ".partial_"
+MOST_VOXELS = 2**33
+"""Of a case after resampling, 32 GiB; whole-body CT has a tenth of that."""
 RECORD = "preprocessed_with"
 """Key of the properties (``.pkl``) under which the sources of a preprocessed case are written down."""
 
@@ -128,8 +133,27 @@ class _WithoutLabel:
     ) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
         data, properties = read_case(image_files, plans_manager.image_reader_writer_class())
         check_channel_count(data, image_files, len(channel_names(dataset_json)))
+        _check_resampled_size(data, properties, image_files, plans_manager, configuration_manager)
         properties[RECORD] = self.record
         return self.run_case_npy(data, None, properties, plans_manager, configuration_manager, dataset_json)  # type: ignore[attr-defined]
+
+
+def _check_resampled_size(
+    data: np.ndarray,
+    properties: dict[str, Any],
+    files: list[str],
+    plans_manager: PlansManager,
+    configuration_manager: ConfigurationManager,
+) -> None:
+    """A spacing in the plans, or in a header, that is off by powers of ten would ask for all memory."""
+    target = configuration_manager.spacing
+    spacing = [properties["spacing"][axis] for axis in plans_manager.transpose_forward][-len(target) :]
+    voxels = data.size * math.prod(size / wanted for size, wanted in zip(spacing, target, strict=True))
+    if voxels > MOST_VOXELS:
+        raise InputError(
+            f"{files[0]} would have {voxels:.1e} voxels at the spacing {target} of the plans: correct its own spacing "
+            f"of {spacing} mm, or the plans"
+        )
 
 
 def _preprocess_case(
@@ -185,7 +209,7 @@ def _remove_leftovers(folder: str) -> None:
 
 def _stored_record(folder: str, case: str) -> dict[str, Any] | None:
     try:
-        properties = pickle.loads((Path(folder) / f"{case}.pkl").read_bytes())
-    except Exception:  # a broken pickle can raise anything; the case is then preprocessed again
+        properties = load_values((Path(folder) / f"{case}.pkl").read_bytes())
+    except Exception:  # broken pickles raise anything, foreign objects are refused: the case is preprocessed again
         return None
     return properties.get(RECORD) if isinstance(properties, dict) else None
