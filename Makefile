@@ -5,6 +5,8 @@ PYTHON ?= $(firstword $(foreach name,python3 python3.13 python3.12 python3.11 py
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# whole files at a time, for the tests of a file share what they train
+IN_PARALLEL := -n 2 --dist loadfile
 # the oldest nnU-Net that setup.cfg allows; it lies beside the environment's own, which is the newest, and hides it
 OLDEST := $(shell sed -n 's/^ *nnunetv2>=\([0-9.]*\).*/\1/p' setup.cfg)
 OLDEST_FOLDER := $(VENV)/nnunet-oldest
@@ -22,11 +24,11 @@ demo: $(STAMP)
 	$(BIN)/alhvr demo
 
 test: $(STAMP)
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest $(IN_PARALLEL) $(PYTEST_ARGS)
 
 # the unit tests to which the release matters; the slow ones repeat through nnU-Net's commands what these call directly
 test-oldest: $(OLDEST_STAMP)
-	$(WITH_OLDEST) ALHVR_TEST_NNUNET=$(OLDEST) $(BIN)/python -m pytest -m 'not slow and not any_nnunet' $(PYTEST_ARGS)
+	$(WITH_OLDEST) ALHVR_TEST_NNUNET=$(OLDEST) $(BIN)/python -m pytest $(IN_PARALLEL) -m 'not slow and not any_nnunet' $(PYTEST_ARGS)
 
 lint: $(STAMP)
 	$(BIN)/python -m ruff check .
