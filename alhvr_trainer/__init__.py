@@ -13,7 +13,7 @@ __all__ = ["ALHVRPlanner", "ALHVRTrainer", "InputError", "__version__", "alhvr_c
 
 _HOMES = {
     "ALHVRPlanner": "alhvr_trainer.planning.planner",
-    "ALHVRTrainer": "alhvr_trainer.trainer",
+    "ALHVRTrainer": "alhvr_trainer.training.trainer",
     "InputError": "alhvr_trainer.errors",
     "alhvr_channel_terms": "alhvr_trainer.method.channels",
     "alhvr_terms": "alhvr_trainer.method.terms",

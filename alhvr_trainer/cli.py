@@ -23,14 +23,14 @@ COMMANDS = {
         "nnU-Net's planning and preprocessing for labelled and unlabelled cases",
     ),
     "make_split": ("alhvr_trainer.planning.make_split", "write a split that hides labels from training"),
-    "train": ("alhvr_trainer.train", "nnU-Net's training, on several machines as well"),
+    "train": ("alhvr_trainer.training.train", "nnU-Net's training, on several machines as well"),
     "predict_next_stage": (
-        "alhvr_trainer.predict_next_stage",
+        "alhvr_trainer.training.predict_next_stage",
         "segment unlabelled cases for the next stage of a cascade",
     ),
     "export_bundle": ("alhvr_trainer.export.bundle", "write a trained model as a MONAI bundle"),
     "export_nnunet": ("alhvr_trainer.export.nnunet", "write a trained model as a stock nnU-Net model"),
-    "evaluate": ("alhvr_trainer.evaluation", "Dice, Jaccard, HD95 and ASD of predictions"),
+    "evaluate": ("alhvr_trainer.evaluation.evaluate", "Dice, Jaccard, HD95 and ASD of predictions"),
     "demo": ("alhvr_trainer.demo.run", "the whole way on an embedded data set, with a report"),
     "version": ("alhvr_trainer.cli", "print the version"),
 }

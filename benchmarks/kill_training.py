@@ -91,8 +91,8 @@ def one_round(fold: Path, resume: bool, seconds: float, in_writing: bool) -> str
 
 def inspect(fold: Path) -> tuple[dict[str, int], bool]:
     """Epoch of every checkpoint, -1 where it cannot be used; and whether the kill fell into the writing of one."""
-    from alhvr_trainer.checkpoints import read_checkpoint
     from alhvr_trainer.errors import InputError
+    from alhvr_trainer.files.checkpoints import read_checkpoint
 
     epochs = {}
     for name in CHECKPOINTS:

@@ -26,7 +26,7 @@ import torch
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 
 from alhvr_trainer.method import FeaturePerturbation, alhvr_terms
-from alhvr_trainer.networks import TwoPass
+from alhvr_trainer.training.networks import TwoPass
 
 CASES: dict[str, dict[str, Any]] = {
     "2d": {"patch": (256, 256), "features": (16, 32, 64, 128, 256), "labeled": 8, "unlabeled": 8},

@@ -13,11 +13,11 @@ import torch
 from data_builders import change_dataset_json, change_settings, read_json, write_json
 from tiny_training import make_trainer
 
-from alhvr_trainer import trainer as trainer_module
-from alhvr_trainer.checkpoints import read_checkpoint
 from alhvr_trainer.errors import InputError
-from alhvr_trainer.networks import TwoPassOutput, two_pass
-from alhvr_trainer.trainer import ALHVRTrainer
+from alhvr_trainer.files.checkpoints import read_checkpoint
+from alhvr_trainer.training import trainer as trainer_module
+from alhvr_trainer.training.networks import TwoPassOutput, two_pass
+from alhvr_trainer.training.trainer import ALHVRTrainer
 
 pytest_plugins = ["planned_dataset"]
 

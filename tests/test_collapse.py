@@ -13,11 +13,11 @@ from data_builders import change_dataset_json, change_settings, read_json, write
 from literal_method import draw
 from tiny_training import make_trainer
 
-from alhvr_trainer.checkpoints import read_checkpoint
-from alhvr_trainer.collapse import SUPERVISED, UNSUPERVISED, collapse_warnings, grace_epochs
+from alhvr_trainer.files.checkpoints import read_checkpoint
 from alhvr_trainer.method import alhvr_channel_terms, alhvr_terms
-from alhvr_trainer.progress import class_keys, foreground_names, label_voxels, plot_history, step_values
-from alhvr_trainer.trainer import ALHVRTrainer
+from alhvr_trainer.training.collapse import SUPERVISED, UNSUPERVISED, collapse_warnings, grace_epochs
+from alhvr_trainer.training.progress import class_keys, foreground_names, label_voxels, plot_history, step_values
+from alhvr_trainer.training.trainer import ALHVRTrainer
 
 pytest_plugins = ["planned_dataset"]
 

@@ -242,8 +242,8 @@ def test_demo_trains_both_on_the_same_terms(tiny_demo):
 
 @pytest.mark.slow
 def test_regions_of_both_checkpoints_cover_every_voxel_once(tiny_demo):
-    from alhvr_trainer.checkpoints import read_checkpoint
     from alhvr_trainer.demo.regions import middle_slices, regions_of
+    from alhvr_trainer.files.checkpoints import read_checkpoint
 
     output, _, _ = tiny_demo
     layout = Layout(output, "ALHVRPlansDemo")

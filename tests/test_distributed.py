@@ -20,11 +20,11 @@ import ranks
 import torch
 from data_builders import NAME, change_settings, read_json, write_json
 
-from alhvr_trainer.checkpoints import read_checkpoint
 from alhvr_trainer.cli import main
-from alhvr_trainer.distributed.ranks import share
 from alhvr_trainer.errors import InputError
-from alhvr_trainer.trainer_checks import check_batch_fits_ranks
+from alhvr_trainer.files.checkpoints import read_checkpoint
+from alhvr_trainer.training.checks import check_batch_fits_ranks
+from alhvr_trainer.training.distributed.ranks import share
 
 pytest_plugins = ["planned_dataset"]
 

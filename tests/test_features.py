@@ -21,12 +21,12 @@ from nnunetv2.run.run_training import get_trainer_from_args, maybe_load_checkpoi
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch._dynamo import OptimizedModule
 
-from alhvr_trainer.checkpoints import read_checkpoint
-from alhvr_trainer.distributed.trainer import unwrapped
 from alhvr_trainer.errors import InputError
+from alhvr_trainer.files.checkpoints import read_checkpoint
 from alhvr_trainer.planning.plan_and_preprocess import plan_and_preprocess
-from alhvr_trainer.progress import HISTORY_KEYS
 from alhvr_trainer.resources import ext_trainer_folder
+from alhvr_trainer.training.distributed.trainer import unwrapped
+from alhvr_trainer.training.progress import HISTORY_KEYS
 
 pytest_plugins = ["planned_dataset"]
 

@@ -22,7 +22,7 @@ import pytest
 import torch
 from data_builders import NAME, make_tiny, read_json, write_json
 
-from alhvr_trainer.checkpoints import read_checkpoint
+from alhvr_trainer.files.checkpoints import read_checkpoint
 from alhvr_trainer.resources import ext_trainer_folder
 
 pytest_plugins = ["planned_dataset"]

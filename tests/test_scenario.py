@@ -14,12 +14,12 @@ import torch
 from data_builders import set_environment
 from nnunetv2.run.run_training import get_trainer_from_args
 
-from alhvr_trainer.cascade import FOLDER
-from alhvr_trainer.checkpoints import read_checkpoint
 from alhvr_trainer.errors import InputError
 from alhvr_trainer.export.nnunet import export_nnunet
-from alhvr_trainer.predict_next_stage import predict_next_stage
+from alhvr_trainer.files.checkpoints import read_checkpoint
 from alhvr_trainer.resources import ext_trainer_folder
+from alhvr_trainer.training.cascade import FOLDER
+from alhvr_trainer.training.predict_next_stage import predict_next_stage
 
 pytestmark = pytest.mark.slow
 

@@ -19,13 +19,13 @@ from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from tiny_training import make_trainer
 
-from alhvr_trainer.checkpoints import read_checkpoint
 from alhvr_trainer.errors import InputError
+from alhvr_trainer.files.checkpoints import read_checkpoint
 from alhvr_trainer.planning.plan_and_preprocess import plan_and_preprocess
-from alhvr_trainer.progress import HISTORY_KEYS
-from alhvr_trainer.supervised import SupervisedTrainer
-from alhvr_trainer.trainer import ALHVRTrainer
-from alhvr_trainer.variants import trainer_named
+from alhvr_trainer.training.progress import HISTORY_KEYS
+from alhvr_trainer.training.supervised import SupervisedTrainer
+from alhvr_trainer.training.trainer import ALHVRTrainer
+from alhvr_trainer.training.variants import trainer_named
 
 pytest_plugins = ["planned_dataset"]
 

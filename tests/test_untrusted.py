@@ -17,12 +17,12 @@ from monai.handlers import CheckpointLoader
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from trained_models import DATASET, make_model
 
-from alhvr_trainer.checkpoints import read_checkpoint
 from alhvr_trainer.cli import main
 from alhvr_trainer.errors import InputError
 from alhvr_trainer.export.nnunet import export_nnunet
-from alhvr_trainer.numpy_pickles import load_values
-from alhvr_trainer.trainer import ALHVRTrainer
+from alhvr_trainer.files.checkpoints import read_checkpoint
+from alhvr_trainer.files.numpy_pickles import load_values
+from alhvr_trainer.training.trainer import ALHVRTrainer
 
 pytest_plugins = ["planned_dataset"]
 

@@ -13,12 +13,12 @@ from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
-from alhvr_trainer.checkpoints import read_checkpoint
 from alhvr_trainer.compatibility import nnunet_folder_if_set
-from alhvr_trainer.dataset_json import check_dataset_json
 from alhvr_trainer.errors import InputError, one_line, shown
-from alhvr_trainer.json_files import is_list_of, is_name, is_whole, read_object
-from alhvr_trainer.plans_check import check_plans
+from alhvr_trainer.files.checkpoints import read_checkpoint
+from alhvr_trainer.files.dataset_json import check_dataset_json
+from alhvr_trainer.files.json_files import is_list_of, is_name, is_whole, read_object
+from alhvr_trainer.files.plans_check import check_plans
 from alhvr_trainer.settings import PLANS_NAME, SETTINGS_KEY, TRAINER_NAME, UNLABELED_KEY
 
 NETWORKS = ("a", "b", "both")

@@ -19,7 +19,7 @@ from alhvr_trainer.export.models import (
     find_model,
     model_members,
 )
-from alhvr_trainer.json_files import read_object
+from alhvr_trainer.files.json_files import read_object
 from alhvr_trainer.settings import PLANS_NAME, TRAINER_NAME, UNLABELED_KEY
 
 STOCK_TRAINER = "nnUNetTrainer"

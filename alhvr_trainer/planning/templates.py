@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from alhvr_trainer.dataset_json import channel_names
 from alhvr_trainer.errors import InputError, shown
-from alhvr_trainer.json_files import read_json
-from alhvr_trainer.plans_check import check_network, check_numbers, check_schemes
+from alhvr_trainer.files.dataset_json import channel_names
+from alhvr_trainer.files.json_files import read_json
+from alhvr_trainer.files.plans_check import check_network, check_numbers, check_schemes
 from alhvr_trainer.resources import plans_folder
 from alhvr_trainer.settings import (
     PLANS_NAME,

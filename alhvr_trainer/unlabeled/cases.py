@@ -17,9 +17,9 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
-from alhvr_trainer.dataset_json import channel_names, file_ending
 from alhvr_trainer.errors import InputError, shown
-from alhvr_trainer.json_files import is_list_of, is_name, read_json
+from alhvr_trainer.files.dataset_json import channel_names, file_ending
+from alhvr_trainer.files.json_files import is_list_of, is_name, read_json
 from alhvr_trainer.settings import UNLABELED_FOLDER, UNLABELED_KEY
 from alhvr_trainer.unlabeled.dataset import Cases, files_by_case, images_of_labeled_folder
 

@@ -8,9 +8,9 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
-from alhvr_trainer.dataset_json import check_dataset_json, file_ending
 from alhvr_trainer.errors import InputError
-from alhvr_trainer.json_files import read_object
+from alhvr_trainer.files.dataset_json import check_dataset_json, file_ending
+from alhvr_trainer.files.json_files import read_object
 
 Cases = dict[str, list[str]]
 """Case name -> its image files in channel order."""

@@ -20,9 +20,9 @@ from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from
 from nnunetv2.preprocessing.cropping.cropping import crop_to_nonzero
 
 from alhvr_trainer.compatibility import nnunet_folder
-from alhvr_trainer.dataset_json import channel_names
 from alhvr_trainer.errors import InputError
-from alhvr_trainer.json_files import read_object
+from alhvr_trainer.files.dataset_json import channel_names
+from alhvr_trainer.files.json_files import read_object
 from alhvr_trainer.settings import UNLABELED_KEY
 from alhvr_trainer.unlabeled.cases import all_unlabeled_cases, load_splits, split_unlabeled_cases
 from alhvr_trainer.unlabeled.dataset import Cases, images_of_labeled_folder, load_dataset_json

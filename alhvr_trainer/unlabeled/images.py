@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from alhvr_trainer.errors import InputError, one_line
-from alhvr_trainer.json_files import is_positive
-from alhvr_trainer.nifti import ENDINGS, stored_voxels
+from alhvr_trainer.files.json_files import is_positive
+from alhvr_trainer.files.nifti import ENDINGS, stored_voxels
 
 if TYPE_CHECKING:
     from nnunetv2.imageio.base_reader_writer import BaseReaderWriter

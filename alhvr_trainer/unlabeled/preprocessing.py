@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from alhvr_trainer.dataset_json import channel_names
 from alhvr_trainer.errors import InputError
-from alhvr_trainer.numpy_pickles import load_values
+from alhvr_trainer.files.dataset_json import channel_names
+from alhvr_trainer.files.numpy_pickles import load_values
 from alhvr_trainer.settings import UNLABELED_SUFFIX
 from alhvr_trainer.unlabeled.dataset import Cases
 from alhvr_trainer.unlabeled.images import check_channel_count, read_case, source_stamps

@@ -9,9 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from alhvr_trainer.distributed.global_batch import sum_gradients
-from alhvr_trainer.distributed.ranks import rank, ranks
-from alhvr_trainer.distributed.trainer import unwrapped
 from alhvr_trainer.method import (
     ALHVRTerms,
     FeaturePerturbation,
@@ -19,10 +16,13 @@ from alhvr_trainer.method import (
     alhvr_terms,
     consistency_weight,
 )
-from alhvr_trainer.networks import TwoPass, TwoPassOutput, keep_in_step_with
-from alhvr_trainer.progress import HISTORY_KEYS, PANELS, label_voxels, step_values
-from alhvr_trainer.semi_supervised import SemiSupervisedTrainer
 from alhvr_trainer.settings import threshold_proportion
+from alhvr_trainer.training.distributed.global_batch import sum_gradients
+from alhvr_trainer.training.distributed.ranks import rank, ranks
+from alhvr_trainer.training.distributed.trainer import unwrapped
+from alhvr_trainer.training.networks import TwoPass, TwoPassOutput, keep_in_step_with
+from alhvr_trainer.training.progress import HISTORY_KEYS, PANELS, label_voxels, step_values
+from alhvr_trainer.training.semi_supervised import SemiSupervisedTrainer
 
 GRADIENT_NORM_LIMIT = 12  # nnU-Net's
 

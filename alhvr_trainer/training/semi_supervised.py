@@ -12,8 +12,8 @@ import torch
 from nnunetv2.utilities.collate_outputs import collate_outputs
 from torch import Tensor
 
-from alhvr_trainer.cascade import check_previous_stage, previous_stage_folder, save_next_stage
-from alhvr_trainer.checkpoints import (
+from alhvr_trainer.errors import InputError, one_line
+from alhvr_trainer.files.checkpoints import (
     load_without_code,
     random_states,
     read_checkpoint,
@@ -22,20 +22,20 @@ from alhvr_trainer.checkpoints import (
     seed_everything,
     write_atomically,
 )
-from alhvr_trainer.collapse import collapse_warnings, grace_epochs
-from alhvr_trainer.distributed.ranks import from_rank_0, of_all_ranks, rank, rank_0_first, ranks, share
-from alhvr_trainer.distributed.trainer import DistributedTrainer
-from alhvr_trainer.errors import InputError, one_line
-from alhvr_trainer.plans_check import check_plans
-from alhvr_trainer.progress import History, class_keys, foreground_names, plot_history, summary_line
+from alhvr_trainer.files.plans_check import check_plans
 from alhvr_trainer.settings import SETTINGS_KEY, set_training_length, settings_from_plans, split_batch
-from alhvr_trainer.threads import respect_thread_limit
-from alhvr_trainer.trainer_checks import (
+from alhvr_trainer.training.cascade import check_previous_stage, previous_stage_folder, save_next_stage
+from alhvr_trainer.training.checks import (
     check_batch_fits_ranks,
     check_environment,
     check_plans_fit_dataset,
     check_split,
 )
+from alhvr_trainer.training.collapse import collapse_warnings, grace_epochs
+from alhvr_trainer.training.distributed.ranks import from_rank_0, of_all_ranks, rank, rank_0_first, ranks, share
+from alhvr_trainer.training.distributed.trainer import DistributedTrainer
+from alhvr_trainer.training.progress import History, class_keys, foreground_names, plot_history, summary_line
+from alhvr_trainer.training.threads import respect_thread_limit
 from alhvr_trainer.unlabeled.loader import LabeledAndUnlabeled, semi_supervised_loaders
 from alhvr_trainer.unlabeled.stream import labeled_cases, unlabeled_dataset
 

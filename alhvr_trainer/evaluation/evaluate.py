@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from alhvr_trainer.evaluation_files import match_cases, read_dataset_json, read_pair
+from alhvr_trainer.evaluation.files import match_cases, read_dataset_json, read_pair
 
 if TYPE_CHECKING:
     import torch

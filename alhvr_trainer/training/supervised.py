@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import torch
 
-from alhvr_trainer.checkpoints import seed_everything
-from alhvr_trainer.distributed.trainer import DistributedTrainer
-from alhvr_trainer.plans_check import check_plans
+from alhvr_trainer.files.checkpoints import seed_everything
+from alhvr_trainer.files.plans_check import check_plans
 from alhvr_trainer.settings import set_training_length, settings_from_plans, split_batch
-from alhvr_trainer.threads import respect_thread_limit
+from alhvr_trainer.training.distributed.trainer import DistributedTrainer
+from alhvr_trainer.training.threads import respect_thread_limit
 from alhvr_trainer.unlabeled.stream import labeled_cases
 
 

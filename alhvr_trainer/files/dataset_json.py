@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from alhvr_trainer.errors import InputError, shown
-from alhvr_trainer.json_files import is_list_of, is_name, is_whole
+from alhvr_trainer.files.json_files import is_list_of, is_name, is_whole
 
 HIGHEST_LABEL = 32767
 """nnU-Net keeps labels in 16 bits."""

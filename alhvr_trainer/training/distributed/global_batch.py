@@ -10,7 +10,7 @@ from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
 from torch import Tensor, nn
 from torch import distributed as dist
 
-from alhvr_trainer.distributed.ranks import ranks
+from alhvr_trainer.training.distributed.ranks import ranks
 
 
 def sum_gradients(parameters: Iterable[nn.Parameter], group: dist.ProcessGroup | None) -> None:

@@ -17,8 +17,8 @@ from torch import nn
 from torch._dynamo import OptimizedModule
 from torch.nn.parallel import DistributedDataParallel
 
-from alhvr_trainer.distributed.global_batch import global_batch_loss
-from alhvr_trainer.distributed.ranks import rank
+from alhvr_trainer.training.distributed.global_batch import global_batch_loss
+from alhvr_trainer.training.distributed.ranks import rank
 
 
 class DistributedTrainer(nnUNetTrainer):

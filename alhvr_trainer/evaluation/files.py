@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import SimpleITK as sitk
 
-from alhvr_trainer.dataset_json import check_file_ending, check_labels
 from alhvr_trainer.errors import InputError, one_line
-from alhvr_trainer.json_files import read_object
-from alhvr_trainer.nifti import ENDINGS, stored_voxels
+from alhvr_trainer.files.dataset_json import check_file_ending, check_labels
+from alhvr_trainer.files.json_files import read_object
+from alhvr_trainer.files.nifti import ENDINGS, stored_voxels
 
 _TOLERANCE = 1e-3  # mm, and entries of the direction matrix: NIfTI stores geometry in single precision
 

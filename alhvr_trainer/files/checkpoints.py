@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from alhvr_trainer.errors import InputError, one_line
-from alhvr_trainer.numpy_pickles import ALLOWED, without_stand_ins
+from alhvr_trainer.files.numpy_pickles import ALLOWED, without_stand_ins
 
 _REFUSED = re.compile(r"GLOBAL ([\w.]+)|(?:NumPy|unrecognized function|new object for|Can only build) .*")
 """How torch and we name a Python object that is not let in."""

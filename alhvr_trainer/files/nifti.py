@@ -13,7 +13,7 @@ from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 
 from alhvr_trainer.errors import InputError, one_line
-from alhvr_trainer.json_files import is_positive
+from alhvr_trainer.files.json_files import is_positive
 
 ENDINGS = (".nii", ".nii.gz")
 MOST_COMPRESSED = 1032

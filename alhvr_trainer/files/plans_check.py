@@ -13,10 +13,10 @@ from nnunetv2.utilities.label_handling.label_handling import LabelManager, deter
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import nn
 
-from alhvr_trainer.dataset_json import channel_names, check_dataset_json
 from alhvr_trainer.errors import InputError, cut, one_line, shown
-from alhvr_trainer.json_files import is_list_of, is_name, is_positive, is_whole
-from alhvr_trainer.plans_rules import CONFIGURATION, TOP, Rule, in_nnunet, is_finite
+from alhvr_trainer.files.dataset_json import channel_names, check_dataset_json
+from alhvr_trainer.files.json_files import is_list_of, is_name, is_positive, is_whole
+from alhvr_trainer.files.plans_rules import CONFIGURATION, TOP, Rule, in_nnunet, is_finite
 from alhvr_trainer.settings import settings_from_plans, split_batch
 
 MOST_PARAMETERS = 10**9

@@ -19,9 +19,9 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.label_handling.label_handling import convert_labelmap_to_one_hot
 from tqdm import tqdm
 
-from alhvr_trainer.distributed.ranks import rank, rank_0_first, ranks, wait_for_all
 from alhvr_trainer.errors import InputError
 from alhvr_trainer.settings import UNLABELED_SUFFIX
+from alhvr_trainer.training.distributed.ranks import rank, rank_0_first, ranks, wait_for_all
 from alhvr_trainer.unlabeled.stream import unlabeled_dataset
 
 FOLDER = f"predicted_next_stage{UNLABELED_SUFFIX}"

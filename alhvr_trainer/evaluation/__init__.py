@@ -1,0 +1,1 @@
+"""``alhvr evaluate``."""

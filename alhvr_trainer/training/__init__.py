@@ -1,0 +1,1 @@
+"""Trainers for nnU-Net, and what they need: networks, checks, history, cascade, several ranks."""
