@@ -15,8 +15,7 @@ from tiny_training import make_trainer
 
 from alhvr_trainer.errors import InputError
 from alhvr_trainer.files.checkpoints import read_checkpoint
-from alhvr_trainer.training import trainer as trainer_module
-from alhvr_trainer.training.networks import TwoPassOutput, two_pass
+from alhvr_trainer.training.networks import TwoPassOutput
 from alhvr_trainer.training.trainer import ALHVRTrainer
 
 pytest_plugins = ["planned_dataset"]
@@ -81,7 +80,7 @@ def test_nan_and_inf_stop_before_the_step(tiny: Path, heads: str, monkeypatch: p
     content, before = file.read_bytes(), weights(trainer)
     optimizer = copy.deepcopy(trainer.optimizer_b.state_dict()["state"])
     batch = next(trainer.dataloader_train)
-    weight = next(trainer.network_b.parameters())
+    weight, clean_pass = next(trainer.network_b.parameters()), trainer.two_pass_b
 
     for place, term in PLACES.items():
         for value in BAD:
@@ -90,11 +89,10 @@ def test_nan_and_inf_stop_before_the_step(tiny: Path, heads: str, monkeypatch: p
                     weight.data.view(-1)[0] = float(value)
                 else:
 
-                    def poisoned_pass(network: Any, *args: Any, place: str = place, value: str = value) -> Any:
-                        output = two_pass(network, *args)
-                        return poisoned(output, place, float(value), 2) if network is trainer.network_b else output
+                    def poisoned_pass(*args: Any, place: str = place, value: str = value) -> TwoPassOutput:
+                        return poisoned(clean_pass(*args), place, float(value), 2)
 
-                    bad.setattr(trainer_module, "two_pass", poisoned_pass)
+                    bad.setattr(trainer, "two_pass_b", poisoned_pass)
                 with pytest.raises(InputError) as error:
                     trainer.train_step(batch)
                 weight.data.copy_(before[f"b.{next(iter(trainer.network_b.state_dict()))}"])

@@ -210,6 +210,12 @@ def test_shares_of_a_step():
 # --- trainings that collapse --------------------------------------------------------------------------------------
 
 
+def without_nnunets_plot(trainer: ALHVRTrainer) -> ALHVRTrainer:
+    """Its large figure takes most of a short epoch."""
+    trainer.logger.plot_progress_png = lambda folder: None
+    return trainer
+
+
 def warnings_in_log(trainer: ALHVRTrainer) -> list[str]:
     log = next(Path(trainer.output_folder).glob("training_log_*.txt")).read_text()
     return [line.split("ALHVR WARNING: ")[1] for line in log.splitlines() if "ALHVR WARNING: " in line]
@@ -227,7 +233,7 @@ def has_red_title(folder: str) -> bool:
 def test_networks_that_start_alike_are_reported(tiny: Path):
     """Same weights, same perturbations; the detached teacher leaves nothing that treats a and b differently."""
     change_settings(tiny, num_epochs=6, detach_teacher=True)
-    trainer = make_trainer(tiny)
+    trainer = without_nnunets_plot(make_trainer(tiny))
     trainer.initialize()
     trainer.network_b.load_state_dict(trainer.network.state_dict())
     trainer.perturb_b.load_state_dict(trainer.perturb_a.state_dict())
@@ -280,7 +286,7 @@ def test_a_class_that_no_network_predicts_is_reported(tiny: Path, heads: str):
         write_json(tiny, "dataset.json", read_json(tiny, "dataset.json") | regions)
         change_dataset_json(tiny / "raw" / "Dataset901_Tiny", **regions)
     change_settings(tiny, num_epochs=16)
-    trainer = make_trainer(tiny)
+    trainer = without_nnunets_plot(make_trainer(tiny))
     trainer.initialize()
     for network in (trainer.network, trainer.network_b):
         network.decoder.seg_layers[-1].bias.data[-1] = -50.0  # the core's, at full resolution
@@ -296,7 +302,7 @@ def test_a_class_that_no_network_predicts_is_reported(tiny: Path, heads: str):
 def test_losses_that_drift_apart_are_reported(tiny: Path):
     """The real epoch ends as every other one; the 19 before it were better for the labels and worse otherwise."""
     change_settings(tiny, num_epochs=1)
-    trainer = make_trainer(tiny)
+    trainer = without_nnunets_plot(make_trainer(tiny))
     end_of_epoch = trainer.on_train_epoch_end
 
     def with_a_past(outputs: list[dict]) -> None:
@@ -321,7 +327,7 @@ def test_losses_that_drift_apart_are_reported(tiny: Path):
 def test_a_short_training_that_learns_gives_no_warning(tiny: Path):
     """Long enough for every rule to speak: 22 epochs, in which both classes are found."""
     change_settings(tiny, num_epochs=22, num_iterations_per_epoch=6)
-    trainer = make_trainer(tiny)
+    trainer = without_nnunets_plot(make_trainer(tiny))
     trainer.run_training()
     assert warnings_in_log(trainer) == []
     assert np.mean(trainer.history["supervised_a"][-5:]) < np.mean(trainer.history["supervised_a"][:5]) - 0.2

@@ -190,3 +190,21 @@ def test_bad_flags_of_train(flags, message, capsys: pytest.CaptureFixture[str]):
     error = capsys.readouterr().err
     assert error.startswith("alhvr: ") and error.count("\n") == 1
     assert re.search(message, error)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["999", "2d", "0"], "no dataset 999 in nnU-Net's folders; plan it first"),
+        (["901", "2d", "0", "--plans", "Nowhere"], "Nowhere.json does not exist; make it with: alhvr plan_and"),
+        (
+            ["901", "2d", "0", "--trainer", "ALHVRTrainerX"],
+            "no trainer is called ALHVRTrainerX; there are ALHVRTrainer",
+        ),
+        (["901", "4d", "0"], "4d"),
+        (["901", "2d", "first"], "fold is 'first'; it must be a number"),
+    ],
+)
+def test_bad_names_for_train(tiny: Path, words, message, capsys: pytest.CaptureFixture[str]):
+    assert main(["train", *words, "--device", "cpu"]) == 1
+    assert message in capsys.readouterr().err

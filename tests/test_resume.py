@@ -143,7 +143,8 @@ def test_nnunets_part_is_the_same(checkpoints: dict[str, dict]):
 
 def test_our_part_is_the_same(checkpoints: dict[str, dict]):
     ours = checkpoints["at once"]["alhvr"]
-    assert {"network_b_weights", "optimizer_b_state", "perturbation", "random_states", "history", "seed"} <= set(ours)
+    assert {"network_b_weights", "optimizer_b_state", "ranks", "history", "seed"} <= set(ours)
+    assert {"perturbation", "random_states"} <= set(ours["ranks"][0])
     assert differences(ours, checkpoints["continued"]["alhvr"]) == []
     assert all(len(values) == EPOCHS for values in ours["history"].values())
     assert np.all(np.diff(ours["history"]["weight"]) > 0)  # the ramp went on, and was the same
@@ -164,8 +165,9 @@ def test_the_comparison_would_notice(checkpoints: dict[str, dict]):
         changed = {name for name in differences(before[optimizer], after[optimizer]) if "momentum_buffer" in name}
         assert len(changed) > len(before[optimizer]["state"]) / 2  # biases that get no gradient stay at 0
     assert differences(killed["network_weights"], continued["network_weights"])
-    for part in ("network_b_weights", "perturbation", "random_states"):
-        assert differences(killed["alhvr"][part], continued["alhvr"][part]), part
+    assert differences(killed["alhvr"]["network_b_weights"], continued["alhvr"]["network_b_weights"])
+    for part in ("perturbation", "random_states"):
+        assert differences(killed["alhvr"]["ranks"][0][part], continued["alhvr"]["ranks"][0][part]), part
 
 
 if __name__ == "__main__":

@@ -101,6 +101,7 @@ def make_plans(name: str, residual: bool = False) -> dict[str, Any]:
         "configurations": {
             "2d": {**flat, "alhvr": {"threshold_proportion": 0.8}},
             "3d_fullres": full,
+            "3d_lowres": {"inherits_from": "3d_fullres", "next_stage": "3d_cascade_fullres"},
             "3d_cascade_fullres": {"inherits_from": "3d_fullres", "previous_stage": "3d_lowres"},
         },
         "experiment_planner_used": "ALHVRPlanner",

@@ -5,17 +5,24 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import patch
 
 import torch
 from nnunetv2.run import load_pretrained_weights as pretrained_module
 from nnunetv2.run.run_training import run_training
+from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
 from torch import distributed as dist
+from torch.multiprocessing.spawn import ProcessException
 
+from alhvr_trainer.compatibility import nnunet_folder
 from alhvr_trainer.errors import InputError
+from alhvr_trainer.export.models import parse_folds
+from alhvr_trainer.files.json_files import read_object
 from alhvr_trainer.resources import ext_trainer_folder
 from alhvr_trainer.settings import PLANS_NAME, TRAINER_NAME
+from alhvr_trainer.training.variants import TRAINERS, trainer_named
 
 
 def train(
@@ -64,13 +71,16 @@ def train(
     Example:
         alhvr train -d 27 -c 2d -f 0
     """
-    _check(continue_training, validation_only, best, weights, checkpoints, gpus, device)
+    _check_flags(continue_training, validation_only, best, weights, checkpoints, gpus, device)
+    name = _check_names(dataset, plans, trainer)
     os.environ.setdefault("nnUNet_extTrainer", str(ext_trainer_folder()))
+    if device == "cuda":
+        torch.set_num_threads(1)  # as nnUNetv2_train does
     with _process_group(device):
         run_training(
-            str(dataset),
+            name,
             configuration,
-            fold,
+            parse_folds(fold)[0],
             trainer,
             plans,
             weights,
@@ -84,7 +94,25 @@ def train(
         )
 
 
-def _check(
+def _check_names(dataset: int | str, plans: str, trainer: str) -> str:
+    """The dataset's name; plans and trainer of these names exist."""
+    folder = Path(nnunet_folder("nnUNet_preprocessed"))
+    try:
+        name = str(maybe_convert_to_dataset_name(dataset))
+    except (RuntimeError, ValueError, TypeError) as error:
+        raise InputError(
+            f"no dataset {dataset} in nnU-Net's folders; plan it first: alhvr plan_and_preprocess"
+        ) from error
+    read_object(folder / name / f"{plans}.json", f"make it with: alhvr plan_and_preprocess -d {dataset}")
+    if trainer.startswith(tuple(TRAINERS)):
+        try:
+            trainer_named(trainer)
+        except AttributeError as error:
+            raise InputError(f"{error}; there are {', '.join(TRAINERS)}, and variants of them") from error
+    return name
+
+
+def _check_flags(
     continue_training: bool,
     validation_only: bool,
     best: bool,
@@ -110,13 +138,18 @@ def _check(
 
 @contextmanager
 def _process_group(device: str) -> Iterator[None]:
-    """The ranks that torchrun started, if it did; nnU-Net's trainer looks for them.
+    """The ranks that torchrun started, if it did; nnU-Net's trainer finds them.
 
     Raises:
         InputError: another rank ended.
     """
     if "WORLD_SIZE" not in os.environ:
-        yield
+        try:
+            yield
+        except ProcessException as error:  # of nnU-Net's -num_gpus
+            raise InputError(
+                f"process {error.error_index} of this training ended: {str(error).strip().splitlines()[-1]}"
+            ) from error
         return
     if device == "cuda":
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
