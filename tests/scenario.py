@@ -91,13 +91,21 @@ def make_variant(source: Path, raw: Path, variant: str, folds: int, cases_per_fo
     return target
 
 
-def plan(variant: str, preprocessed: Path) -> None:
-    """Our planner's plans with tiny networks, plus a low resolution and a cascade, as nnU-Net's scenario adds them."""
+def plan(variant: str, preprocessed: Path, preprocess: tuple[str, ...] = ("2d", "3d_lowres", "3d_fullres")) -> None:
+    """Our planner's plans with tiny networks, plus a low resolution and a cascade, as nnU-Net's scenario adds them.
+
+    Args:
+        variant: key of VARIANTS.
+        preprocessed: ``nnUNet_preprocessed``.
+        preprocess: configurations to preprocess.
+    """
     from nnunetv2.experiment_planning.plan_and_preprocess_api import preprocess_dataset
 
     from alhvr_trainer.planning.plan_and_preprocess import plan_and_preprocess
 
-    plan_and_preprocess(dataset_id(variant), "2d,3d_fullres", num_processes=1, no_pp=True)
+    plan_and_preprocess(
+        dataset_id(variant), "2d,3d_fullres", num_processes=1, verify_dataset_integrity=False, no_pp=True
+    )
     file = preprocessed / dataset_name(variant) / f"{PLANS}.json"
     plans = json.loads(file.read_text())
     configurations = plans["configurations"]
@@ -114,7 +122,7 @@ def plan(variant: str, preprocessed: Path) -> None:
     }
     configurations["3d_cascade_fullres"] = {"inherits_from": "3d_fullres", "previous_stage": "3d_lowres"}
     write_json(file, plans)
-    preprocess_dataset(int(dataset_id(variant)), PLANS, ("2d", "3d_lowres", "3d_fullres"), [1])
+    preprocess_dataset(int(dataset_id(variant)), PLANS, preprocess, [1] * len(preprocess))
 
 
 def shrink(network: dict[str, Any], dimensions: int) -> None:
