@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import ranks
 import torch
-from data_builders import NAME, change_settings, read_json, write_json
+from data_builders import NAME, SPLIT, change_settings, read_json, write_json, write_splits
 
 from alhvr_trainer.cli import main
 from alhvr_trainer.errors import InputError
@@ -126,8 +126,15 @@ def trainer_processes(machine: subprocess.Popen) -> list[int]:
 
 @pytest.mark.slow
 def test_two_machines_train_and_continue_after_one_dies(uneven: Path):
-    """A rank killed in mid-training ends both machines, with a message; both then continue from the checkpoint."""
+    """A rank killed in mid-training ends both machines, with a message; both then continue from the checkpoint.
+
+    There is one unlabelled case, fewer than ranks.
+    """
     change_settings(uneven, num_epochs=100_000)
+    for folder in ("raw", "preprocessed"):
+        write_splits(uneven / folder / NAME, {key: SPLIT[key] for key in ("train", "val")})
+    for scan in ("scan_001", "scan_002"):
+        (uneven / "raw" / NAME / "imagesTr_unlabeled" / f"{scan}_0000.nii.gz").unlink()
     machines = start_machines()
     fold = uneven / "results" / NAME / "ALHVRTrainer__ALHVRPlans__2d" / "fold_0"
     end = time.monotonic() + 200
@@ -160,6 +167,7 @@ def test_two_machines_train_and_continue_after_one_dies(uneven: Path):
     summary = json.loads((fold / "validation" / "summary.json").read_text())
     assert len(summary["metric_per_case"]) == 2 and len(list((fold / "validation").glob("*.npz"))) == 2
     logs = list(fold.glob("training_log_*.txt"))
+    assert "ALHVR: 1 unlabelled cases" in logs[0].read_text()
     assert len(logs) == 2  # one of each start: rank 0 alone writes
     assert "alhvr:" not in outputs[0]
 

@@ -27,6 +27,7 @@ from data_builders import NAME, read_json, set_environment, write_image
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from mutations import damaged_bytes, documents, json_files, nifti_files
+from nnunet_environment import set_nnunet
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 from trained_models import DATASET, checkpoint_of, make_model
 
@@ -137,7 +138,7 @@ def fuzz(kind: str, sound: Any, inputs: st.SearchStrategy, use: Callable[[Any], 
 def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     root = tmp_path_factory.mktemp("fuzz_model")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("nnUNet_results", str(root / "results"))
+        set_nnunet(patch, nnUNet_results=root / "results")
         yield make_model(root / "results")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -506,3 +507,42 @@ def test_nan_in_a_network_stops_and_keeps_the_checkpoint(tiny: Path):
         trainer.run_training()
     kept = read_checkpoint(Path(trainer.output_folder) / "checkpoint_latest.pth")
     assert all(torch.isfinite(value).all() for value in kept["alhvr"]["network_b_weights"].values())
+
+
+def test_terms_are_computed_in_float32_under_autocast(tiny: Path, monkeypatch: pytest.MonkeyPatch):
+    """With the CPU's autocast in place of CUDA's: bfloat16 outputs, and losses near those without autocast."""
+    seen: list[torch.dtype] = []
+    losses = []
+    for autocast in (nullcontext(), torch.autocast("cpu", dtype=torch.bfloat16)):
+        trainer = make_trainer(tiny)
+        trainer.on_train_start()
+        trainer.on_train_epoch_start()
+        passes, terms = trainer.two_pass_a, trainer._unsupervised_terms
+        monkeypatch.setattr(trainer, "autocast", lambda autocast=autocast: autocast)
+
+        def recorded(*args: Any, passes: Any = passes) -> Any:
+            output = passes(*args)
+            seen.append(output.perturbed_logits.dtype)
+            return output
+
+        def checked(*args: Any, terms: Any = terms) -> Any:
+            found = terms(*args)
+            assert {getattr(found, key).dtype for key in ("gamma", "dtct_a", "ce_b", "cos_a")} == {torch.float32}
+            return found
+
+        monkeypatch.setattr(trainer, "two_pass_a", recorded)
+        monkeypatch.setattr(trainer, "_unsupervised_terms", checked)
+        losses.append(trainer.train_step(next(trainer.dataloader_train)))
+    assert seen == [torch.float32, torch.bfloat16]
+    assert losses[0] != losses[1]
+    for key, value in losses[0].items():
+        if not key.startswith(
+            ("labeled_logits", "share", "disagreement", "pseudo_label")
+        ):  # sums, and counts of voxels
+            assert losses[1][key] == pytest.approx(value, rel=0.05, abs=0.02), key
+
+
+def test_mixed_precision_is_float16_or_bfloat16(tiny: Path):
+    change_settings(tiny, mixed_precision="float8")
+    with pytest.raises(InputError, match=r'"alhvr.mixed_precision" .* is .float8.; it must be "float16" or "bfloat16"'):
+        make_trainer(tiny)

@@ -14,6 +14,7 @@ import pytest
 import torch
 from data_builders import NAME, read_json
 from monai.handlers import CheckpointLoader
+from nnunet_environment import set_nnunet
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from trained_models import DATASET, make_model
 
@@ -163,7 +164,7 @@ def test_training_does_not_resume_from_a_dangerous_checkpoint(trainers, tmp_path
 def test_a_dangerous_checkpoint_is_not_exported(
     command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ):
-    monkeypatch.setenv("nnUNet_results", str(tmp_path / "results"))
+    set_nnunet(monkeypatch, nnUNet_results=tmp_path / "results")
     path = make_model(tmp_path / "results") / "fold_0" / "checkpoint_final.pth"
     torch.save({**read_checkpoint(path), "logging": Intruder(tmp_path / "victim")}, path)
     assert main([command, "-d", DATASET, "-c", "2d", "-o", str(tmp_path / "out")]) == 1
@@ -196,7 +197,7 @@ def test_the_weights_of_a_bundle_are_loaded_without_code(tmp_path: Path):
 
 
 def test_the_zip_unpacks_into_one_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("nnUNet_results", str(tmp_path / "results"))
+    set_nnunet(monkeypatch, nnUNet_results=tmp_path / "results")
     make_model(tmp_path / "results", folds=(0, 1))
     with zipfile.ZipFile(export_nnunet(901, "2d", (0, 1), output=str(tmp_path / "model.zip"))) as archive:
         names = [PurePosixPath(name) for name in archive.namelist()]
@@ -209,7 +210,7 @@ def test_the_zip_unpacks_into_one_folder(tmp_path: Path, monkeypatch: pytest.Mon
 
 @pytest.mark.parametrize("dataset", ["Dataset901_Tiny/../../outside", "Dataset901_Tiny/x", "Dataset901\\x"])
 def test_a_dataset_is_a_name_and_no_path(dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("nnUNet_results", str(tmp_path / "results"))
+    set_nnunet(monkeypatch, nnUNet_results=tmp_path / "results")
     make_model(tmp_path / "results")
     with pytest.raises(InputError, match=r"dataset .* is no name"):
         export_nnunet(dataset, "2d", output=str(tmp_path / "model.zip"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -118,8 +118,7 @@ class ALHVRTrainer(SemiSupervisedTrainer):
         )
         self.optimizer.zero_grad(set_to_none=True)
         self.optimizer_b.zero_grad(set_to_none=True)
-        # nnU-Net runs autocast on CUDA only
-        with torch.autocast("cuda") if self.device.type == "cuda" else nullcontext():
+        with self.autocast():
             a = self.two_pass_a(data, labeled, self.perturb_a)
             b = self.two_pass_b(data, labeled, self.perturb_b)
             # nnU-Net's loss is a mean over the ranks; all else here are shares, whose sum is the whole batch's
@@ -148,6 +147,10 @@ class ALHVRTrainer(SemiSupervisedTrainer):
         inside = int(torch.count_nonzero(full[: self.labeled_batch_size, -1]))  # on the CPU, like the batch
         manager = self.label_manager
         return label_voxels(labels, inside, len(self.class_names), manager.has_regions, manager.ignore_label)
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """For the networks and nnU-Net's loss, on CUDA alone, as in nnU-Net."""
+        return torch.autocast("cuda") if self.device.type == "cuda" else nullcontext()
 
     def _unsupervised_terms(self, a: TwoPassOutput, b: TwoPassOutput, valid: Tensor | None) -> ALHVRTerms:
         labeled, settings = self.labeled_batch_size, self.settings
