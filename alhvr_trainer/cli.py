@@ -23,7 +23,7 @@ COMMANDS = {
         "nnU-Net's planning and preprocessing for labelled and unlabelled cases",
     ),
     "make_split": ("alhvr_trainer.planning.make_split", "write a split that hides labels from training"),
-    "train": ("alhvr_trainer.training.train", "nnU-Net's training, on several machines as well"),
+    "train": ("alhvr_trainer.train", "nnU-Net's training, on several machines as well"),
     "predict_next_stage": (
         "alhvr_trainer.training.predict_next_stage",
         "segment unlabelled cases for the next stage of a cascade",

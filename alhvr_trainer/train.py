@@ -20,6 +20,7 @@ from alhvr_trainer.compatibility import nnunet_folder
 from alhvr_trainer.errors import InputError
 from alhvr_trainer.export.models import parse_folds
 from alhvr_trainer.files.json_files import read_object
+from alhvr_trainer.link import check_nnunet_finds_us
 from alhvr_trainer.resources import ext_trainer_folder
 from alhvr_trainer.settings import PLANS_NAME, TRAINER_NAME
 from alhvr_trainer.training.variants import TRAINERS, trainer_named
@@ -72,6 +73,7 @@ def train(
         alhvr train -d 27 -c 2d -f 0
     """
     _check_flags(continue_training, validation_only, best, weights, checkpoints, gpus, device)
+    check_nnunet_finds_us()
     name = _check_names(dataset, plans, trainer)
     os.environ.setdefault("nnUNet_extTrainer", str(ext_trainer_folder()))
     if device == "cuda":
