@@ -116,6 +116,17 @@ def train_steps(plans: dict, dataset_json: dict, steps: int = 2) -> dict[str, to
     return result
 
 
+def baseline(plans: dict, dataset_json: dict) -> dict[str, list]:
+    """Of every rank of the supervised baseline: samples per step, share with foreground, and a draw after set-up."""
+    from alhvr_trainer.training.supervised import SupervisedTrainer
+
+    trainer: Any = SupervisedTrainer(plans | {"continue_training": False}, "2d", 0, dataset_json, torch.device("cpu"))
+    trainer.initialize()
+    trainer.get_dataloaders()
+    mine = trainer.batch_size, trainer.oversample_foreground_percent, torch.rand(()).item()
+    return dict(zip(("samples", "foreground", "draws"), map(list, zip(*of_all_ranks(mine), strict=True)), strict=True))
+
+
 def main(folder: str) -> None:
     """All cases; rank 0 writes what they gave."""
     torch.set_num_threads(1)
@@ -128,6 +139,7 @@ def main(folder: str) -> None:
             write_json(Path(nnUNet_preprocessed).parent, "dataset.json", content["dataset_json"])
         wait_for_all()
         found[file.stem] = train_steps(content["plans"], content["dataset_json"])
+    found["baseline"] = baseline(content["plans"], content["dataset_json"])
     if rank() == 0:
         torch.save(found, Path(folder) / f"found_{ranks()}.pt")
     dist.destroy_process_group()

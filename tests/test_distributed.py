@@ -89,6 +89,11 @@ def test_ranks_equal_one_process(uneven: Path, tmp_path: Path):
         output, _ = process.communicate(timeout=300)
         assert process.returncode == 0, output
         found = torch.load(tmp_path / f"found_{number}.pt")
+        baseline = found.pop("baseline")  # labelled samples as for ALHVRTrainer, whose batch is 5 + 4
+        assert baseline["samples"] == [len(share(5, rank, number)) for rank in range(number)]
+        forced = [part * samples for part, samples in zip(baseline["foreground"], baseline["samples"], strict=True)]
+        assert sum(forced) == pytest.approx(2)  # nnU-Net's third of five
+        assert len(set(baseline["draws"])) == number
         for case, results in expected.items():
             for key, value in results.items():
                 difference = (found[case][key].double() - value.double()).abs().max().item()

@@ -59,6 +59,7 @@ class SemiSupervisedTrainer(DistributedTrainer):
     batch_size: int
     labeled_batch_size: int
     unlabeled_batch_size: int
+    seed: int
 
     def __init__(
         self,
@@ -118,17 +119,12 @@ class SemiSupervisedTrainer(DistributedTrainer):
 
     def _set_batch_size_and_oversample(self) -> None:
         """Of the plans' batch, labelled and unlabelled samples are each divided over the ranks."""
-        distributed, self.is_ddp = self.is_ddp, False  # nnU-Net's division over ranks knows one kind of sample
         super()._set_batch_size_and_oversample()
-        self.is_ddp = distributed
         labeled, unlabeled = split_batch(self.batch_size, self.settings.unlabeled_batch_size)
         check_batch_fits_ranks(labeled, unlabeled, ranks())
-        mine = share(labeled, rank(), ranks())
-        self.labeled_batch_size, self.unlabeled_batch_size = len(mine), len(share(unlabeled, rank(), ranks()))
+        self.labeled_batch_size = self.my_labeled(labeled)
+        self.unlabeled_batch_size = len(share(unlabeled, rank(), ranks()))
         self.batch_size = self.labeled_batch_size + self.unlabeled_batch_size
-        if distributed and not self.probabilistic_oversampling:  # nnU-Net forces foreground in the last samples
-            first = round(labeled * (1 - self.oversample_foreground_percent))
-            self.oversample_foreground_percent = sum(sample >= first for sample in mine) / len(mine)
 
     def do_split(self):
         return labeled_cases(self, *super().do_split())
@@ -144,8 +140,6 @@ class SemiSupervisedTrainer(DistributedTrainer):
         return both, validation
 
     def get_dataloaders(self):
-        if self.is_ddp:
-            seed_everything(self.seed + rank())  # so far the ranks drew alike
         with semi_supervised_loaders():
             return super().get_dataloaders()
 

@@ -7,6 +7,8 @@ import torch
 from alhvr_trainer.files.checkpoints import seed_everything
 from alhvr_trainer.files.plans_check import check_plans
 from alhvr_trainer.settings import set_training_length, settings_from_plans, split_batch
+from alhvr_trainer.training.checks import check_batch_fits_ranks
+from alhvr_trainer.training.distributed.ranks import ranks
 from alhvr_trainer.training.distributed.trainer import DistributedTrainer
 from alhvr_trainer.training.threads import respect_thread_limit
 from alhvr_trainer.unlabeled.stream import labeled_cases
@@ -33,10 +35,11 @@ class SupervisedTrainer(DistributedTrainer):
         respect_thread_limit(device)
         self.settings = settings_from_plans(self.configuration_manager.configuration)
         set_training_length(self, self.settings)
+        self.seed = self.settings.seed
 
     def initialize(self) -> None:
-        if self.settings.seed is not None:
-            seed_everything(self.settings.seed)
+        if self.seed is not None:
+            seed_everything(self.seed)
         super().initialize()
 
     def do_split(self):
@@ -44,4 +47,6 @@ class SupervisedTrainer(DistributedTrainer):
 
     def _set_batch_size_and_oversample(self) -> None:
         super()._set_batch_size_and_oversample()
-        self.batch_size, _ = split_batch(self.batch_size, self.settings.unlabeled_batch_size)
+        labeled, unlabeled = split_batch(self.batch_size, self.settings.unlabeled_batch_size)
+        check_batch_fits_ranks(labeled, unlabeled, ranks())
+        self.batch_size = self.my_labeled(labeled)

@@ -17,8 +17,9 @@ from torch import nn
 from torch._dynamo import OptimizedModule
 from torch.nn.parallel import DistributedDataParallel
 
+from alhvr_trainer.files.checkpoints import seed_everything
 from alhvr_trainer.training.distributed.global_batch import global_batch_loss
-from alhvr_trainer.training.distributed.ranks import rank
+from alhvr_trainer.training.distributed.ranks import rank, ranks, share
 
 
 class DistributedTrainer(nnUNetTrainer):
@@ -31,6 +32,7 @@ class DistributedTrainer(nnUNetTrainer):
     is_ddp: bool
     output_folder_base: str
     oversample_foreground_percent: float
+    seed: int | None = None
 
     def __init__(
         self,
@@ -64,6 +66,25 @@ class DistributedTrainer(nnUNetTrainer):
     def _build_loss(self) -> nn.Module:
         loss = super()._build_loss()
         return global_batch_loss(loss, self.label_manager.ignore_label) if self.is_ddp else loss
+
+    def _set_batch_size_and_oversample(self) -> None:
+        """The plans' whole batch: nnU-Net's division over ranks knows one kind of sample; see :meth:`my_labeled`."""
+        distributed, self.is_ddp = self.is_ddp, False
+        super()._set_batch_size_and_oversample()
+        self.is_ddp = distributed
+
+    def my_labeled(self, labeled: int) -> int:
+        """This rank's number of a batch's labelled samples; foreground is forced in the last ones of the batch."""
+        mine = share(labeled, rank(), ranks())
+        if self.is_ddp and not self.probabilistic_oversampling:
+            first = round(labeled * (1 - self.oversample_foreground_percent))
+            self.oversample_foreground_percent = sum(sample >= first for sample in mine) / len(mine)
+        return len(mine)
+
+    def get_dataloaders(self):
+        if self.is_ddp and self.seed is not None:
+            seed_everything(self.seed + rank())  # so far the ranks drew alike
+        return super().get_dataloaders()
 
     def on_train_start(self) -> None:
         with self._model_files_by_rank_0():
