@@ -108,7 +108,7 @@ def test_command_lines(workspace, bundle, tmp_path):
     # a module of the same name where the user happens to work must not be taken for the bundle's
     work = tmp_path / "work"
     work.mkdir()
-    (work / "nnunet_bundle.py").write_text("raise RuntimeError('not the bundle')")
+    (work / "scripts.py").write_text("raise RuntimeError('not the bundle')")
     relative = Path("..") / "bundle_copy"
     (tmp_path / "bundle_copy").symlink_to(bundle)
     command = f"-m monai.bundle run inference --config_file {relative}/configs/inference.json"

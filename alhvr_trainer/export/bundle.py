@@ -102,7 +102,7 @@ def _refuse_foreign(target: Path) -> None:
 
 
 def _write_bundle(folder: Path, model: TrainedModel, members: list[Member]) -> None:
-    shutil.copytree(bundle_folder(), folder, ignore=shutil.ignore_patterns("__pycache__", "__init__.py"))
+    shutil.copytree(bundle_folder(), folder, ignore=shutil.ignore_patterns("__pycache__"))
     (folder / "models").mkdir()
     torch.save(_weights(members), folder / "models" / "model.pt")
     _write_json(folder / "plans.json", model.plans)
