@@ -126,7 +126,7 @@ def test_run_ids_and_options_take_effect(workspace, bundle, tmp_path):
     assert_same_files(run, inference)
     plain = run_bundle(bundle, images, tmp_path / "plain", use_mirroring=False)
     assert share_of_different_voxels(plain, run) > 0.01
-    fine = run_bundle(bundle, images, tmp_path / "fine", tile_step_size=0.25)
+    fine = run_bundle(bundle, images, tmp_path / "fine", overlap=0.75)
     assert share_of_different_voxels(fine, run) > 0.001
 
 

@@ -21,7 +21,7 @@ from alhvr_trainer.export.models import (
     find_model,
     model_members,
 )
-from alhvr_trainer.resources import bundle_folder
+from alhvr_trainer.resources import bundle_folder, bundle_script
 from alhvr_trainer.settings import PLANS_NAME, TRAINER_NAME
 
 EXPORTED_BY = "exported_by"  # in metadata.json: how a bundle of ours is recognised
@@ -112,6 +112,7 @@ def _write_bundle(folder: Path, model: TrainedModel, members: list[Member]) -> N
     axes = members[0].checkpoint.get("inference_allowed_mirroring_axes")
     inference["configuration"] = model.configuration
     inference["members"] = len(members)
+    inference["num_channels"] = model.num_channels
     inference["mirror_axes"] = None if axes is None else [int(axis) for axis in axes]
     _write_json(folder / "configs" / "inference.json", inference)
 
@@ -121,6 +122,7 @@ def _write_bundle(folder: Path, model: TrainedModel, members: list[Member]) -> N
     readme = folder / "docs" / "README.md"
     text = readme.read_text(encoding="utf-8").replace("<!-- model -->", _facts(model, members))
     readme.write_text(text, encoding="utf-8")
+    bundle_script("checksums").write_checksums(folder)
 
 
 def _weights(members: list[Member]) -> dict[str, torch.Tensor]:
