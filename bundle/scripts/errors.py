@@ -16,10 +16,15 @@ def reason(error: BaseException) -> str:
         >>> reason(RuntimeError("Traceback (most recent call last):\\n  ...\\nOSError: truncated file"))
         'RuntimeError: OSError: truncated file'
     """
-    while error.__cause__ is not None and not isinstance(error, InputError):
+    while error.__cause__ is not None and not _is_ours(error):
         error = error.__cause__
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     last = lines[-1] if lines else ""
-    if isinstance(error, InputError):
+    if _is_ours(error):
         return last
     return f"{type(error).__name__}: {last}" if last else type(error).__name__
+
+
+def _is_ours(error: BaseException) -> bool:
+    # not isinstance: some programs import this package anew while a workflow runs
+    return type(error).__name__ == InputError.__name__
