@@ -9,7 +9,7 @@ from pathlib import Path
 from types import ModuleType
 
 _PACKAGE = Path(__file__).resolve().parent
-_SCRIPTS = "alhvr_bundle_scripts"  # not "scripts": bundles of others have a package of that name
+SCRIPTS_NAME = "alhvr_bundle_scripts"  # not "scripts": bundles of others have a package of that name
 
 
 def _shipped(name: str) -> Path:
@@ -34,13 +34,13 @@ def bundle_script(name: str) -> ModuleType:
         >>> bundle_script("checksums").CHECKSUMS_FILE
         'checksums.sha256'
     """
-    if _SCRIPTS not in sys.modules:
+    if SCRIPTS_NAME not in sys.modules:
         folder = bundle_folder() / "scripts"
-        spec = spec_from_file_location(_SCRIPTS, folder / "__init__.py", submodule_search_locations=[str(folder)])
+        spec = spec_from_file_location(SCRIPTS_NAME, folder / "__init__.py", submodule_search_locations=[str(folder)])
         assert spec is not None and spec.loader is not None
-        sys.modules[_SCRIPTS] = module_from_spec(spec)
-        spec.loader.exec_module(sys.modules[_SCRIPTS])
-    return import_module(f"{_SCRIPTS}.{name}")
+        sys.modules[SCRIPTS_NAME] = module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[SCRIPTS_NAME])
+    return import_module(f"{SCRIPTS_NAME}.{name}")
 
 
 def ext_trainer_folder() -> Path:

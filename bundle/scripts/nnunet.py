@@ -55,28 +55,6 @@ class NNUNet:
         )
         self.num_outputs = self.label_manager.num_segmentation_heads
 
-    def network(self, members):
-        from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
-
-        c = self.configuration_manager
-        nets = [
-            get_network_from_plans(
-                c.network_arch_class_name,
-                c.network_arch_init_kwargs,
-                c.network_arch_init_kwargs_req_import,
-                self.num_channels,
-                self.num_outputs,
-                allow_init=False,
-                deep_supervision=False,
-            )
-            for _ in range(members)
-        ]
-        if members == 1:
-            return nets[0]
-        e = nn.Module()
-        e.members = nn.ModuleList(nets)
-        return e
-
     @property
     def reorients(self) -> bool:
         """Whether the model's reader turns every image to RAS."""
