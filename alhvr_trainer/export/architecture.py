@@ -201,13 +201,14 @@ def _build(definition: dict[str, Any]) -> nn.Module:
 def _layer_type(key: str, value: object, native: bool) -> str | dict[str, str]:
     """How a config names a class of layers: an expression for torch's, a callable for any other."""
     named = isinstance(value, str) and DOTTED_NAME.fullmatch(value)
-    located: object = pydoc.locate(str(value)) if named else None
+    located = pydoc.locate(str(value)) if named else None
     if not (isinstance(located, type) and issubclass(located, nn.Module)):
         raise InputError(f'"{key}" in the plans\' architecture is {shown(value)}, which is no class of layers')
+    name = located.__name__
     if native and located in BLOCKS:
         return BLOCKS[located]
-    if getattr(nn, located.__name__, None) is located:
-        return f"$torch.nn.{located.__name__}"
+    if getattr(nn, name, None) is located:
+        return f"$torch.nn.{name}"
     return {"_target_": _dotted_name(key, located), "_mode_": "callable"}
 
 
