@@ -44,7 +44,7 @@ class BundleNetwork:
     weights: dict[str, torch.Tensor]
     """The content of ``model.pt``."""
     native: bool
-    """Built by the bundle's own code: it needs torch only, and TorchScript compiles it."""
+    """Built by the bundle's own code from torch's layers: it needs no other library, and TorchScript compiles it."""
 
 
 def bundle_network(model: TrainedModel, members: Sequence[Member]) -> BundleNetwork:
@@ -145,7 +145,9 @@ def _native_network(model: TrainedModel, kind: type[nn.Module]) -> tuple[dict[st
     definition = network_config(model, kind)
     networks = _scripts("networks")
     known = inspect.signature(getattr(networks, NATIVE[kind])).parameters
-    if any(key not in known and not key.startswith("_") for key in definition):
+    unknown = [key for key in definition if key not in known and not key.startswith("_")]
+    foreign = [value for value in definition.values() if isinstance(value, dict) and "_target_" in value]
+    if unknown or foreign:
         return {}, None
     try:
         return definition, _build(definition).eval()
@@ -215,15 +217,19 @@ def _scripts(module: str) -> Any:
 
 def _layer_type(key: str, value: object, native: bool) -> str | dict[str, str]:
     """How a config names a class of layers: an expression for torch's, a callable for any other."""
-    named = isinstance(value, str) and DOTTED_NAME.fullmatch(value)
-    located: Any = pydoc.locate(str(value)) if named else None
-    if located is None or not (isinstance(located, type) and issubclass(located, nn.Module)):
+    located = _module_class(value)
+    if located is None:
         raise InputError(f'"{key}" in the plans\' architecture is {shown(value)}, which is no class of layers')
-    if native and located in BLOCKS:
-        return BLOCKS[located]
+    if native and (block := BLOCKS.get(located)):
+        return block
     if getattr(nn, located.__name__, None) is located:
         return f"$torch.nn.{located.__name__}"
     return {"_target_": _dotted_name(key, located), "_mode_": "callable"}
+
+
+def _module_class(name: object) -> type[nn.Module] | None:
+    located = pydoc.locate(name) if isinstance(name, str) and DOTTED_NAME.fullmatch(name) else None
+    return located if isinstance(located, type) and issubclass(located, nn.Module) else None
 
 
 def _dotted_name(key: str, located: type) -> str:
