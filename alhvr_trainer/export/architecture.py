@@ -185,10 +185,11 @@ def _check_same(
 
 def _small_patch(model: TrainedModel) -> torch.Tensor:
     """Random numbers, as few as leave two voxels at the lowest resolution: one voxel cannot be normalised."""
-    strides = model.configuration_manager.network_arch_init_kwargs["strides"]
-    dimensions = len(model.configuration_manager.patch_size)
-    # scalars stand for all axes
-    size = np.prod([np.broadcast_to(stride, dimensions) for stride in np.atleast_1d(np.array(strides, object))], axis=0)
+    arguments = model.configuration_manager.network_arch_init_kwargs
+    strides, dimensions = arguments["strides"], len(model.configuration_manager.patch_size)
+    stages = [strides] * arguments["n_stages"] if isinstance(strides, int) else strides
+    # a single number stands for all axes
+    size = np.prod([np.broadcast_to(stride, dimensions) for stride in stages], axis=0)
     shape = [int(axis) for axis in size]
     shape[0] *= 2
     return torch.rand((1, model.num_channels, *shape), generator=torch.Generator().manual_seed(0))
@@ -222,8 +223,9 @@ def _layer_type(key: str, value: object, native: bool) -> str | dict[str, str]:
         raise InputError(f'"{key}" in the plans\' architecture is {shown(value)}, which is no class of layers')
     if native and (block := BLOCKS.get(located)):
         return block
-    if getattr(nn, located.__name__, None) is located:
-        return f"$torch.nn.{located.__name__}"
+    name = located.__name__
+    if getattr(nn, name, None) is located:
+        return f"$torch.nn.{name}"
     return {"_target_": _dotted_name(key, located), "_mode_": "callable"}
 
 
