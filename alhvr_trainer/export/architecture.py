@@ -40,7 +40,7 @@ class BundleNetwork:
     weights: dict[str, torch.Tensor]
     """The content of ``model.pt``."""
     native: bool
-    """Built by the bundle's own code: it needs torch only, and TorchScript compiles it."""
+    """Built by the bundle's own code from torch's layers: it needs no other library, and TorchScript compiles it."""
 
 
 def bundle_network(model: TrainedModel, members: Sequence[Member]) -> BundleNetwork:
@@ -141,7 +141,9 @@ def _native_network(model: TrainedModel, kind: type[nn.Module]) -> tuple[dict[st
     definition = network_config(model, kind)
     networks = bundle_script("networks")
     known = inspect.signature(getattr(networks, NATIVE[kind])).parameters
-    if any(key not in known and not key.startswith("_") for key in definition):
+    unknown = [key for key in definition if key not in known and not key.startswith("_")]
+    foreign = [value for value in definition.values() if isinstance(value, dict) and "_target_" in value]
+    if unknown or foreign:
         return {}, None
     try:
         return definition, _build(definition).eval()
@@ -179,10 +181,11 @@ def _check_same(
 
 def _small_patch(model: TrainedModel) -> torch.Tensor:
     """Random numbers, as few as leave two voxels at the lowest resolution: one voxel cannot be normalised."""
-    strides = model.configuration_manager.network_arch_init_kwargs["strides"]
-    dimensions = len(model.configuration_manager.patch_size)
-    # scalars stand for all axes
-    size = np.prod([np.broadcast_to(stride, dimensions) for stride in np.atleast_1d(np.array(strides, object))], axis=0)
+    arguments = model.configuration_manager.network_arch_init_kwargs
+    strides, dimensions = arguments["strides"], len(model.configuration_manager.patch_size)
+    stages = [strides] * arguments["n_stages"] if isinstance(strides, int) else strides
+    # a single number stands for all axes
+    size = np.prod([np.broadcast_to(stride, dimensions) for stride in stages], axis=0)
     shape = [int(axis) for axis in size]
     shape[0] *= 2
     return torch.rand((1, model.num_channels, *shape), generator=torch.Generator().manual_seed(0))
@@ -200,16 +203,20 @@ def _build(definition: dict[str, Any]) -> nn.Module:
 
 def _layer_type(key: str, value: object, native: bool) -> str | dict[str, str]:
     """How a config names a class of layers: an expression for torch's, a callable for any other."""
-    named = isinstance(value, str) and DOTTED_NAME.fullmatch(value)
-    located = pydoc.locate(str(value)) if named else None
-    if not (isinstance(located, type) and issubclass(located, nn.Module)):
+    located = _module_class(value)
+    if located is None:
         raise InputError(f'"{key}" in the plans\' architecture is {shown(value)}, which is no class of layers')
+    if native and (block := BLOCKS.get(located)):
+        return block
     name = located.__name__
-    if native and located in BLOCKS:
-        return BLOCKS[located]
     if getattr(nn, name, None) is located:
         return f"$torch.nn.{name}"
     return {"_target_": _dotted_name(key, located), "_mode_": "callable"}
+
+
+def _module_class(name: object) -> type[nn.Module] | None:
+    located = pydoc.locate(name) if isinstance(name, str) and DOTTED_NAME.fullmatch(name) else None
+    return located if isinstance(located, type) and issubclass(located, nn.Module) else None
 
 
 def _dotted_name(key: str, located: type) -> str:

@@ -185,6 +185,7 @@ class ResidualBlock(nn.Module):
         self.skip = nn.Sequential(*skip)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
+        skipped = self.skip(features)
         convolved = self.conv3(self.conv2(self.conv1(features)))
-        convolved += self.skip(features)
+        convolved += skipped
         return self.nonlin3(self.nonlin2(convolved))
