@@ -240,8 +240,8 @@ def evaluation_results(file: str | Path, model: TrainedModel) -> Results:
 def _read_spread(scores: dict[str, Any], metric: str) -> Spread:
     check: Callable[[Any], float] = _share if metric in _OF_NNUNET else _distance
     mean, sd, n = scores["mean"], scores["sd"], scores["n"]
-    if not is_whole(n, 1, 10**9):
-        raise ValueError(f"{shown(n)} is no number of cases")
+    if not is_whole(n, 1, 10**9) or math.isnan(mean):  # where nothing is defined there is no number, not NaN
+        raise ValueError(f"{shown(mean)} of {shown(n)} cases is no mean")
     return Spread(check(mean), None if sd is None else _distance(sd), n)
 
 
