@@ -5,8 +5,6 @@ from __future__ import annotations
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-import torch
-
 from alhvr_trainer import __version__
 from alhvr_trainer.export import facts
 from alhvr_trainer.export.details import Details
@@ -45,7 +43,7 @@ def fill_metadata(
         "version": details.version,
         "changelog": changelog,
         "monai_version": release("monai"),
-        "pytorch_version": torch.__version__.split("+")[0],
+        "pytorch_version": release("torch"),
         "numpy_version": release("numpy"),
         **_packages(template, model),
         "name": details.name or f"{model.dataset} {model.configuration}",
