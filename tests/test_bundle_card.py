@@ -21,7 +21,7 @@ from nnunet_environment import set_nnunet
 from nnunetv2.evaluation.evaluate_predictions import compute_metrics, compute_metrics_on_folder, save_summary_json
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 from nnunetv2.preprocessing.normalization import default_normalization_schemes
-from trained_models import LABELS, make_model
+from trained_models import DATASET, LABELS, make_model
 
 from alhvr_trainer import cli
 from alhvr_trainer.errors import InputError
@@ -30,6 +30,7 @@ from alhvr_trainer.export import facts
 from alhvr_trainer.export.bundle import export_bundle
 from alhvr_trainer.export.card import PLACEHOLDER
 from alhvr_trainer.export.details import next_changelog
+from alhvr_trainer.export.metadata import release
 from alhvr_trainer.export.models import TrainedModel, find_model_in_folder
 from alhvr_trainer.export.results import eval_metrics, evaluation_results, validation_results
 from alhvr_trainer.resources import bundle_folder
@@ -204,6 +205,15 @@ def test_packages(model_folder, reader, required, tmp_path):
     assert {"nnunetv2", "SimpleITK", "pytorch-ignite"} <= set(needed) and "itk" in optional
     assert ("nibabel" in needed, "nibabel" in optional) == (required, not required)
     assert all(re.fullmatch(r"[\w.]+", release) for release in (needed | optional).values())
+
+
+def test_releases_are_without_their_build(tmp_path, monkeypatch):
+    """PyTorch's CPU builds are 2.8.0+cpu; the zoo installs by number."""
+    info = tmp_path / "some_package-2.8.0+cpu.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: some-package\nVersion: 2.8.0+cpu\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert (release("some-package"), release("no-such-package", "1.0")) == ("2.8.0", "1.0")
 
 
 # --- measured results -----------------------------------------------------------------------------------------------
@@ -415,6 +425,7 @@ def test_model_folder_needs_no_nnunet_folders(model_folder, bundle, tmp_path, mo
     one, other = (torch.load(each / "models" / "model.pt", weights_only=True) for each in (found, bundle))
     assert list(one) == list(other) and all(torch.equal(one[name], other[name]) for name in one)
     assert metadata_of(found)["nnunet"] == metadata_of(bundle)["nnunet"]
+    assert metadata_of(found)["nnunet"]["dataset"] == DATASET  # as the plans name it, wherever the folder lies
 
 
 def test_mirroring(model_folder, region_folder, bundle, tmp_path):
