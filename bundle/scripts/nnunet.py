@@ -7,6 +7,7 @@ Every number comes from nnU-Net's functions, so the files equal those of ``nnUNe
 from __future__ import annotations
 
 import multiprocessing
+import tempfile
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from io import StringIO
@@ -24,15 +25,11 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
-from nnunetv2.utilities.utils import create_lists_from_splitted_dataset_folder
 from torch import nn
 from tqdm import tqdm
 
-CHANNEL_SUFFIX = 5  # "_0000": how nnU-Net marks the channel of a file
-
-
-class InputError(ValueError):
-    """Bad input: the message is one line that says what was found and what to do."""
+from .errors import InputError
+from .images import nnunet_readable
 
 
 class NNUNet:
@@ -49,6 +46,7 @@ class NNUNet:
         self.configuration_manager = self.plans_manager.get_configuration(configuration)
         self.label_manager = self.plans_manager.get_label_manager(self.dataset_json)
         self.file_ending: str = self.dataset_json["file_ending"]
+        self.readable_endings: list[str] = self.plans_manager.image_reader_writer_class.supported_file_endings
         self.num_channels = determine_num_input_channels(
             self.plans_manager, self.configuration_manager, self.dataset_json
         )
@@ -68,41 +66,6 @@ class NNUNet:
             allow_init=False,
             deep_supervision=False,
         )
-
-    def cases(self, dataset_dir: str) -> list[dict[str, Any]]:
-        """The cases in a folder: ``[{"case": name, "image": [file of each channel]}]``."""
-        if not Path(dataset_dir).is_dir():
-            return []
-        file_lists = create_lists_from_splitted_dataset_folder(str(dataset_dir), self.file_ending, num_processes=1)
-        cut = len(self.file_ending) + CHANNEL_SUFFIX
-        return [{"case": Path(files[0]).name[:-cut], "image": files} for files in file_lists if files]
-
-    def check_cases(self, dataset_dir: str) -> None:
-        """See that the folder holds cases and each of them every channel.
-
-        Raises:
-            InputError: the folder is missing or empty, or a case has too few or too many channels.
-        """
-        folder = Path(dataset_dir)
-        if not folder.is_dir():
-            raise InputError(f"dataset_dir {folder} does not exist")
-        cases = self.cases(dataset_dir)
-        if not cases:
-            raise InputError(f"no image <case>_0000{self.file_ending} in dataset_dir {folder}")
-        for case in cases:
-            if len(case["image"]) != self.num_channels:
-                names = ", ".join(Path(file).name for file in case["image"])
-                raise InputError(
-                    f"case {case['case']} in {folder} has {len(case['image'])} channels ({names}), "
-                    f"the model needs {self.num_channels}"
-                )
-
-    def check_cases_or_exit(self, dataset_dir: str) -> None:
-        """As :meth:`check_cases`, but end the program: MONAI would wrap the error into pages of traceback."""
-        try:
-            self.check_cases(dataset_dir)
-        except InputError as error:
-            raise SystemExit(f"bundle: {error}") from error
 
 
 class Ensemble(nn.Module):
@@ -134,13 +97,14 @@ class NNUNetPreprocessd(MapTransform):
         data = dict(data)
         preprocessor = self.nnunet.configuration_manager.preprocessor_class(verbose=False)
         for key in self.key_iterator(data):
-            image, _, data["properties"] = preprocessor.run_case(
-                data[key],
-                None,
-                self.nnunet.plans_manager,
-                self.nnunet.configuration_manager,
-                self.nnunet.dataset_json,
-            )
+            with tempfile.TemporaryDirectory() as folder:
+                image, _, data["properties"] = preprocessor.run_case(
+                    nnunet_readable(data[key], self.nnunet.readable_endings, folder),
+                    None,
+                    self.nnunet.plans_manager,
+                    self.nnunet.configuration_manager,
+                    self.nnunet.dataset_json,
+                )
             data[key] = torch.from_numpy(image).to(torch.float32, memory_format=torch.contiguous_format)
         return data
 
