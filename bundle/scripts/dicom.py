@@ -138,7 +138,7 @@ def _numbers(header: Any, tag: str, folder: str | Path) -> list[float]:
 
 def _check_distances(heights: np.ndarray, folder: str | Path) -> None:
     """Distances between neighbours, in mm along the normal."""
-    distances = np.abs(np.diff(heights))
+    distances = np.diff(np.sort(heights))  # unsorted where two slices share a position
     usual = np.median(distances)
     deviations = np.abs(distances - usual)
     worst = int(deviations.argmax())

@@ -73,7 +73,12 @@ def run_on_all_ranks(evaluator: Any, evaluation: Evaluation | None = None) -> No
         end = run_to_the_end(evaluator)
         failed = _of_all_ranks(dict(getattr(evaluator, "failed", None) or {}))
         if evaluation is not None and rank() == 0:
-            evaluation.report_or_exit(failed)
+            try:
+                evaluation.report_or_exit(failed)
+            except SystemExit as error:
+                end = error
+        if dist.is_initialized():  # torchrun ends all ranks as soon as one has failed
+            dist.barrier()
         if end is not None:
             raise end
     finally:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
 import math
+import struct
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -46,8 +48,9 @@ def check_image(file: str | Path, allow_unknown_orientation: bool = False) -> No
     _check_shape(file, header)
     dimensions = header.GetDimension()
     spacing, direction = header.GetSpacing(), header.GetDirection()
-    if not all(math.isfinite(size) and size > 0 for size in spacing):
-        raise InputError(f"{file} has a spacing of {_by(spacing)} mm; correct its header")
+    for sizes in (spacing, _stored_spacing(Path(file), header.GetSize())):
+        if not all(math.isfinite(size) and size > 0 for size in sizes):
+            raise InputError(f"{file} has a spacing of {_by(sizes)} mm; correct its header")
     if not abs(np.linalg.det(np.reshape(direction, (dimensions, dimensions)))) > _SINGULAR:  # NaN as well
         raise InputError(f"{file} has direction cosines that span no space ({_by(direction, ' ')}); correct its header")
     codes = [header.GetMetaData(key) for key in ("qform_code", "sform_code") if header.HasMetaDataKey(key)]
@@ -73,6 +76,23 @@ def _check_shape(file: str | Path, header: Any) -> None:
         )
     if math.prod(size) < 2:
         raise InputError(f"{file} is an image of {_by(size)} voxels; that is no image to segment")
+
+
+def _stored_spacing(file: Path, size: Sequence[int]) -> list[float]:
+    """``pixdim`` of a NIfTI-1 file: ITK takes 1 mm for what is 0, infinite or NaN. Empty for other files.
+
+    Axes of one voxel often have no size, and the sign is left to the direction.
+    """
+    if not file.name.lower().endswith((".nii", ".nii.gz")) or file.is_dir():
+        return []
+    opener = gzip.open if file.name.lower().endswith(".gz") else open
+    with opener(file, "rb") as opened:
+        header = opened.read(348)
+    for order in "<>":
+        if len(header) == 348 and struct.unpack_from(f"{order}i", header)[0] == 348:
+            sizes = struct.unpack_from(f"{order}7f", header, 80)
+            return [abs(mm) for mm, voxels in zip(sizes, size, strict=False) if voxels > 1]
+    return []
 
 
 def read_image(file: str | Path) -> Any:
