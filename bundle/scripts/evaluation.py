@@ -162,11 +162,13 @@ def _measure(case: str, prediction_file: Path | None, reference_file: Path, labe
     problem = different_voxels(prediction, reference, (prediction_file, reference_file))
     if problem:
         raise InputError(problem)
-    arrays = [
-        _label_array(image, file, labels)
-        for image, file in ((prediction, prediction_file), (reference, reference_file))
-    ]
-    return case_metrics(*arrays, labels.classes, tuple(reversed(reference.GetSpacing())), labels.ignore)
+    return case_metrics(
+        _label_array(prediction, prediction_file, labels),
+        _label_array(reference, reference_file, labels),
+        labels.classes,
+        tuple(reversed(reference.GetSpacing())),
+        labels.ignore,
+    )
 
 
 def _read(file: Path) -> Any:
