@@ -49,10 +49,16 @@ def write_series(
         position = image.TransformIndexToPhysicalPoint((0, 0, number))
         tags = {
             "0008|0060": "MR",
+            "0008|0070": "Scanners",
+            "0010|0010": "Doe^J",
+            "0010|0020": "p1",
+            "0020|0010": "1",
             "0008|0018": f"{uid}.{number + 1}",
             "0008|103e": description,
             "0020|000d": "1.2.826.0.1.3680043.2.1125.9",
             "0020|000e": uid,
+            "0020|0011": "1",
+            "0020|0052": "1.2.826.0.1.3680043.2.1125.8",
             "0020|0013": str(number + 1),
             "0020|0032": _text(a + number * b for a, b in zip(position, shift, strict=True)),
             "0020|0037": _text(orientation),

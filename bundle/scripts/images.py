@@ -112,7 +112,7 @@ def read_image(file: str | Path) -> Any:
 
 
 def nnunet_readable(
-    files: Sequence[str | Path],
+    files: str | Path | Sequence[str | Path],
     supported_endings: Sequence[str],
     folder: str | Path,
     allow_unknown_orientation: bool = False,
@@ -120,7 +120,7 @@ def nnunet_readable(
     """Files that nnU-Net's reader takes: those that it does not take are converted, voxels and geometry unchanged.
 
     Args:
-        files: of the channels of one case; a DICOM series is its folder.
+        files: of the channels of one case, or the one file of its only channel; a DICOM series is its folder.
         supported_endings: those of nnU-Net's reader, e.g. ``SimpleITKIO.supported_file_endings``.
         folder: where converted files are written; the caller's to remove.
         allow_unknown_orientation: as in :func:`check_image`.
@@ -132,9 +132,10 @@ def nnunet_readable(
     Raises:
         InputError: a file is no image that a model takes, see :func:`check_image`.
     """
+    paths = [files] if isinstance(files, (str, Path)) else files
     return [
         _readable(Path(file), number, tuple(supported_endings), Path(folder), allow_unknown_orientation)
-        for number, file in enumerate(files)
+        for number, file in enumerate(paths)
     ]
 
 
