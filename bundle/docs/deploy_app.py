@@ -3,9 +3,10 @@
     pip install monai-deploy-app-sdk highdicom "monai>=1.5.1" pytorch-ignite nnunetv2
     python BUNDLE/docs/deploy_app.py -i DICOM_FOLDER -o OUTPUT_FOLDER
 
-The bundle stays a folder (``models/model.pt`` and ``configs/``); leave out ``-m``, which is for TorchScript files. The series that is segmented is the first one of the
-study; give :data:`SERIES` other rules to choose by modality or description. The segments are named after the output
-channels in the bundle's ``metadata.json``; replace their codes by those of your anatomy (:func:`segments`).
+The bundle stays a folder (``models/model.pt`` and ``configs/``); leave out ``-m``, which is for TorchScript files.
+The series that is segmented is the first CT, MR or PET of the study; give :data:`SERIES` other rules to choose by
+description. The segments are named after the output channels in the bundle's ``metadata.json``; replace their codes by
+those of your anatomy (:func:`segments`).
 
 Research only. This is not a medical device and must not be used for diagnosis or treatment.
 """
