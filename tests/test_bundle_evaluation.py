@@ -20,7 +20,7 @@ from nnunet_environment import set_nnunet
 from scripts.cases import find_cases
 from scripts.distributed import cases_of_this_rank
 from scripts.evaluation import Evaluation, predict_and_evaluate
-from trained_models import assert_same_files, make_images, make_model, run_command
+from trained_models import assert_same_files, make_images, make_model
 
 from alhvr_trainer.evaluation.evaluate import evaluate
 from alhvr_trainer.export.bundle import export_bundle
@@ -58,7 +58,16 @@ def torchrun(bundle: Path, images: Path, output: Path, *overlays: str, processes
     words = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
     words += ["-m", "monai.bundle", "run", "--config_file", configs(bundle, *overlays)]
     words += ["--bundle_root", bundle, "--dataset_dir", images, "--output_dir", output]
-    return run_command(*words, *(["--labels_dir", labels] if labels else []), env={**os.environ}, cwd=output.parent)
+    words += ["--labels_dir", labels] if labels else []
+    done = launch(*words, cwd=output.parent)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def launch(*words: object, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """Progress bars of several processes may cut each other's characters."""
+    text = {"capture_output": True, "encoding": "utf-8", "errors": "replace"}
+    return subprocess.run([str(word) for word in words], cwd=cwd, timeout=300, **text)
 
 
 def test_numbers_of_alhvr_evaluate(workspace, tmp_path, capsys):
@@ -81,7 +90,7 @@ def test_one_implementation_in_the_package_and_in_exported_bundles(workspace):
         assert (bundle_folder() / "scripts" / name).samefile(of_package)
         exported = workspace / "bundle" / "scripts" / name
         assert not exported.is_symlink()
-        assert exported.read_text() == of_package.read_text()
+        assert exported.read_bytes() == of_package.read_bytes()
 
 
 def test_references_are_missed_before_the_inference(workspace, tmp_path):
@@ -248,7 +257,7 @@ def test_a_rank_with_a_failed_case_waits_for_the_evaluation(evaluation, tmp_path
         "run_on_all_ranks(Evaluator(), Slow(cases, *places))\n"
     )
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "ranks.py"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    done = launch(*command, cwd=tmp_path)
     assert done.returncode != 0
     assert "bundle: 1 of 3 cases are not in the metrics: oblique: out of memory" in done.stderr
     assert json.loads((evaluation.output_dir / "metrics.json").read_text())["failed"] == {"oblique": "out of memory"}
