@@ -123,7 +123,7 @@ def test_what_nobody_said_is_not_made_up(region_folder, tmp_path, capsys):
     assert (metadata["authors"], metadata["copyright"]) == ("not stated", "not stated")
     assert metadata["eval_metrics"] == {}
     assert "Fold 0 has no results of nnU-Net's validation" in card and "no performance can be stated" in card
-    assert sorted(path.name for path in (bundle / "docs").iterdir()) == ["README.md"]
+    assert sorted(path.name for path in (bundle / "docs").iterdir()) == ["README.md", "deploy_app.py"]
     assert "ALHVR (adaptive" not in card and "[1] Isensee" in card
     printed = capsys.readouterr().out
     assert "no eval_metrics: Fold 0 has no results" in printed and "not stated: author, licence" in printed
@@ -404,7 +404,7 @@ def test_commands_of_the_card_exist(bundle):
     installed = {script.name for script in entry_points(group="console_scripts")}
     nnunets = set(re.findall(r"\bnnUNetv2_\w+", blocks))
     assert nnunets and nnunets <= installed
-    assert len(re.findall(r"^(?:python|torchrun) ", blocks, re.MULTILINE)) == 7
+    assert len(re.findall(r"^(?:python|torchrun) ", blocks, re.MULTILINE)) == 8
 
 
 @pytest.mark.xfail(strict=True, reason="native, evaluate and multi-GPU configs, and checksums, are still to come")

@@ -110,7 +110,7 @@ def test_what_is_imported_is_required():
     required = {re.split(r"[\[<>=]", line)[0].replace("-", "_") for line in lines}
     required |= {"ignite"} if any(line.startswith("monai[ignite]") for line in lines) else set()
     imported = set()
-    for path in [*(REPOSITORY / "alhvr_trainer").rglob("*.py"), *(REPOSITORY / "bundle").rglob("*.py")]:
+    for path in [*(REPOSITORY / "alhvr_trainer").rglob("*.py"), *(REPOSITORY / "bundle" / "scripts").rglob("*.py")]:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Import):
                 imported |= {alias.name.partition(".")[0] for alias in node.names}

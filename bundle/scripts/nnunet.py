@@ -90,7 +90,7 @@ class NNUNetPreprocessd(MapTransform):
             data[key] = self._preprocess(data[key])
         return data
 
-    def _preprocess(self, image: torch.Tensor | np.ndarray) -> MetaTensor:
+    def _preprocess(self, image: Any) -> MetaTensor:
         nnunet = self.nnunet
         if image.ndim not in (3, 4) or image.shape[0] != nnunet.num_channels:
             raise InputError(
@@ -174,7 +174,7 @@ class NNUNetInferer(Inferer):
             raise InputError(f"batch_size is {inputs.shape[0]}; cases differ in shape, it must be 1")
         image = inputs[0].as_tensor() if isinstance(inputs, MetaTensor) else inputs[0]
         # not isinstance: some programs import this package anew after they have built the network
-        members = list(network.members) if hasattr(network, "members") else [network]
+        members: list[Any] = [*getattr(network, "members", [network])]
         with _threads_of_nnunet(self.device):
             logits = self._predict(image, members[0])
             for member in members[1:]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Hashable, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +18,8 @@ from monai.data import ImageReader, ImageWriter
 from monai.transforms import LoadImaged
 from monai.utils import MetaKeys, SpaceKeys, ensure_tuple
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+from .images import nnunet_readable
 
 PROPERTIES = "nnunet"  # key of the metadata
 AXES_PER_SLICE = 2
@@ -31,10 +32,17 @@ class LoadImageNNUNetd(LoadImaged):
     ``MetaTensor`` ``(C, x, y, z)`` with the affine (RAS, mm) and nnU-Net's properties in its metadata.
 
     MONAI's class falls back to other readers where one fails; those could read what nnU-Net refuses.
+
+    Args:
+        keys: of the images.
+        plans_manager: the model's plans.
+        allow_unknown_orientation: see :func:`scripts.images.check_image`.
     """
 
-    def __init__(self, keys: KeysCollection, plans_manager: PlansManager) -> None:
-        self.reader = NNUNetReader(plans_manager)
+    def __init__(
+        self, keys: KeysCollection, plans_manager: PlansManager, allow_unknown_orientation: bool = False
+    ) -> None:
+        self.reader = NNUNetReader(plans_manager, allow_unknown_orientation)
         super().__init__(keys, reader=self.reader)
 
     def __call__(self, data: Mapping[Hashable, Any], reader: ImageReader | None = None) -> dict[Hashable, Any]:
@@ -51,19 +59,19 @@ _IN_MEMORY = (torch.Tensor, np.ndarray)
 class NNUNetReader(ImageReader):
     """The model's reader of nnU-Net as a reader of MONAI."""
 
-    def __init__(self, plans_manager: PlansManager) -> None:
+    def __init__(self, plans_manager: PlansManager, allow_unknown_orientation: bool = False) -> None:
         self.nnunet_reader = plans_manager.image_reader_writer_class()
+        self.allow_unknown_orientation = allow_unknown_orientation
 
     def verify_suffix(self, filename: Any) -> bool:
         return True  # a file of another format is converted, or refused with a reason
 
     def read(self, data: Any, **kwargs: Any) -> tuple[np.ndarray, dict[str, Any]]:
         """``(C, z, y, x)`` and nnU-Net's properties of the files of one case."""
-        from .cases import nnunet_readable
-
         files = [str(file) for file in ensure_tuple(data)]
         with tempfile.TemporaryDirectory(prefix="bundle_") as folder:
-            readable = nnunet_readable(files, self.nnunet_reader.supported_file_endings, Path(folder))
+            endings = self.nnunet_reader.supported_file_endings
+            readable = nnunet_readable(files, endings, folder, self.allow_unknown_orientation)
             array, properties = self.nnunet_reader.read_images(readable)
         return array, properties
 
