@@ -21,6 +21,7 @@ from alhvr_trainer.export.models import (
     find_model,
     model_members,
 )
+from alhvr_trainer.export.native import NATIVE_CONFIG, network_stand_in, write_native_config
 from alhvr_trainer.resources import bundle_folder
 from alhvr_trainer.settings import PLANS_NAME, TRAINER_NAME
 
@@ -114,6 +115,9 @@ def _write_bundle(folder: Path, model: TrainedModel, members: list[Member]) -> N
     inference["members"] = len(members)
     inference["mirror_axes"] = None if axes is None else [int(axis) for axis in axes]
     _write_json(folder / "configs" / "inference.json", inference)
+    without = write_native_config(folder, model, members, network_stand_in(model, members))
+    if without is not None:
+        print(f"no configs/{NATIVE_CONFIG}: {without}, which MONAI's transforms cannot express")
 
     metadata = json.loads((folder / "configs" / "metadata.json").read_text(encoding="utf-8"))
     metadata.update(_metadata(model, members, metadata))
