@@ -14,6 +14,7 @@ import torch
 
 from alhvr_trainer import __version__
 from alhvr_trainer.errors import InputError, one_line
+from alhvr_trainer.export.architecture import bundle_network
 from alhvr_trainer.export.models import (
     WEIGHTS_FILE,
     Member,
@@ -105,14 +106,15 @@ def _refuse_foreign(target: Path) -> None:
 def _write_bundle(folder: Path, model: TrainedModel, members: list[Member]) -> None:
     shutil.copytree(bundle_folder(), folder, ignore=shutil.ignore_patterns("__pycache__"))
     (folder / "models").mkdir()
-    torch.save(_weights(members), folder / "models" / "model.pt")
+    network = bundle_network(model, members)
+    torch.save(network.weights, folder / "models" / "model.pt")
     _write_json(folder / "plans.json", model.plans)
     _write_json(folder / "dataset.json", model.dataset_json)
 
     inference = json.loads((folder / "configs" / "inference.json").read_text(encoding="utf-8"))
     axes = members[0].checkpoint.get("inference_allowed_mirroring_axes")
     inference["configuration"] = model.configuration
-    inference["members"] = len(members)
+    inference["network_def"] = network.definition
     inference["mirror_axes"] = None if axes is None else [int(axis) for axis in axes]
     _write_json(folder / "configs" / "inference.json", inference)
     without = write_native_config(folder, model, members, network_stand_in(model, members))
@@ -125,17 +127,6 @@ def _write_bundle(folder: Path, model: TrainedModel, members: list[Member]) -> N
     readme = folder / "docs" / "README.md"
     text = readme.read_text(encoding="utf-8").replace("<!-- model -->", _facts(model, members))
     readme.write_text(text, encoding="utf-8")
-
-
-def _weights(members: list[Member]) -> dict[str, torch.Tensor]:
-    """One network: its own state dict, as nnU-Net names it. Several: ``members.<number>.<name>``."""
-    if len(members) == 1:
-        return dict(members[0].weights)
-    return {
-        f"members.{number}.{name}": tensor
-        for number, member in enumerate(members)
-        for name, tensor in member.weights.items()
-    }
 
 
 def _metadata(model: TrainedModel, members: list[Member], template: dict[str, Any]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from nnunetv2.utilities.file_path_utilities import get_output_folder
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
+from torch import nn
 
 from alhvr_trainer.compatibility import nnunet_folder_if_set
 from alhvr_trainer.errors import InputError, one_line, shown
@@ -188,10 +189,10 @@ def model_members(model: TrainedModel, network: str = "a") -> list[Member]:
     return members
 
 
-def _check_architecture(model: TrainedModel, member: Member) -> None:
-    """Stock nnU-Net and the bundle build the network from the plans alone: the weights must fit that one."""
+def nnunet_network(model: TrainedModel) -> nn.Module:
+    """The network that nnU-Net builds from the plans, without deep supervision; its weights are random."""
     configuration = model.configuration_manager
-    network = get_network_from_plans(
+    return get_network_from_plans(
         configuration.network_arch_class_name,
         configuration.network_arch_init_kwargs,
         configuration.network_arch_init_kwargs_req_import,
@@ -200,6 +201,11 @@ def _check_architecture(model: TrainedModel, member: Member) -> None:
         allow_init=False,
         deep_supervision=False,
     )
+
+
+def _check_architecture(model: TrainedModel, member: Member) -> None:
+    """Stock nnU-Net and the bundle build the network from the plans alone: the weights must fit that one."""
+    network = nnunet_network(model)
     try:
         network.load_state_dict(member.weights, strict=True)
     except RuntimeError as error:

@@ -194,7 +194,8 @@ class NNUNetInferer(Inferer):
         """Logits of one preprocessed case: ``(1, C, *S)`` → ``(1, K, *S)``, half precision, on the CPU."""
         if inputs.shape[0] != 1:
             raise InputError(f"batch_size is {inputs.shape[0]}; cases differ in shape, it must be 1")
-        members = list(network.members) if isinstance(network, Ensemble) else [network]
+        # not isinstance: some programs import this package anew after they have built the network
+        members = list(network.members) if hasattr(network, "members") else [network]
         with _threads_of_nnunet(self.device):
             logits = self._predict(inputs[0], members[0])
             for member in members[1:]:
