@@ -272,15 +272,17 @@ def python_path(first: Path) -> str:
     return os.pathsep.join([str(first), *filter(None, [os.environ.get("PYTHONPATH")])])
 
 
-def environment_without_package(folder: Path, **variables: str) -> dict[str, str]:
-    """This process's environment, but ``import alhvr_trainer`` fails in every Python started with it."""
+def environment_without_package(
+    folder: Path, blocked: Sequence[str] = ("alhvr_trainer",), **variables: str
+) -> dict[str, str]:
+    """This process's environment, but ``import`` of the blocked packages fails in every Python started with it."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "sitecustomize.py").write_text(
         "import sys\n"
         "class Blocker:\n"
         "    def find_spec(self, name, path=None, target=None):\n"
-        "        if name.split('.')[0] == 'alhvr_trainer':\n"
-        "            raise ModuleNotFoundError('alhvr_trainer is blocked', name='alhvr_trainer')\n"
+        f"        if name.split('.')[0] in {tuple(blocked)}:\n"
+        "            raise ModuleNotFoundError(f'{name} is blocked', name=name)\n"
         "sys.meta_path.insert(0, Blocker())\n"
     )
     environment = {name: value for name, value in os.environ.items() if not name.startswith("nnUNet_")}

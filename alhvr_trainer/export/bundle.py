@@ -22,7 +22,7 @@ from alhvr_trainer.export.models import (
     find_model,
     model_members,
 )
-from alhvr_trainer.export.native import NATIVE_CONFIG, network_stand_in, write_native_config
+from alhvr_trainer.export.native import NATIVE_CONFIG, write_native_config
 from alhvr_trainer.resources import bundle_folder
 from alhvr_trainer.settings import PLANS_NAME, TRAINER_NAME
 
@@ -117,7 +117,7 @@ def _write_bundle(folder: Path, model: TrainedModel, members: list[Member]) -> N
     inference["network_def"] = network.definition
     inference["mirror_axes"] = None if axes is None else [int(axis) for axis in axes]
     _write_json(folder / "configs" / "inference.json", inference)
-    without = write_native_config(folder, model, members, network_stand_in(model, members))
+    without = write_native_config(folder, model, members, network)
     if without is not None:
         print(f"no configs/{NATIVE_CONFIG}: {without}, which MONAI's transforms cannot express")
 

@@ -10,6 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from alhvr_trainer.export.architecture import BundleNetwork
 from alhvr_trainer.export.models import Member, TrainedModel
 
 NATIVE_CONFIG = "inference_native.json"
@@ -34,12 +35,14 @@ ANISOTROPY_THRESHOLD = 3
 Transform = dict[str, Any]
 
 
-def why_not_native(model: TrainedModel) -> str | None:
+def why_not_native(model: TrainedModel, network: BundleNetwork) -> str | None:
     """What in the plans MONAI's transforms have no counterpart of, in one line; None if there is nothing."""
     configuration = model.configuration_manager.configuration
     reader, preprocessor = model.plans["image_reader_writer"], configuration["preprocessor_name"]
     manager = model.plans.get("label_manager", "LabelManager")
     unknown = sorted(set(configuration["normalization_schemes"]) - set(SCHEMES))
+    if not network.native:
+        return f"the network is {network.definition['_target_']}"
     if model.configuration_manager.previous_stage_name is not None:
         return f"{model.configuration} is the second stage of a cascade"
     if reader not in READERS:
@@ -75,7 +78,7 @@ def _resampling(configuration: dict[str, Any], what: str) -> tuple[str, dict[str
 
 
 def native_config(
-    template: dict[str, Any], model: TrainedModel, members: list[Member], network_def: dict[str, Any]
+    template: dict[str, Any], model: TrainedModel, members: list[Member], network: BundleNetwork
 ) -> dict[str, Any] | None:
     """The template ``configs/inference_native.json`` filled in for a model.
 
@@ -83,56 +86,33 @@ def native_config(
         template: content of the bundle's file.
         model: the trained model.
         members: the networks to export.
-        network_def: config of the network.
+        network: how the bundle builds them.
 
     Returns:
         The config, or None where :func:`why_not_native` has a reason.
     """
-    if why_not_native(model) is not None:
+    if why_not_native(model, network) is not None:
         return None
     config = copy.deepcopy(template)
     axes = members[0].checkpoint.get("inference_allowed_mirroring_axes")
     config["mirror_axes"] = None if axes is None else [int(axis) for axis in axes]
     config["num_channels"] = model.num_channels
-    config["network_def"] = network_def
+    config["network_def"] = network.definition
     config["preprocessing"]["transforms"] = _preprocessing(config["preprocessing"]["transforms"], model)
     config["inferer"].update(_windows(model))
     config["postprocessing"]["transforms"] = _postprocessing(config["postprocessing"]["transforms"], model)
     return config
 
 
-def write_native_config(
-    folder: Path, model: TrainedModel, members: list[Member], network_def: dict[str, Any]
-) -> str | None:
-    """Fill in the config of a bundle's folder, or take it out; why, or None. See :func:`native_config`."""
+def write_native_config(folder: Path, model: TrainedModel, members: list[Member], network: BundleNetwork) -> str | None:
+    """Fill in the config in a bundle's folder, or take it out; returns why, or None. See :func:`native_config`."""
     path = folder / "configs" / NATIVE_CONFIG
-    config = native_config(json.loads(path.read_text(encoding="utf-8")), model, members, network_def)
+    config = native_config(json.loads(path.read_text(encoding="utf-8")), model, members, network)
     if config is None:
         path.unlink()
-        return why_not_native(model)
+        return why_not_native(model, network)
     path.write_text(json.dumps(config, indent=4) + "\n", encoding="utf-8")
     return None
-
-
-def network_stand_in(model: TrainedModel, members: list[Member]) -> dict[str, Any]:
-    """Until the bundle has networks of its own: nnU-Net's class with the plans' arguments."""
-    configuration = model.configuration_manager
-    classes = configuration.network_arch_init_kwargs_req_import
-    arguments = {
-        name: f"${value}" if name in classes and value is not None else value
-        for name, value in configuration.network_arch_init_kwargs.items()
-    }
-    network = {
-        "_target_": configuration.network_arch_class_name,
-        "input_channels": model.num_channels,
-        "num_classes": model.plans_manager.get_label_manager(model.dataset_json).num_segmentation_heads,
-        **arguments,
-        "deep_supervision": False,
-    }
-    if len(members) == 1:
-        return network
-    several = [network for _ in members]
-    return {"_target_": "scripts.networks.Ensemble", "_requires_": "@scripts_found", "members": several}
 
 
 def _preprocessing(template: list[Transform], model: TrainedModel) -> list[Transform]:

@@ -10,6 +10,7 @@ nnU-Net's numbers:
   is nonzero, holes filled.
 - :class:`MirrorWindowInferer`, :class:`MirrorSliceInferer`: MONAI's sliding window with mirroring at test time.
 - :class:`RegionsToLabelsd`: overlapping regions to a label map.
+- :class:`LabelWriter`: MONAI's writer, but a volume of one slice stays a volume.
 
 Source of the rules: F. Isensee et al., nnU-Net, Nature Methods 18, 203-211 (2021).
 """
@@ -24,7 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 from monai.config import KeysCollection
-from monai.data import MetaTensor
+from monai.data import MetaTensor, NibabelWriter
 from monai.data.utils import affine_to_spacing
 from monai.inferers import SliceInferer, SlidingWindowInferer
 from monai.transforms import InvertibleTransform, MapTransform
@@ -239,6 +240,18 @@ class RegionsToLabelsd(MapTransform):
                 labels[0][logits > 0] = label
             d[key] = convert_to_dst_type(labels, d[key], dtype=self.dtype)[0]
         return d
+
+
+class LabelWriter(NibabelWriter):
+    """MONAI's writer of NIfTI files for label maps of volumes; ``SaveImaged`` needs ``squeeze_end_dims=False``.
+
+    MONAI would drop a last axis of one slice together with that of the channel, and its version 1.6 takes the last
+    axis of a volume without channels for the channels' where the image had several.
+    """
+
+    def write(self, filename: Any, verbose: bool = False, **kwargs: Any) -> None:
+        self.data_obj = self.data_obj[..., 0]
+        super().write(filename, verbose=verbose, **kwargs)
 
 
 def case_name(meta: Mapping[str, Any], saver: Any) -> dict[str, Any]:
