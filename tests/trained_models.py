@@ -298,7 +298,7 @@ def run_command(*words: object, env: dict[str, str], cwd: Path) -> str:
     """Run an installed command (by its name) or a program; its output. Fails with that output."""
     program = Path(sysconfig.get_path("scripts")) / str(words[0])
     command = [str(program) if program.is_file() else str(words[0]), *map(str, words[1:])]
-    result = subprocess.run(command, env=env, cwd=cwd, capture_output=True, text=True, timeout=300)
+    result = subprocess.run(command, env=env, cwd=cwd, capture_output=True, encoding="utf-8", timeout=300)
     assert result.returncode == 0, result.stdout + result.stderr
     return result.stdout + result.stderr
 

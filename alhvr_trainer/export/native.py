@@ -191,7 +191,7 @@ def _windows(model: TrainedModel) -> dict[str, Any]:
     flat = len(patch) == 2
     # training had room for as many patches, and more
     changes = {"roi_size": patch, "sw_batch_size": int(model.configuration_manager.batch_size)}
-    return {**changes, "_target_": "scripts.native.MirrorSliceInferer", "spatial_dim": 0} if flat else changes
+    return {**changes, "_target_": "scripts.windows.MirrorSliceInferer", "spatial_dim": 0} if flat else changes
 
 
 def _postprocessing(template: list[Transform], model: TrainedModel) -> list[Transform]:

@@ -8,7 +8,6 @@ nnU-Net's numbers:
   decides for each image whether slices are resampled one by one.
 - :class:`NormalizeChannelsd`: each channel has a scheme of its own, and the mask of z-scores is nnU-Net's: any channel
   is nonzero, holes filled.
-- :class:`MirrorWindowInferer`, :class:`MirrorSliceInferer`: MONAI's sliding window with mirroring at test time.
 - :class:`RegionsToLabelsd`: overlapping regions to a label map.
 - :class:`LabelWriter`: MONAI's writer, but a volume of one slice stays a volume.
 
@@ -18,7 +17,6 @@ Source of the rules: F. Isensee et al., nnU-Net, Nature Methods 18, 203-211 (202
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +25,6 @@ import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor, NibabelWriter
 from monai.data.utils import affine_to_spacing
-from monai.inferers import SliceInferer, SlidingWindowInferer
 from monai.transforms import InvertibleTransform, MapTransform
 from monai.transforms.utils import scale_affine
 from monai.utils import convert_to_dst_type
@@ -35,8 +32,6 @@ from scipy import ndimage
 from torch.nn import functional
 
 FIRST_CHANNEL = "_0000"
-
-Network = Callable[..., torch.Tensor]
 
 
 def nonzero(image: torch.Tensor) -> torch.Tensor:
@@ -178,45 +173,6 @@ class NormalizeChannelsd(MapTransform):
 def _filled(image: torch.Tensor) -> torch.Tensor:
     """Mask ``S`` of the voxels where any channel is nonzero, and of those that they enclose."""
     return torch.from_numpy(ndimage.binary_fill_holes((image != 0).any(0).cpu().numpy())).to(image.device)
-
-
-class _Mirrored:
-    """A sliding window whose prediction in each window is the mean over the mirrored windows, mirrored back.
-
-    Args:
-        mirror_axes: axes of the window to mirror, and all their combinations; None for none.
-        options: of MONAI's inferer.
-    """
-
-    def __init__(self, mirror_axes: Sequence[int] | None = None, **options: Any) -> None:
-        super().__init__(**options)
-        self.mirror_axes = tuple(mirror_axes or ())
-
-    def __call__(self, inputs: torch.Tensor, network: Network, *args: Any, **kwargs: Any) -> Any:
-        """Logits of images: ``(N, C, *S)`` → ``(N, K, *S)``."""
-        return super().__call__(inputs, mirrored(network, self.mirror_axes), *args, **kwargs)
-
-
-class MirrorWindowInferer(_Mirrored, SlidingWindowInferer):
-    """MONAI's ``SlidingWindowInferer`` with mirroring, for 3D networks."""
-
-
-class MirrorSliceInferer(_Mirrored, SliceInferer):
-    """MONAI's ``SliceInferer`` with mirroring, for 2D networks on volumes."""
-
-
-def mirrored(network: Network, axes: Sequence[int]) -> Network:
-    """The network with its output averaged over all mirrored inputs: along no axis, each axis, each combination."""
-    # axes of the image begin behind batch and channel
-    flips = [[axis + 2 for axis in some] for number in range(1, len(axes) + 1) for some in combinations(axes, number)]
-
-    def mean(image: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        total = network(image, *args, **kwargs)
-        for flip in flips:
-            total = total + network(image.flip(flip), *args, **kwargs).flip(flip)
-        return total / (len(flips) + 1)
-
-    return mean
 
 
 class RegionsToLabelsd(MapTransform):
