@@ -276,15 +276,17 @@ def python_path(first: Path) -> str:
     return os.pathsep.join([str(first), *filter(None, [os.environ.get("PYTHONPATH")])])
 
 
-def environment_without_package(folder: Path, **variables: str) -> dict[str, str]:
-    """This process's environment, but ``import alhvr_trainer`` fails in every Python started with it."""
+def environment_without_package(
+    folder: Path, blocked: Sequence[str] = ("alhvr_trainer",), **variables: str
+) -> dict[str, str]:
+    """This process's environment, but ``import`` of the blocked packages fails in every Python started with it."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "sitecustomize.py").write_text(
         "import sys\n"
         "class Blocker:\n"
         "    def find_spec(self, name, path=None, target=None):\n"
-        "        if name.split('.')[0] == 'alhvr_trainer':\n"
-        "            raise ModuleNotFoundError('alhvr_trainer is blocked', name='alhvr_trainer')\n"
+        f"        if name.split('.')[0] in {tuple(blocked)}:\n"
+        "            raise ModuleNotFoundError(f'{name} is blocked', name=name)\n"
         "sys.meta_path.insert(0, Blocker())\n"
     )
     environment = {name: value for name, value in os.environ.items() if not name.startswith("nnUNet_")}
@@ -300,7 +302,7 @@ def run_command(*words: object, env: dict[str, str], cwd: Path) -> str:
     """Run an installed command (by its name) or a program; its output. Fails with that output."""
     program = Path(sysconfig.get_path("scripts")) / str(words[0])
     command = [str(program) if program.is_file() else str(words[0]), *map(str, words[1:])]
-    result = subprocess.run(command, env=env, cwd=cwd, capture_output=True, text=True, timeout=300)
+    result = subprocess.run(command, env=env, cwd=cwd, capture_output=True, encoding="utf-8", timeout=300)
     assert result.returncode == 0, result.stdout + result.stderr
     return result.stdout + result.stderr
 

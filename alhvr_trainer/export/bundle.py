@@ -26,6 +26,7 @@ from alhvr_trainer.export.models import (
     find_model_in_folder,
     model_members,
 )
+from alhvr_trainer.export.native import NATIVE_CONFIG, native_config, why_not_native
 from alhvr_trainer.export.results import Measured, measured
 from alhvr_trainer.files.json_files import read_object
 from alhvr_trainer.resources import bundle_folder, bundle_script
@@ -45,6 +46,10 @@ class Export:
     measured: Measured
     previous: dict[str, Any]
     """Metadata of the bundle that is replaced; empty if there is none."""
+
+    @property
+    def why_not_native(self) -> str | None:
+        return why_not_native(self.model, self.network)
 
     @property
     def changelog(self) -> dict[str, str]:
@@ -193,7 +198,8 @@ def _write_bundle(folder: Path, export: Export) -> None:
     torch.save(export.network.weights, folder / "models" / "model.pt")
     _write_json(folder / "plans.json", export.model.plans)
     _write_json(folder / "dataset.json", export.model.dataset_json)
-    _fill_inference(folder / "configs" / "inference.json", export)
+    _fill_config(folder / "configs" / "inference.json", export)
+    _fill_native(folder / "configs" / NATIVE_CONFIG, export)
 
     template = read_object(folder / METADATA_FILE)
     metadata = fill_metadata(
@@ -204,15 +210,25 @@ def _write_bundle(folder: Path, export: Export) -> None:
     bundle_script("checksums").write_checksums(folder)
 
 
-def _fill_inference(config_file: Path, export: Export) -> None:
+def _fill_config(config_file: Path, export: Export) -> None:
+    """What both ways to predict have in common."""
     config = read_object(config_file)
     axes = export.members[0].checkpoint.get("inference_allowed_mirroring_axes")
-    config["configuration"] = export.model.configuration
     config["num_channels"] = export.model.num_channels
-    config["network_def"] = export.network.definition
     config["mirror_axes"] = None if axes is None else [int(axis) for axis in axes]
     config["use_mirroring"] = export.details.mirroring
+    config["network_def"] = export.network.definition
+    known = {"configuration": export.model.configuration, "num_outputs": export.model.num_outputs}
+    config.update({key: value for key, value in known.items() if key in config})
     _write_json(config_file, config)
+
+
+def _fill_native(config_file: Path, export: Export) -> None:
+    if export.why_not_native is not None:
+        config_file.unlink()
+        return
+    _write_json(config_file, native_config(read_object(config_file), export.model))
+    _fill_config(config_file, export)
 
 
 def _put_in_place(part: Path, target: Path, previous: Path) -> None:
@@ -247,7 +263,8 @@ def _said(export: Export) -> str:
     stated = {"author": export.details.author, "licence": licence_of(export.model, export.details)}
     unsaid = [option for option, text in stated.items() if not text]
     means = ", ".join(f"{key} {value}" for key, value in export.measured.metrics.items() if key.startswith("mean_"))
-    lines = [f"measured: {means}" if means else f"no eval_metrics: {export.measured.missing}"]
+    lines = [f"no configs/{NATIVE_CONFIG}: {export.why_not_native}"] if export.why_not_native else []
+    lines += [f"measured: {means}" if means else f"no eval_metrics: {export.measured.missing}"]
     if unsaid:
         lines.append(f"not stated: {', '.join(unsaid)} (see alhvr export_bundle --help)")
     return "\n".join(lines)

@@ -55,6 +55,10 @@ class TrainedModel:
     def num_channels(self) -> int:
         return determine_num_input_channels(self.plans_manager, self.configuration_manager, self.dataset_json)
 
+    @property
+    def num_outputs(self) -> int:
+        return int(self.plans_manager.get_label_manager(self.dataset_json).num_segmentation_heads)
+
     def checkpoint_path(self, fold: int | str) -> Path:
         return self.folder / f"fold_{fold}" / self.weights_file
 

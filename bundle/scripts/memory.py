@@ -16,13 +16,18 @@ HALF, SINGLE = 2, 4  # bytes of a voxel
 MARGIN = 0.9  # of what is free; the rest is for the network's own activations and the allocator's blocks
 
 
-def logits_bytes(shape: Sequence[int], outputs: int, channels: int = 1) -> int:
-    """Bytes of the sliding window's results: the image, half-precision logits and the sum of the weights."""
-    return math.prod(shape) * (SINGLE * channels + HALF * (outputs + 1))
+def logits_bytes(shape: Sequence[int], outputs: int, channels: int = 1, value: int = HALF) -> int:
+    """Bytes of the sliding window's results: the image, logits of ``value`` bytes and the sum of the weights."""
+    return math.prod(shape) * (SINGLE * channels + value * (outputs + 1))
 
 
 def results_device(
-    shape: Sequence[int], outputs: int, device: torch.device | str, channels: int = 1, free: int | None = None
+    shape: Sequence[int],
+    outputs: int,
+    device: torch.device | str,
+    channels: int = 1,
+    value: int = HALF,
+    free: int | None = None,
 ) -> torch.device:
     """Where to collect the results of the sliding window: on the GPU if they fit, else in main memory.
 
@@ -31,6 +36,7 @@ def results_device(
         outputs: channels that the network puts out.
         device: where the network runs.
         channels: of the image.
+        value: bytes of one logit.
         free: bytes free on the GPU; default: asked of it.
 
     Example:
@@ -42,7 +48,7 @@ def results_device(
         return device
     if free is None:
         free = torch.cuda.mem_get_info(device)[0]
-    return device if logits_bytes(shape, outputs, channels) < MARGIN * free else torch.device("cpu")
+    return device if logits_bytes(shape, outputs, channels, value) < MARGIN * free else torch.device("cpu")
 
 
 def check_memory(
