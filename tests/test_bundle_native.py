@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
+from dynamic_network_architectures.architectures.unet import PlainConvUNet
 from monai.bundle import ConfigParser
 from monai.data import MetaTensor, decollate_batch, list_data_collate
 from monai.data.utils import dense_patch_slices
@@ -42,7 +43,7 @@ from trained_models import (
     run_command,
 )
 
-from alhvr_trainer.export.architecture import BundleNetwork
+from alhvr_trainer.export.architecture import BundleNetwork, network_config
 from alhvr_trainer.export.bundle import export_bundle
 from alhvr_trainer.export.models import TrainedModel
 from alhvr_trainer.export.native import native_config, why_not_native
@@ -86,7 +87,8 @@ def model_of(configuration: str = "3d_fullres", labels: dict[str, Any] = LABELS,
 def config_of(model: TrainedModel, mirror_axes: tuple[int, ...] | None = None) -> dict[str, Any]:
     template = json.loads((bundle_folder() / "configs" / "inference_native.json").read_text())
     filled = {"num_channels": model.num_channels, "num_outputs": model.num_outputs, "mirror_axes": mirror_axes}
-    return {**native_config(template, model), **filled, "bundle_root": str(bundle_folder())}
+    filled |= {"network_def": network_config(model, PlainConvUNet), "bundle_root": str(bundle_folder())}
+    return {**native_config(template, model), **filled}
 
 
 def parser_of(model: TrainedModel, mirror_axes: tuple[int, ...] | None = None, **override: Any) -> ConfigParser:

@@ -24,8 +24,8 @@ from .memory import SINGLE, results_device
 Network = Callable[..., torch.Tensor]
 
 
-class _Mirrored(SlidingWindowInferer):
-    """A sliding window whose prediction in each window is the mean over the mirrored windows, mirrored back.
+class MirrorWindowInferer(SlidingWindowInferer):
+    """MONAI's sliding window whose prediction in each window is the mean over the mirrored windows, mirrored back.
 
     Windows spread evenly (:func:`even_overlap`) and are weighted as nnU-Net's (:func:`gaussian_weights`).
 
@@ -55,12 +55,8 @@ class _Mirrored(SlidingWindowInferer):
         return super().__call__(inputs, mirrored(network, self.mirror_axes), *args, **kwargs)
 
 
-class MirrorWindowInferer(_Mirrored):
-    """MONAI's ``SlidingWindowInferer`` with mirroring, for 3D networks."""
-
-
-class MirrorSliceInferer(_Mirrored, SliceInferer):
-    """MONAI's ``SliceInferer`` with mirroring, for 2D networks on volumes."""
+class MirrorSliceInferer(MirrorWindowInferer, SliceInferer):
+    """The same slice by slice, for 2D networks on volumes; ``spatial_dim`` is the axis of the slices."""
 
 
 def even_overlap(shape: Sequence[int], window: Sequence[int], least: float) -> tuple[float, ...]:
