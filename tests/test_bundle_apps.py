@@ -44,7 +44,9 @@ def workspace(tmp_path_factory):
         export_bundle(901, "3d_fullres", plans="nnUNetPlans", trainer="nnUNetTrainer", output=str(root / "bundle"))
     make_images(root / "images")
     voxels = np.random.default_rng(3).integers(0, 200, (10, 24, 21))
-    write_series(root / "dicom", oblique_image(voxels))
+    image = oblique_image(voxels)
+    image.SetSpacing((0.8, 0.8, 2.5))  # square pixels: MONAI Deploy 4.0.0 confuses rows and columns of others
+    write_series(root / "dicom", image)
     return root
 
 
@@ -89,15 +91,27 @@ def test_monai_label(workspace, config, tmp_path):
             np.testing.assert_allclose(values, meant, rtol=0, atol=1e-4)
 
 
+def run_app(bundle: Path, dicom: Path, folder: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(bundle / "docs" / "deploy_app.py"), "-i", str(dicom), "-o", "seg"]
+    environment = {name: value for name, value in os.environ.items() if name != "HOLOSCAN_MODEL_PATH"}
+    text = {"encoding": "utf-8", "errors": "replace"}
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, timeout=300, **text)
+
+
+def test_monai_deploy_refuses_pixels_that_are_not_square(workspace, tmp_path):
+    write_series(tmp_path / "dicom", oblique_image())
+    done = run_app(workspace / "bundle", tmp_path / "dicom", tmp_path)
+    assert done.returncode != 0
+    assert "are 0.8 x 0.75 mm; MONAI Deploy exchanges the two" in done.stdout + done.stderr
+
+
 @pytest.mark.parametrize("config", CONFIGS)
 def test_monai_deploy(workspace, config, tmp_path):
     """Every frame of the DICOM SEG shows one label in one slice; slices without it have none."""
     import pydicom
 
     bundle = bundle_with(workspace, tmp_path / "bundle", config)
-    command = [sys.executable, str(bundle / "docs" / "deploy_app.py"), "-i", str(workspace / "dicom"), "-o", "seg"]
-    environment = {name: value for name, value in os.environ.items() if name != "HOLOSCAN_MODEL_PATH"}
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    done = run_app(bundle, workspace / "dicom", tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     (file,) = (tmp_path / "seg").glob("*.dcm")
     seg = pydicom.dcmread(file)

@@ -201,10 +201,11 @@ def test_packages(model_folder, reader, required, tmp_path):
     plans = json.loads((model_folder / "plans.json").read_text())
     (model_folder / "plans.json").write_text(json.dumps({**plans, "image_reader_writer": reader}))
     metadata = metadata_of(export_bundle(model_folder=str(model_folder), output=str(tmp_path / "bundle")))
-    needed, optional = metadata["required_packages_version"], metadata["optional_packages_version"]
-    assert {"nnunetv2", "SimpleITK", "pytorch-ignite"} <= set(needed) and "itk" in optional
-    assert ("nibabel" in needed, "nibabel" in optional) == (required, not required)
-    assert all(re.fullmatch(r"[\w.]+", release) for release in (needed | optional).values())
+    needed, native = metadata["required_packages_version"], metadata["native_packages_version"]
+    assert {"nnunetv2", "SimpleITK", "pytorch-ignite"} <= set(needed)
+    assert {"nibabel", "scipy", "pytorch-ignite", "itk"} <= set(native) and "nnunetv2" not in native
+    assert ("nibabel" in needed) == required
+    assert all(re.fullmatch(r"[\w.]+", release) for release in (needed | native).values())
 
 
 def test_releases_are_without_their_build(tmp_path, monkeypatch):

@@ -32,7 +32,7 @@ METADATA_KEYS = [
     "pytorch_version",
     "numpy_version",
     "required_packages_version",
-    "optional_packages_version",
+    "native_packages_version",
     "supported_apps",
     "name",
     "task",
@@ -196,7 +196,6 @@ def missing_properties(root: Path, bundle: Path) -> list[str] | None:
         workflow_type="inference",
         **files_of(bundle),
         logging_file=str(bundle / "configs" / "logging.conf"),
-        dataset_dir=str(root / "images"),
     )
     workflow.properties = {**MetaProperties, **InferProperties}
     return workflow.check_properties()

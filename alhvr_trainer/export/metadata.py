@@ -10,6 +10,7 @@ from alhvr_trainer.export import facts
 from alhvr_trainer.export.details import Details
 from alhvr_trainer.export.models import Member, TrainedModel
 
+NATIVE_PACKAGES = "native_packages_version"
 EXPORTED_BY = "exported_by"
 """Key in metadata.json: how a bundle of ours is recognised."""
 NOT_STATED = "not stated"
@@ -87,17 +88,17 @@ def _text(model: TrainedModel, *keys: str) -> str:
 
 
 def _packages(template: dict[str, Any], model: TrainedModel) -> dict[str, dict[str, str]]:
-    """What configs/inference.json cannot run without, and what the other workflows and readers need.
+    """What configs/inference.json cannot run without, and what configs/inference_native.json needs in its place.
 
-    Releases are exact, for the model zoo installs precisely these.
+    Releases are exact, for the model zoo installs precisely these. MONAI's own key for further packages,
+    "optional_packages_version", is no more: MONAI takes it for the required ones and forgets those.
     """
-    required = dict(template["required_packages_version"])
-    optional = dict(template["optional_packages_version"])
+    required, native = (dict(template[key]) for key in ("required_packages_version", NATIVE_PACKAGES))
     if "Nibabel" in str(model.plans["image_reader_writer"]):
-        required["nibabel"] = optional.pop("nibabel")
+        required["nibabel"] = native["nibabel"]
     return {
         key: {name: release(name, otherwise) for name, otherwise in packages.items()}
-        for key, packages in (("required_packages_version", required), ("optional_packages_version", optional))
+        for key, packages in (("required_packages_version", required), (NATIVE_PACKAGES, native))
     }
 
 

@@ -8,6 +8,9 @@ The series that is segmented is the first CT, MR or PET of the study; give :data
 description. The segments are named after the output channels in the bundle's ``metadata.json``; replace their codes by
 those of your anatomy (:func:`segments`).
 
+MONAI Deploy App SDK 4.0.0 exchanges the distances of rows and columns: with pixels that are not square the result is
+wrong, and so :func:`refuse_oblong_pixels` ends the application.
+
 Research only. This is not a medical device and must not be used for diagnosis or treatment.
 """
 
@@ -17,6 +20,7 @@ import json
 import os
 from pathlib import Path
 
+import pydicom
 from monai.deploy.conditions import CountCondition
 from monai.deploy.core import Application
 from monai.deploy.core.domain import Image
@@ -43,6 +47,7 @@ class BundleApp(Application):
 
     def compose(self) -> None:
         context = Application.init_app_context(self.argv)
+        refuse_oblong_pixels(Path(context.input_path))
         os.chdir(BUNDLE)  # its configs take the current folder for the bundle's; the context's paths are absolute
         loader = DICOMDataLoaderOperator(
             self, CountCondition(self, 1), input_folder=Path(context.input_path), name="loader"
@@ -67,6 +72,24 @@ class BundleApp(Application):
         self.add_flow(volume, inference, {("image", "image")})
         self.add_flow(selector, writer, series)
         self.add_flow(inference, writer, {("pred", "seg_image")})
+
+
+def refuse_oblong_pixels(folder: Path) -> None:
+    """End the application if an instance has pixels that are not square.
+
+    Raises:
+        SystemExit: it names the file.
+    """
+    for file in sorted(path for path in folder.rglob("*") if path.is_file()):
+        try:
+            spacing = pydicom.dcmread(file, specific_tags=["PixelSpacing"]).get("PixelSpacing")
+        except pydicom.errors.InvalidDicomError:
+            continue
+        if spacing and abs(float(spacing[0]) - float(spacing[1])) > 1e-4:
+            raise SystemExit(
+                f"bundle: pixels of {file} are {float(spacing[0]):g} x {float(spacing[1]):g} mm; MONAI Deploy exchanges the two: "
+                "use configs/inference.json with --dataset_dir instead"
+            )
 
 
 def segments(bundle: Path) -> list[SegmentDescription]:
