@@ -220,7 +220,7 @@ def case_name(meta: Mapping[str, Any], saver: Any) -> dict[str, Any]:
         'patient_1.nii.gz'
     """
     name = Path(str((meta or {}).get("filename_or_obj", "image"))).name
-    for ending in (".gz", ".nii", ".nrrd", ".mha", ".mhd", ".dcm"):
+    for ending in (".gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".gipl", ".dcm"):
         name = name.removesuffix(ending)
     # SaveImaged cuts an ending off, and a folder of DICOM files may well have a dot in its name
     return {"subject": f"{name.removesuffix(FIRST_CHANNEL)}.nii.gz", "idx": None}
