@@ -11,6 +11,11 @@ IN_PARALLEL := -n 2 --dist loadfile
 OLDEST := $(shell sed -n 's/^ *nnunetv2>=\([0-9.]*\).*/\1/p' setup.cfg)
 OLDEST_FOLDER := $(VENV)/nnunet-oldest
 OLDEST_STAMP := $(OLDEST_FOLDER)/.installed
+# MONAI Label and MONAI Deploy lie in an environment over the own one, which they would change
+APPS := $(VENV)/apps
+APPS_STAMP := $(APPS)/.installed
+APPS_LISTS := tests/apps.txt tests/apps_with_dependencies.txt
+SITE_PACKAGES = import sysconfig; print(sysconfig.get_path("purelib"))
 WITH_OLDEST := PYTHONPATH="$(CURDIR)/$(OLDEST_FOLDER)"
 
 export PYTHONNOUSERSITE := 1
@@ -18,7 +23,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 unexport PYTHONPATH PYTHONHOME
 
 .DELETE_ON_ERROR:
-.PHONY: demo test test-oldest lint format install clean distclean
+.PHONY: demo test test-oldest test-apps lint format install clean distclean
 
 demo: $(STAMP)
 	$(BIN)/alhvr demo
@@ -29,6 +34,10 @@ test: $(STAMP)
 # the unit tests to which the release matters; the slow ones repeat through nnU-Net's commands what these call directly
 test-oldest: $(OLDEST_STAMP)
 	$(WITH_OLDEST) ALHVR_TEST_NNUNET=$(OLDEST) $(BIN)/python -m pytest $(IN_PARALLEL) -m 'not slow and not any_nnunet' $(PYTEST_ARGS)
+
+# an exported bundle in MONAI Label and in MONAI Deploy; 1 GB the first time
+test-apps: $(APPS_STAMP)
+	$(APPS)/bin/python -m pytest -m apps $(PYTEST_ARGS)
 
 lint: $(STAMP)
 	$(BIN)/python -m ruff check .
@@ -61,6 +70,17 @@ $(OLDEST_STAMP): $(STAMP)
 	$(BIN)/python -m pip install --quiet --no-deps --target $(OLDEST_FOLDER) nnunetv2==$(OLDEST)
 	$(WITH_OLDEST) $(BIN)/python -m pip check
 	$(WITH_OLDEST) $(BIN)/alhvr link
+	@touch $@
+
+# MONAI itself as well, for MONAI Deploy is a folder inside it
+$(APPS_STAMP): $(STAMP) $(APPS_LISTS)
+	rm -rf $(APPS)
+	$(BIN)/python -m venv $(APPS)
+	own=$$($(BIN)/python -c '$(SITE_PACKAGES)') && over=$$($(APPS)/bin/python -c '$(SITE_PACKAGES)') && \
+	  echo "import site; site.addsitedir('$$own')" > "$$over/own.pth"
+	$(APPS)/bin/python -m pip install --quiet --no-deps --ignore-installed -r $(word 1,$(APPS_LISTS)) \
+	  monai==$$($(BIN)/python -c 'from importlib.metadata import version; print(version("monai"))')
+	$(APPS)/bin/python -m pip install --quiet -r $(word 2,$(APPS_LISTS))
 	@touch $@
 
 clean:

@@ -26,7 +26,8 @@ import torch
 from scipy.stats import wilcoxon
 from step_cost import versions
 
-from alhvr_trainer.evaluation.evaluate import METRICS, evaluate
+from alhvr_trainer.evaluation.evaluate import evaluate
+from alhvr_trainer.evaluation.metrics import METRICS
 from alhvr_trainer.resources import ext_trainer_folder
 
 HERE = Path(__file__).resolve().parent

@@ -126,7 +126,7 @@ def test_run_ids_and_options_take_effect(workspace, bundle, tmp_path):
     assert_same_files(run, inference)
     plain = run_bundle(bundle, images, tmp_path / "plain", use_mirroring=False)
     assert share_of_different_voxels(plain, run) > 0.01
-    fine = run_bundle(bundle, images, tmp_path / "fine", tile_step_size=0.25)
+    fine = run_bundle(bundle, images, tmp_path / "fine", overlap=0.75)
     assert share_of_different_voxels(fine, run) > 0.001
 
 
@@ -174,11 +174,14 @@ def test_input_errors_are_one_line(workspace, bundle, tmp_path):
         folder.mkdir()
     source = workspace / "images" / "oblique_0000.nii.gz"
     (one_channel / source.name).write_bytes(source.read_bytes())
-    (wrong_ending / "oblique_0000.mha").write_bytes(b"")
+    (wrong_ending / "oblique_0000.txt").write_bytes(b"")
     messages = {
-        tmp_path / "nowhere": f"bundle: dataset_dir {tmp_path / 'nowhere'} does not exist",
-        wrong_ending: f"bundle: no image <case>_0000.nii.gz in dataset_dir {wrong_ending}",
-        one_channel: f"bundle: case oblique in {one_channel} has 1 channels (oblique_0000.nii.gz), the model needs 2",
+        tmp_path / "nowhere": f"bundle: dataset_dir {tmp_path / 'nowhere'} does not exist; "
+        "name a folder of images, or one image",
+        wrong_ending: f"bundle: no image in dataset_dir {wrong_ending}: it holds .txt; supported are .nii.gz, .nii, "
+        ".nrrd, .nhdr, .mha, .mhd, .gipl and DICOM series",
+        one_channel: f"bundle: case oblique in {one_channel} has 1 channel (oblique_0000.nii.gz), the model needs 2: "
+        "oblique_0000, oblique_0001",
     }
     for folder, message in messages.items():
         with pytest.raises(SystemExit) as caught:

@@ -92,7 +92,7 @@ def config_of(model: TrainedModel, mirror_axes: tuple[int, ...] | None = None) -
 
 
 def parser_of(model: TrainedModel, mirror_axes: tuple[int, ...] | None = None, **override: Any) -> ConfigParser:
-    parser = ConfigParser({**config_of(model, mirror_axes), "device": "cpu", **override})
+    parser = ConfigParser({**config_of(model, mirror_axes), "device": "cpu", "verified": None, **override})
     parser.parse()
     return parser
 

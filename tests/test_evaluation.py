@@ -12,7 +12,8 @@ import SimpleITK as sitk
 
 from alhvr_trainer.demo.phantom import write_volume
 from alhvr_trainer.errors import InputError
-from alhvr_trainer.evaluation.evaluate import case_metrics, evaluate, summarize, table
+from alhvr_trainer.evaluation.evaluate import evaluate
+from alhvr_trainer.evaluation.metrics import case_metrics, summarize, table
 
 pytestmark = pytest.mark.any_nnunet
 

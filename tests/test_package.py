@@ -107,10 +107,10 @@ def test_what_is_imported_is_required():
     lines = config["options"]["install_requires"].split("\n")
     # a line with a marker stands for what nnU-Net needs on some Python versions
     lines = [line for line in lines if line and not line.startswith("#") and ";" not in line]
-    required = {re.split(r"[\[<>=]", line)[0] for line in lines}
+    required = {re.split(r"[\[<>=]", line)[0].replace("-", "_") for line in lines}
     required |= {"ignite"} if any(line.startswith("monai[ignite]") for line in lines) else set()
     imported = set()
-    for path in [*(REPOSITORY / "alhvr_trainer").rglob("*.py"), *(REPOSITORY / "bundle").rglob("*.py")]:
+    for path in [*(REPOSITORY / "alhvr_trainer").rglob("*.py"), *(REPOSITORY / "bundle" / "scripts").rglob("*.py")]:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Import):
                 imported |= {alias.name.partition(".")[0] for alias in node.names}

@@ -128,7 +128,11 @@ def changed_network(**arguments: object) -> dict:
         ({**changed_network(), "patch_size": [64, 60]}, r"\[64, 60\] must be divisible .*\[8, 8\]"),
         ({"normalization_schemes": []}, r'"normalization_schemes" must have one entry .*\(CT\), found \[\]'),
         ({"normalization_schemes": ["NoSuchScheme"]}, 'no normalization scheme "NoSuchScheme"'),
-        (changed_network(norm_op="torch.nn.NoNorm"), r'"norm_op": there is no torch.nn.NoNorm'),
+        (changed_network(norm_op="torch.nn.NoNorm"), r'"norm_op": there is no layer torch.nn.NoNorm'),
+        (
+            changed_network(nonlin="subprocess.Popen", nonlin_kwargs={"args": ["true"]}),
+            r'"nonlin": there is no layer subprocess.Popen',
+        ),
         (changed_network(conv_op="torch.nn.Conv3d"), '"architecture" gives no working network'),
         (changed_network(features_per_stage=[8, 16]), '"architecture" gives no working network'),
         (changed_network(no_such_argument=1), '"architecture" gives no working network: .*no_such_argument'),

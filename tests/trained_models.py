@@ -111,7 +111,7 @@ def make_plans(name: str, residual: bool = False) -> dict[str, Any]:
 
 
 def random_weights(
-    plans: dict[str, Any], configuration: str, seed: int, outputs: int = len(LABELS)
+    plans: dict[str, Any], configuration: str, seed: int, outputs: int = len(LABELS), channels: int = 2
 ) -> dict[str, torch.Tensor]:
     """State dict of the configuration's network as training with deep supervision leaves it."""
     architecture = plans["configurations"][configuration]["architecture"]
@@ -121,7 +121,7 @@ def random_weights(
             architecture["network_class_name"],
             architecture["arch_kwargs"],
             architecture["_kw_requires_import"],
-            input_channels=2,
+            input_channels=channels,
             output_channels=outputs,
             deep_supervision=True,
         )
@@ -141,14 +141,18 @@ def make_model(
     residual: bool = False,
     mirror_axes: tuple[int, ...] | None = (0, 1),
     regions: bool = False,
+    channels: int = 2,
 ) -> Path:
     """The folder that a training would leave, its networks with random weights. Returns it.
 
     An ALHVR trainer's checkpoints carry network b under "alhvr".
     """
     plans = make_plans(plans_name, residual)
+    for each in plans["configurations"].values():
+        for key in {"normalization_schemes", "use_mask_for_norm"} & set(each):
+            each[key] = each[key][:channels]
     dataset_json = {
-        "channel_names": {"0": "T2", "1": "CT"},
+        "channel_names": dict(list({"0": "T2", "1": "CT"}.items())[:channels]),
         "labels": REGIONS if regions else LABELS,
         **({"regions_class_order": [1, 2]} if regions else {}),
         "numTraining": 3,
@@ -166,7 +170,7 @@ def make_model(
         (folder / name).write_text(json.dumps(content))
     outputs = 2 if regions else len(LABELS)
     for number, fold in enumerate(folds):
-        weights = [random_weights(plans, configuration, 10 * number + each, outputs) for each in range(2)]
+        weights = [random_weights(plans, configuration, 10 * number + each, outputs, channels) for each in range(2)]
         checkpoint = {
             "network_weights": weights[0],
             "optimizer_state": {"state": {}, "param_groups": []},

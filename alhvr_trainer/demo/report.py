@@ -19,7 +19,7 @@ from alhvr_trainer.demo import figures
 from alhvr_trainer.demo.anatomy import LABELS
 from alhvr_trainer.demo.regions import middle_slices, regions_of
 from alhvr_trainer.demo.steps import BASELINE_NAME, CONFIGURATION, METHODS, STAMPS, Layout
-from alhvr_trainer.evaluation.evaluate import METRICS, UNITS, cell
+from alhvr_trainer.evaluation.metrics import METRICS, UNITS, cell
 from alhvr_trainer.files.checkpoints import read_checkpoint
 from alhvr_trainer.settings import SETTINGS_KEY, TRAINER_NAME, UNLABELED_FOLDER, split_batch
 from alhvr_trainer.unlabeled.preprocessing import unlabeled_folder

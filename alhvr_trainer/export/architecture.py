@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
 import inspect
 import json
 import pydoc
 import re
-import sys
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,12 +19,10 @@ from torch import nn
 
 from alhvr_trainer.errors import InputError, one_line, shown
 from alhvr_trainer.export.models import Member, TrainedModel, nnunet_network
-from alhvr_trainer.resources import bundle_folder
+from alhvr_trainer.resources import SCRIPTS_NAME, bundle_script
 
 NETWORK_ID = "network_def"
 SCRIPTS = "scripts"
-# "scripts" may be another bundle's in this process
-OUR_SCRIPTS = "alhvr_bundle_scripts"
 NATIVE = {unet.PlainConvUNet: "PlainConvUNet", unet.ResidualEncoderUNet: "ResidualEncoderUNet"}
 BLOCKS: dict[Any, str] = {BasicBlockD: "BasicBlockD", BottleneckD: "BottleneckD"}
 DOTTED_NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+", re.ASCII)
@@ -85,7 +81,7 @@ def network_config(model: TrainedModel, kind: type[nn.Module], native: bool = Tr
 
     Example:
         >>> network_config(model, PlainConvUNet)    # doctest: +SKIP
-        {'_target_': 'scripts.networks.PlainConvUNet', '_requires_': '@scripts_found', 'n_stages': 6, …}
+        {'_target_': 'scripts.networks.PlainConvUNet', '_requires_': '@verified', 'n_stages': 6, …}
     """
     configuration = model.configuration_manager
     arguments = dict(configuration.network_arch_init_kwargs)
@@ -98,7 +94,7 @@ def network_config(model: TrainedModel, kind: type[nn.Module], native: bool = Tr
     entry["input_channels"] = model.num_channels
     entry["num_classes"] = model.plans_manager.get_label_manager(model.dataset_json).num_segmentation_heads
     if native:
-        return {"_target_": f"{SCRIPTS}.networks.{NATIVE[kind]}", "_requires_": "@scripts_found", **entry}
+        return {"_target_": f"{SCRIPTS}.networks.{NATIVE[kind]}", "_requires_": "@verified", **entry}
     return {"_target_": _dotted_name("network_class_name", kind), **entry, "deep_supervision": False}
 
 
@@ -109,7 +105,7 @@ def ensemble_config(definition: dict[str, Any], members: int) -> dict[str, Any]:
     copies = [f"%{NETWORK_ID}#networks#0"] * (members - 1)
     return {
         "_target_": f"{SCRIPTS}.networks.Ensemble",
-        "_requires_": "@scripts_found",
+        "_requires_": "@verified",
         "networks": [definition, *copies],
     }
 
@@ -143,7 +139,7 @@ def _native_network(model: TrainedModel, kind: type[nn.Module]) -> tuple[dict[st
     if kind not in NATIVE:
         return {}, None
     definition = network_config(model, kind)
-    networks = _scripts("networks")
+    networks = bundle_script("networks")
     known = inspect.signature(getattr(networks, NATIVE[kind])).parameters
     unknown = [key for key in definition if key not in known and not key.startswith("_")]
     foreign = [value for value in definition.values() if isinstance(value, dict) and "_target_" in value]
@@ -185,10 +181,11 @@ def _check_same(
 
 def _small_patch(model: TrainedModel) -> torch.Tensor:
     """Random numbers, as few as leave two voxels at the lowest resolution: one voxel cannot be normalised."""
-    strides = model.configuration_manager.network_arch_init_kwargs["strides"]
-    dimensions = len(model.configuration_manager.patch_size)
-    # scalars stand for all axes
-    size = np.prod([np.broadcast_to(stride, dimensions) for stride in np.atleast_1d(np.array(strides, object))], axis=0)
+    arguments = model.configuration_manager.network_arch_init_kwargs
+    strides, dimensions = arguments["strides"], len(model.configuration_manager.patch_size)
+    stages = [strides] * arguments["n_stages"] if isinstance(strides, int) else strides
+    # a single number stands for all axes
+    size = np.prod([np.broadcast_to(stride, dimensions) for stride in stages], axis=0)
     shape = [int(axis) for axis in size]
     shape[0] *= 2
     return torch.rand((1, model.num_channels, *shape), generator=torch.Generator().manual_seed(0))
@@ -196,23 +193,12 @@ def _small_patch(model: TrainedModel) -> torch.Tensor:
 
 def _build(definition: dict[str, Any]) -> nn.Module:
     """The network that MONAI builds from the entry."""
-    _scripts("networks")
-    text = json.dumps(definition).replace(f'"{SCRIPTS}.', f'"{OUR_SCRIPTS}.')
-    parser = ConfigParser({NETWORK_ID: json.loads(text), "scripts_found": None})
+    bundle_script("networks")
+    text = json.dumps(definition).replace(f'"{SCRIPTS}.', f'"{SCRIPTS_NAME}.')
+    parser = ConfigParser({NETWORK_ID: json.loads(text), "verified": None})
     network = parser.get_parsed_content(NETWORK_ID)
     assert isinstance(network, nn.Module)
     return network
-
-
-def _scripts(module: str) -> Any:
-    """A module of the bundle's scripts, under a name that no bundle's scripts have."""
-    if OUR_SCRIPTS not in sys.modules:
-        init = bundle_folder() / SCRIPTS / "__init__.py"
-        spec = importlib.util.spec_from_file_location(OUR_SCRIPTS, init, submodule_search_locations=[str(init.parent)])
-        assert spec is not None and spec.loader is not None
-        sys.modules[OUR_SCRIPTS] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules[OUR_SCRIPTS])
-    return importlib.import_module(f"{OUR_SCRIPTS}.{module}")
 
 
 def _layer_type(key: str, value: object, native: bool) -> str | dict[str, str]:
@@ -222,8 +208,9 @@ def _layer_type(key: str, value: object, native: bool) -> str | dict[str, str]:
         raise InputError(f'"{key}" in the plans\' architecture is {shown(value)}, which is no class of layers')
     if native and (block := BLOCKS.get(located)):
         return block
-    if getattr(nn, located.__name__, None) is located:
-        return f"$torch.nn.{located.__name__}"
+    name = located.__name__
+    if getattr(nn, name, None) is located:
+        return f"$torch.nn.{name}"
     return {"_target_": _dotted_name(key, located), "_mode_": "callable"}
 
 

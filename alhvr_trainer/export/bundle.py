@@ -6,46 +6,77 @@ import json
 import os
 import shutil
 import tempfile
-from importlib.metadata import version
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from alhvr_trainer import __version__
 from alhvr_trainer.errors import InputError, one_line
-from alhvr_trainer.export.architecture import bundle_network
+from alhvr_trainer.export.architecture import BundleNetwork, bundle_network
+from alhvr_trainer.export.card import write_card
+from alhvr_trainer.export.details import FIRST_VERSION, Details, next_changelog
+from alhvr_trainer.export.metadata import EXPORTED_BY, fill_metadata
+from alhvr_trainer.export.metadata import licence as licence_of
 from alhvr_trainer.export.models import (
     WEIGHTS_FILE,
     Member,
     TrainedModel,
     find_model,
+    find_model_in_folder,
     model_members,
 )
 from alhvr_trainer.export.native import NATIVE_CONFIG, write_native_config
-from alhvr_trainer.resources import bundle_folder
+from alhvr_trainer.export.results import Measured, measured
+from alhvr_trainer.files.json_files import read_object
+from alhvr_trainer.resources import bundle_folder, bundle_script
 from alhvr_trainer.settings import PLANS_NAME, TRAINER_NAME
 
-EXPORTED_BY = "exported_by"  # in metadata.json: how a bundle of ours is recognised
-PAPER = (
-    "Lei T. et al. Adaptive Learning of High-Value Regions for Semi-Supervised Medical Image Segmentation. ICCV 2025."
-)
+METADATA_FILE = Path("configs") / "metadata.json"
+
+
+@dataclass(frozen=True)
+class Export:
+    """All that is known before the first file is written."""
+
+    model: TrainedModel
+    members: list[Member]
+    network: BundleNetwork
+    details: Details
+    measured: Measured
+    previous: dict[str, Any]
+    """Metadata of the bundle that is replaced; empty if there is none."""
+
+    @property
+    def changelog(self) -> dict[str, str]:
+        text = f"export of {'; '.join(map(str, self.members))} of {self.model.dataset} {self.model.configuration}"
+        return next_changelog(self.previous, self.details.version, self.details.changelog, text)
 
 
 def export_bundle(
-    dataset: int | str,
-    configuration: str,
+    dataset: int | str | None = None,
+    configuration: str | None = None,
     fold: int | str | tuple[int | str, ...] = 0,
     plans: str = PLANS_NAME,
     output: str = "bundle",
     network: str = "a",
     trainer: str = TRAINER_NAME,
     weights_file: str = WEIGHTS_FILE,
+    model_folder: str | None = None,
+    mirroring: bool = True,
+    name: str = "",
+    version: str = FIRST_VERSION,
+    author: str = "",
+    licence: str = "",
+    data_source: str = "",
+    changelog: str = "",
+    evaluation: str | None = None,
 ) -> Path:
     """Write a trained model as a MONAI bundle that predicts what ``nnUNetv2_predict`` predicts.
 
     The bundle needs monai, pytorch-ignite and nnunetv2 to run, but not this package. It works for models of
-    stock trainers as well (-t nnUNetTrainer -p nnUNetPlans).
+    stock trainers as well (-t nnUNetTrainer -p nnUNetPlans). Its metadata and its card, docs/README.md, say what
+    plans, dataset json and nnU-Net's validation of the model say, and what you add here.
 
     Args:
         dataset: id or name.
@@ -57,162 +88,134 @@ def export_bundle(
         network: "a", "b", or "both" (an ensemble of the two).
         trainer: trainer class that the model was trained with.
         weights_file: name of the checkpoint file in the fold's folder.
+        model_folder: nnU-Net's folder of the model, TRAINER__PLANS__CONFIGURATION with its fold_X folders, in
+            place of dataset, configuration, plans and trainer; nnUNet_results need not be set.
+        mirroring: the bundle mirrors at test time along the axes that the training allowed; False: not unless
+            asked to (--use_mirroring True).
+        name: what people see in the model zoo and in the card.
+        version: of the bundle, MAJOR.MINOR.PATCH. Over a bundle with an earlier version, that one's history stays
+            in the changelog; a lower version than the one there is refused.
+        author: several are separated by semicolons.
+        licence: terms of the data and so of the weights; default: "licence" in dataset.json.
+        data_source: where the training data are from; default: "reference" in dataset.json.
+        changelog: what is new in this version.
+        evaluation: the metrics.json that ``alhvr evaluate`` wrote about this model; gives the metadata's
+            eval_metrics in place of nnU-Net's validation.
 
     Returns:
         The bundle's folder.
 
     Raises:
         InputError: the model, a checkpoint or the network asked for does not exist, the configuration is a
-            cascade's second stage, or the folder cannot be written.
+            cascade's second stage, an option makes no sense, or the folder cannot be written.
 
     Example:
         alhvr export_bundle -d 27 -c 2d -f 0 -p ALHVRPlans -o acdc_bundle
         python -m monai.bundle run inference --config_file acdc_bundle/configs/inference.json
             --bundle_root acdc_bundle --dataset_dir IN --output_dir OUT
+
+        alhvr export_bundle -m models/nnUNetTrainer__nnUNetPlans__2d -o heart --name 'Cardiac MR segmentation'
+            --version 1.0.0 --author 'A. Doe; B. Roe' --licence 'CC BY 4.0' --changelog 'first release'
     """
     target = Path(output)
-    _refuse_foreign(target)
-    model = find_model(dataset, configuration, fold, plans, trainer, weights_file)
-    if model.configuration_manager.previous_stage_name is not None:
-        raise InputError(
-            f"configuration {configuration} is the second stage of a cascade: it needs the predictions of "
-            f"{model.configuration_manager.previous_stage_name}, which a bundle cannot run; export another"
-        )
+    previous = _previous_metadata(target)
+    details = Details(name, version, author, licence, data_source, changelog, mirroring)
+    model = _find(dataset, configuration, fold, plans, trainer, weights_file, model_folder)
+    _refuse_cascade(model)
     members = model_members(model, network)
+    export = Export(
+        model, members, bundle_network(model, members), details, measured(model, network, evaluation), previous
+    )
     try:
         target.absolute().parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".alhvr_export_", dir=target.absolute().parent) as scratch:
             part = Path(scratch) / "bundle"
-            _write_bundle(part, model, members)
+            _write_bundle(part, export)
             _put_in_place(part, target, Path(scratch) / "previous")
     except (OSError, RuntimeError) as error:  # torch wraps a full disk in a RuntimeError
         raise InputError(f"cannot write {target} ({one_line(error)})") from error
-    print(_summary(target, members))
+    print(_summary(target, export))
     return target
 
 
-def _refuse_foreign(target: Path) -> None:
+def _previous_metadata(target: Path) -> dict[str, Any]:
+    """Metadata of the bundle of ours that lies there; empty if the folder is new or empty.
+
+    Raises:
+        InputError: something else lies there.
+    """
     if target.is_dir() and any(target.iterdir()):
         try:
-            ours = EXPORTED_BY in json.loads((target / "configs" / "metadata.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            ours = False
-        if not ours:
+            metadata = read_object(target / METADATA_FILE)
+        except InputError:
+            metadata = {}
+        if EXPORTED_BY not in metadata:
             raise InputError(f"output {target} is not empty and no bundle of alhvr export_bundle; name another folder")
-    elif target.exists() and not target.is_dir():
+        return metadata
+    if target.exists() and not target.is_dir():
         raise InputError(f"output {target} is a file; name a folder")
+    return {}
 
 
-def _write_bundle(folder: Path, model: TrainedModel, members: list[Member]) -> None:
+def _find(
+    dataset: int | str | None,
+    configuration: str | None,
+    fold: int | str | tuple[int | str, ...],
+    plans: str,
+    trainer: str,
+    weights_file: str,
+    model_folder: str | None,
+) -> TrainedModel:
+    """The model by its names or by its folder, whichever is given."""
+    if model_folder is None:
+        if dataset is None or configuration is None:
+            raise InputError("name the model: dataset and configuration (-d 27 -c 2d), or model_folder")
+        return find_model(dataset, configuration, fold, plans, trainer, weights_file)
+    given = {"dataset": dataset, "configuration": configuration}
+    given |= {"plans": None if plans == PLANS_NAME else plans, "trainer": None if trainer == TRAINER_NAME else trainer}
+    surplus = [option for option, value in given.items() if value is not None]
+    if surplus:
+        raise InputError(f"model_folder names the model already; leave out {', '.join(surplus)}")
+    return find_model_in_folder(model_folder, fold, weights_file)
+
+
+def _refuse_cascade(model: TrainedModel) -> None:
+    previous = model.configuration_manager.previous_stage_name
+    if previous is not None:
+        raise InputError(
+            f"configuration {model.configuration} is the second stage of a cascade: it needs the predictions of "
+            f"{previous}, which a bundle cannot run; export another"
+        )
+
+
+def _write_bundle(folder: Path, export: Export) -> None:
     shutil.copytree(bundle_folder(), folder, ignore=shutil.ignore_patterns("__pycache__"))
     (folder / "models").mkdir()
-    network = bundle_network(model, members)
-    torch.save(network.weights, folder / "models" / "model.pt")
-    _write_json(folder / "plans.json", model.plans)
-    _write_json(folder / "dataset.json", model.dataset_json)
-
-    inference = json.loads((folder / "configs" / "inference.json").read_text(encoding="utf-8"))
-    axes = members[0].checkpoint.get("inference_allowed_mirroring_axes")
-    inference["configuration"] = model.configuration
-    inference["network_def"] = network.definition
-    inference["mirror_axes"] = None if axes is None else [int(axis) for axis in axes]
-    _write_json(folder / "configs" / "inference.json", inference)
-    without = write_native_config(folder, model, members, network)
+    torch.save(export.network.weights, folder / "models" / "model.pt")
+    _write_json(folder / "plans.json", export.model.plans)
+    _write_json(folder / "dataset.json", export.model.dataset_json)
+    _fill_inference(folder / "configs" / "inference.json", export)
+    without = write_native_config(folder, export.model, export.members, export.network, export.details.mirroring)
     if without is not None:
         print(f"no configs/{NATIVE_CONFIG}: {without}, which MONAI's transforms cannot express")
-
-    metadata = json.loads((folder / "configs" / "metadata.json").read_text(encoding="utf-8"))
-    metadata.update(_metadata(model, members, metadata))
-    _write_json(folder / "configs" / "metadata.json", metadata)
-    readme = folder / "docs" / "README.md"
-    text = readme.read_text(encoding="utf-8").replace("<!-- model -->", _facts(model, members))
-    readme.write_text(text, encoding="utf-8")
-
-
-def _metadata(model: TrainedModel, members: list[Member], template: dict[str, Any]) -> dict[str, Any]:
-    channels, labels, outputs = _channels(model), _labels(model), _outputs(model)
-    label_text = ", ".join(f"{value} is {name}" for name, value in labels.items())
-    foreground = [name for name in labels if name not in ("background", "ignore")]
-    semi_supervised = model.trainer.startswith(TRAINER_NAME)
-    method = "trained with ALHVR on labelled and unlabelled images" if semi_supervised else "nnU-Net"
-    patch = [int(size) for size in model.configuration_manager.patch_size]
-    ct = any(scheme == "CTNormalization" for scheme in model.configuration_manager.normalization_schemes)
-    image, pred = (
-        {**template["network_data_format"][side][key], "spatial_shape": patch}
-        for side, key in (("inputs", "image"), ("outputs", "pred"))
+    template = read_object(folder / METADATA_FILE)
+    metadata = fill_metadata(
+        template, export.model, export.members, export.details, export.changelog, export.measured.metrics
     )
-    image.update(num_channels=len(channels), channel_def=channels, modality=", ".join(channels.values()))
-    image["format"] = "hounsfield" if ct else "magnitude"
-    pred.update(num_channels=len(outputs), channel_def=outputs)
-    return {
-        "monai_version": version("monai"),
-        "pytorch_version": torch.__version__.split("+")[0],
-        "numpy_version": version("numpy"),
-        "required_packages_version": {
-            name: _installed(name, least) for name, least in template["required_packages_version"].items()
-        },
-        "name": f"{model.dataset} {model.configuration}",
-        "task": f"Segmentation of {', '.join(foreground)}",
-        "description": f"nnU-Net {model.configuration} model of {model.dataset}, {method}",
-        "copyright": str(model.dataset_json.get("licence") or model.dataset_json.get("license") or ""),
-        "data_source": str(model.dataset_json.get("reference") or model.dataset),
-        "data_type": str(model.plans["image_reader_writer"]),
-        "image_classes": f"{len(channels)} channels: {', '.join(channels.values())}",
-        "label_classes": f"label map: {label_text}",
-        "pred_classes": f"logits of {len(outputs)} channels: {', '.join(outputs.values())}",
-        "references": [PAPER, *template["references"]] if semi_supervised else template["references"],
-        "network_data_format": {"inputs": {"image": image}, "outputs": {"pred": pred}},
-        "nnunet": {
-            "dataset": model.dataset,
-            "configuration": model.configuration,
-            "trainer": model.trainer,
-            "plans": model.plans_name,
-            "networks": [str(member) for member in members],
-        },
-        EXPORTED_BY: f"alhvr-trainer {__version__}",
-    }
+    _write_json(folder / METADATA_FILE, metadata)
+    write_card(folder / "docs", export.model, export.members, export.details, metadata, export.measured)
+    bundle_script("checksums").write_checksums(folder)
 
 
-def _installed(package: str, fallback: str) -> str:
-    try:
-        return version(package)
-    except ModuleNotFoundError:
-        return fallback
-
-
-def _channels(model: TrainedModel) -> dict[str, str]:
-    names = model.dataset_json.get("channel_names") or model.dataset_json["modality"]
-    return {str(number): str(name) for number, name in names.items()}
-
-
-def _labels(model: TrainedModel) -> dict[str, Any]:
-    return dict(model.dataset_json["labels"])
-
-
-def _outputs(model: TrainedModel) -> dict[str, str]:
-    """Names of the network's output channels: labels, or regions without the background."""
-    manager = model.plans_manager.get_label_manager(model.dataset_json)
-    names = [name for name in _labels(model) if name != "ignore"]
-    if manager.has_regions:
-        names = [name for name in names if name != "background"]
-    else:
-        names.sort(key=lambda name: int(_labels(model)[name]))
-    return {str(number): name for number, name in enumerate(names)}
-
-
-def _facts(model: TrainedModel, members: list[Member]) -> str:
-    channels = "; ".join(f"`_{int(number):04d}` {name}" for number, name in _channels(model).items())
-    labels = "; ".join(f"{value} {name}" for name, value in _labels(model).items())
-    rows = {
-        "trained on": f"{model.dataset}, by `{model.trainer}`",
-        "configuration": f"`{model.configuration}` of `{model.plans_name}`",
-        "networks": "; ".join(map(str, members)),
-        "channels": channels,
-        "labels": labels,
-        "file ending": f"`{model.dataset_json['file_ending']}`",
-    }
-    lines = [f"| {key} | {value} |" for key, value in rows.items()]
-    return "\n".join(["| this model | |", "|---|---|", *lines])
+def _fill_inference(config_file: Path, export: Export) -> None:
+    config = read_object(config_file)
+    axes = export.members[0].checkpoint.get("inference_allowed_mirroring_axes")
+    config["configuration"] = export.model.configuration
+    config["num_channels"] = export.model.num_channels
+    config["network_def"] = export.network.definition
+    config["mirror_axes"] = None if axes is None else [int(axis) for axis in axes]
+    config["use_mirroring"] = export.details.mirroring
+    _write_json(config_file, config)
 
 
 def _put_in_place(part: Path, target: Path, previous: Path) -> None:
@@ -230,11 +233,24 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=4) + "\n", encoding="utf-8")
 
 
-def _summary(target: Path, members: list[Member]) -> str:
+def _summary(target: Path, export: Export) -> str:
     size = (target / "models" / "model.pt").stat().st_size / 2**20
     return (
-        f"wrote bundle {target} ({'; '.join(map(str, members))}; {size:.1f} MiB of weights)\n"
+        f"wrote bundle {target} {export.details.version} ({'; '.join(map(str, export.members))}; "
+        f"{size:.1f} MiB of weights)\n"
+        f"{_said(export)}\n"
         f"run it with:\n"
         f"  python -m monai.bundle run inference --config_file {target / 'configs' / 'inference.json'} "
         f"--bundle_root {target} --dataset_dir IN --output_dir OUT"
     )
+
+
+def _said(export: Export) -> str:
+    """What its metadata state as measured, and what only the one who exports could add."""
+    stated = {"author": export.details.author, "licence": licence_of(export.model, export.details)}
+    unsaid = [option for option, text in stated.items() if not text]
+    means = ", ".join(f"{key} {value}" for key, value in export.measured.metrics.items() if key.startswith("mean_"))
+    lines = [f"measured: {means}" if means else f"no eval_metrics: {export.measured.missing}"]
+    if unsaid:
+        lines.append(f"not stated: {', '.join(unsaid)} (see alhvr export_bundle --help)")
+    return "\n".join(lines)

@@ -1,7 +1,8 @@
-"""Find a trained model in ``nnUNet_results`` and take network a or b out of its checkpoints."""
+"""Find a trained model, by name or by folder, and take network a or b out of its checkpoints."""
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from alhvr_trainer.settings import PLANS_NAME, SETTINGS_KEY, TRAINER_NAME, UNLAB
 
 NETWORKS = ("a", "b", "both")
 WEIGHTS_FILE = "checkpoint_final.pth"
+MODEL_FOLDERS = "*__*__*"
 
 
 @dataclass(frozen=True)
@@ -99,33 +101,81 @@ def find_model(
     folder = Path(get_output_folder(name, trainer, plans, configuration))
     train_command = f"nnUNetv2_train {dataset} {configuration} {folds[0]} -tr {trainer} -p {plans}"
     if not folder.is_dir():
-        there = _listing(folder.parent, "*__*__*")
+        there = _listing(folder.parent, MODEL_FOLDERS)
         raise InputError(f"no trained model {folder}; models of this dataset: {there}; train it with: {train_command}")
+    names = (name, trainer, plans, configuration)
+    return _read_model(folder, names, folds, weights_file, f"; finish the training with: {train_command} --c")
+
+
+def find_model_in_folder(
+    model_folder: str | os.PathLike[str],
+    fold: int | str | tuple[int | str, ...] = 0,
+    weights_file: str = WEIGHTS_FILE,
+) -> TrainedModel:
+    """The trained model in a folder as nnU-Net writes it, wherever that lies; ``nnUNet_results`` need not be set.
+
+    Args:
+        model_folder: its name is TRAINER__PLANS__CONFIGURATION; it holds ``plans.json``, ``dataset.json`` and
+            ``fold_X`` folders.
+        fold: as for :func:`find_model`.
+
+    Raises:
+        InputError: the folder is missing or bears no such name, or a file or fold in it is missing or damaged.
+
+    Example:
+        >>> find_model_in_folder("/models/nnUNetTrainer__nnUNetPlans__2d").trainer     # doctest: +SKIP
+        'nnUNetTrainer'
+    """
+    folds = parse_folds(fold)
+    folder = Path(os.path.abspath(model_folder))  # the name counts, which a symbolic link may have and its target not
+    if not folder.is_dir():
+        raise InputError(f"model_folder {folder} does not exist")
+    parts = folder.name.split("__")
+    if len(parts) != 3 or not all(parts):
+        raise InputError(
+            f"model_folder {folder} is not named TRAINER__PLANS__CONFIGURATION, e.g. nnUNetTrainer__nnUNetPlans__2d; "
+            f"such folders in it: {_listing(folder, MODEL_FOLDERS)}"
+        )
+    return _read_model(folder, (None, *parts), folds, weights_file)
+
+
+def _read_model(
+    folder: Path, names: tuple[str | None, ...], folds: tuple[int | str, ...], weights_file: str, remedy: str = ""
+) -> TrainedModel:
+    """The model in a folder.
+
+    Args:
+        folder: nnU-Net's folder of the model.
+        names: of data set (None: the one in the plans), trainer, plans and configuration.
+        folds: to take from it.
+        weights_file: name of the checkpoints.
+        remedy: what to do where a checkpoint is missing, for the message.
+    """
+    dataset, trainer, plans_name, configuration = names
+    assert trainer and plans_name and configuration
     written = "nnU-Net writes it when training starts"
     dataset_json = read_object(folder / "dataset.json", written)
     dataset_json.pop(UNLABELED_KEY, None)
+    plans = read_object(folder / "plans.json", written)
+    check_dataset_json(dataset_json, str(folder / "dataset.json"))
+    check_plans(plans, configuration, dataset_json, str(folder / "plans.json"))
     model = TrainedModel(
-        name,
+        dataset or plans["dataset_name"],
         configuration,
         trainer,
-        plans,
+        plans_name,
         folds,
         folder,
         weights_file,
-        read_object(folder / "plans.json", written),
+        plans,
         dataset_json,
     )
-    check_dataset_json(dataset_json, str(folder / "dataset.json"))
-    check_plans(model.plans, configuration, dataset_json, str(folder / "plans.json"))
     for each in folds:
         path = model.checkpoint_path(each)
         if not path.parent.is_dir():
             raise InputError(f"no fold {each} in {folder}: it holds {_listing(folder, 'fold_*')}")
         if not path.is_file():
-            raise InputError(
-                f"no {weights_file} in {path.parent}: it holds {_listing(path.parent, '*.pth')}; "
-                f"finish the training with: {train_command} --c"
-            )
+            raise InputError(f"no {weights_file} in {path.parent}: it holds {_listing(path.parent, '*.pth')}{remedy}")
     return model
 
 

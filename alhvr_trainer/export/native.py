@@ -104,13 +104,16 @@ def native_config(
     return config
 
 
-def write_native_config(folder: Path, model: TrainedModel, members: list[Member], network: BundleNetwork) -> str | None:
+def write_native_config(
+    folder: Path, model: TrainedModel, members: list[Member], network: BundleNetwork, use_mirroring: bool = True
+) -> str | None:
     """Fill in the config in a bundle's folder, or take it out; returns why, or None. See :func:`native_config`."""
     path = folder / "configs" / NATIVE_CONFIG
     config = native_config(json.loads(path.read_text(encoding="utf-8")), model, members, network)
     if config is None:
         path.unlink()
         return why_not_native(model, network)
+    config["use_mirroring"] = use_mirroring
     path.write_text(json.dumps(config, indent=4) + "\n", encoding="utf-8")
     return None
 
@@ -190,7 +193,8 @@ def _windows(model: TrainedModel) -> dict[str, Any]:
     patch = [int(size) for size in model.configuration_manager.patch_size]
     flat = len(patch) == 2
     # training had room for as many patches, and more
-    changes = {"roi_size": patch, "sw_batch_size": int(model.configuration_manager.batch_size)}
+    changes: dict[str, Any] = {"roi_size": patch, "sw_batch_size": int(model.configuration_manager.batch_size)}
+    changes["outputs"] = model.plans_manager.get_label_manager(model.dataset_json).num_segmentation_heads
     return {**changes, "_target_": "scripts.windows.MirrorSliceInferer", "spatial_dim": 0} if flat else changes
 
 

@@ -154,16 +154,21 @@ def _check_architecture(architecture: dict[str, Any]) -> None:
     """Nothing that would take hours or all memory to build, or that is no network at all."""
     keywords = architecture["arch_kwargs"]
     for key in architecture["_kw_requires_import"]:
-        if keywords[key] is not None and not callable(pydoc.locate(keywords[key])):
-            raise ValueError(f'"{key}": there is no {cut(str(keywords[key]))}')
+        # any other callable would run when the network is built
+        if keywords[key] is not None and not _is_module(pydoc.locate(keywords[key])):
+            raise ValueError(f'"{key}": there is no layer {cut(str(keywords[key]))}')
     located = pydoc.locate(architecture["network_class_name"])
-    if located is not None and not (isinstance(located, type) and issubclass(located, nn.Module)):
+    if located is not None and not _is_module(located):
         raise ValueError(f"{architecture['network_class_name']} is no network")
     for key, value in keywords.items():
         most = MOST_LAYERS if key.startswith("n_") else LARGEST_NUMBER
         numbers = np.asarray(value if isinstance(value, (int, float, list)) else 0, dtype=float)
         if not np.all(np.abs(numbers) <= most):
             raise ValueError(f'"{key}" is {shown(value)}; the most is {most}')
+
+
+def _is_module(located: object) -> bool:
+    return isinstance(located, type) and issubclass(located, nn.Module)
 
 
 def _check_rules(content: dict[str, Any], rules: dict[str, Rule], where: str) -> None:

@@ -170,7 +170,7 @@ class ResidualBlock(nn.Module):
         if inner is None:
             self.conv1 = layers.conv(channels, features, kernel, stride)
             self.conv2 = layers.conv(features, features, kernel, dropout=False, nonlin=False)
-            self.conv3 = nn.Identity()
+            self.conv3: nn.Module = nn.Identity()
         else:
             self.conv1 = layers.conv(channels, inner, one, dropout=False)
             self.conv2 = layers.conv(inner, inner, kernel, stride)

@@ -207,6 +207,8 @@ class LabelWriter(NibabelWriter):
     axis of a volume without channels for the channels' where the image had several.
     """
 
+    data_obj: Any
+
     def write(self, filename: Any, verbose: bool = False, **kwargs: Any) -> None:
         self.data_obj = self.data_obj[..., 0]
         super().write(filename, verbose=verbose, **kwargs)

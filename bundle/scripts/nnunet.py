@@ -1,6 +1,6 @@
-"""nnU-Net's own reader, preprocessing, sliding window and writer as MONAI components for the bundle's config.
+"""nnU-Net's own preprocessing, sliding window and postprocessing as MONAI components for ``configs/inference.json``.
 
-Needs monai, pytorch-ignite and nnunetv2, nothing else: it runs where its author's package is not installed.
+Needs monai, pytorch-ignite and nnunetv2, nothing else: it runs where the package that exported it is not installed.
 Every number comes from nnU-Net's functions, so the files equal those of ``nnUNetv2_predict``.
 """
 
@@ -13,136 +13,108 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from batchgenerators.utilities.file_and_folder_operations import load_json
-from ignite.engine import Engine, Events
 from monai.config import KeysCollection
+from monai.data import MetaTensor
 from monai.inferers import Inferer
-from monai.transforms import MapTransform
-from nnunetv2.inference.export_prediction import export_prediction_from_logits
+from monai.transforms import MapTransform, Orientation
+from monai.utils import ImageMetaKey, MetaKeys
+from nnunetv2.inference.export_prediction import convert_predicted_logits_to_segmentation_with_correct_shape
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
-from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
+from nnunetv2.preprocessing.resampling.default_resampling import compute_new_shape
 from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
-from nnunetv2.utilities.utils import create_lists_from_splitted_dataset_folder
 from torch import nn
-from tqdm import tqdm
 
-CHANNEL_SUFFIX = 5  # "_0000": how nnU-Net marks the channel of a file
-
-
-class InputError(ValueError):
-    """Bad input: the message is one line that says what was found and what to do."""
+from .errors import InputError
+from .memory import check_memory, results_device
+from .nnunet_io import PROPERTIES, as_arrays, as_properties, properties_of_affine, to_monai, to_nnunet
 
 
 class NNUNet:
     """Plans, dataset json and configuration of the model in this bundle, as nnU-Net's own objects.
 
+    They are read from the folder that holds this package: programs that run bundles do not all tell it as
+    ``bundle_root``.
+
     Args:
-        bundle_root: folder that holds ``plans.json`` and ``dataset.json``.
         configuration: name of the configuration in the plans, e.g. ``"2d"``.
     """
 
-    def __init__(self, bundle_root: str, configuration: str) -> None:
-        self.dataset_json = load_json(str(Path(bundle_root) / "dataset.json"))
-        self.plans_manager = PlansManager(str(Path(bundle_root) / "plans.json"))
+    def __init__(self, configuration: str) -> None:
+        folder = Path(__file__).resolve().parents[1]
+        self.dataset_json = load_json(str(folder / "dataset.json"))
+        self.plans_manager = PlansManager(str(folder / "plans.json"))
         self.configuration_manager = self.plans_manager.get_configuration(configuration)
         self.label_manager = self.plans_manager.get_label_manager(self.dataset_json)
         self.file_ending: str = self.dataset_json["file_ending"]
         self.num_channels = determine_num_input_channels(
             self.plans_manager, self.configuration_manager, self.dataset_json
         )
+        self.num_outputs = self.label_manager.num_segmentation_heads
 
-    def network(self, members: int = 1) -> nn.Module:
-        """The network of the plans (untrained); with several ``members`` an :class:`Ensemble` of them."""
-        networks = [self._network() for _ in range(members)]
-        return networks[0] if members == 1 else Ensemble(networks)
+    @property
+    def reorients(self) -> bool:
+        """Whether the model's reader turns every image to RAS."""
+        return self.plans_manager.image_reader_writer_class.__name__.endswith("WithReorient")
 
-    def _network(self) -> nn.Module:
-        return get_network_from_plans(
-            self.configuration_manager.network_arch_class_name,
-            self.configuration_manager.network_arch_init_kwargs,
-            self.configuration_manager.network_arch_init_kwargs_req_import,
-            self.num_channels,
-            self.label_manager.num_segmentation_heads,
-            allow_init=False,
-            deep_supervision=False,
-        )
-
-    def cases(self, dataset_dir: str) -> list[dict[str, Any]]:
-        """The cases in a folder: ``[{"case": name, "image": [file of each channel]}]``."""
-        if not Path(dataset_dir).is_dir():
-            return []
-        file_lists = create_lists_from_splitted_dataset_folder(str(dataset_dir), self.file_ending, num_processes=1)
-        cut = len(self.file_ending) + CHANNEL_SUFFIX
-        return [{"case": Path(files[0]).name[:-cut], "image": files} for files in file_lists if files]
-
-    def check_cases(self, dataset_dir: str) -> None:
-        """See that the folder holds cases and each of them every channel.
-
-        Raises:
-            InputError: the folder is missing or empty, or a case has too few or too many channels.
-        """
-        folder = Path(dataset_dir)
-        if not folder.is_dir():
-            raise InputError(f"dataset_dir {folder} does not exist")
-        cases = self.cases(dataset_dir)
-        if not cases:
-            raise InputError(f"no image <case>_0000{self.file_ending} in dataset_dir {folder}")
-        for case in cases:
-            if len(case["image"]) != self.num_channels:
-                names = ", ".join(Path(file).name for file in case["image"])
-                raise InputError(
-                    f"case {case['case']} in {folder} has {len(case['image'])} channels ({names}), "
-                    f"the model needs {self.num_channels}"
-                )
-
-    def check_cases_or_exit(self, dataset_dir: str) -> None:
-        """As :meth:`check_cases`, but end the program: MONAI would wrap the error into pages of traceback."""
-        try:
-            self.check_cases(dataset_dir)
-        except InputError as error:
-            raise SystemExit(f"bundle: {error}") from error
-
-
-class Ensemble(nn.Module):
-    """Several networks of the same architecture; ``forward`` averages their logits.
-
-    :class:`NNUNetInferer` averages after the sliding window instead, as nnU-Net does with folds.
-    """
-
-    def __init__(self, members: Sequence[nn.Module]) -> None:
-        super().__init__()
-        self.members = nn.ModuleList(members)
-
-    def forward(self, image: torch.Tensor) -> torch.Tensor:
-        return torch.stack([member(image) for member in self.members]).mean(0)
+    def shape_for_network(self, shape: Sequence[int], spacing: Sequence[float]) -> list[int]:
+        """Voxels per axis after resampling of an image (z, y, x) that is not cropped."""
+        order = self.plans_manager.transpose_forward
+        target = list(self.configuration_manager.spacing)
+        old = [spacing[axis] for axis in order]
+        return compute_new_shape([shape[axis] for axis in order], old, [*old[: 3 - len(target)], *target])
 
 
 class NNUNetPreprocessd(MapTransform):
-    """Read and preprocess a case as nnU-Net does: transpose, crop, normalise, resample.
+    """Preprocess a case as nnU-Net does: transpose, crop, normalise, resample.
 
-    In: ``data[key]``, the files of the channels. Out: ``data[key]``, float32 of shape ``(C, *S)``, and
-    ``data["properties"]``, all that :class:`NNUNetWrited` needs to undo it.
+    In: ``data[key]``, ``(C, x, y, z)`` (or ``(C, x, y)``), a ``MetaTensor`` with its affine, from a file or from
+    memory. Out: ``data[key]``, a float32 ``MetaTensor`` in nnU-Net's axes; its metadata, affine and spatial shape
+    stay those of the image and hold all that :class:`NNUNetSegmentd` needs to undo it.
+
+    Raises:
+        InputError: another number of channels or axes than the model's, or more voxels than memory can hold.
     """
 
     def __init__(self, keys: KeysCollection, nnunet: NNUNet) -> None:
         super().__init__(keys)
         self.nnunet = nnunet
+        self.to_ras = Orientation("RAS")
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         data = dict(data)
-        preprocessor = self.nnunet.configuration_manager.preprocessor_class(verbose=False)
         for key in self.key_iterator(data):
-            image, _, data["properties"] = preprocessor.run_case(
-                data[key],
-                None,
-                self.nnunet.plans_manager,
-                self.nnunet.configuration_manager,
-                self.nnunet.dataset_json,
-            )
-            data[key] = torch.from_numpy(image).to(torch.float32, memory_format=torch.contiguous_format)
+            data[key] = self._preprocess(data[key])
         return data
+
+    def _preprocess(self, image: Any) -> MetaTensor:
+        nnunet = self.nnunet
+        if image.ndim not in (3, 4) or image.shape[0] != nnunet.num_channels:
+            raise InputError(
+                f"an image of shape {tuple(image.shape)}: the model needs {nnunet.num_channels} channel(s) first, "
+                "then two or three axes"
+            )
+        image = image if isinstance(image, MetaTensor) else MetaTensor(image)
+        if PROPERTIES not in image.meta and nnunet.reorients:
+            image = self.to_ras(image)
+        properties = as_properties(image.meta.get(PROPERTIES, {})) or properties_of_affine(image.affine)
+        array = to_nnunet(np.asarray(image))
+        check_memory(
+            nnunet.shape_for_network(array.shape[1:], properties["spacing"]),
+            array.shape[1:],
+            nnunet.num_outputs,
+            nnunet.num_channels,
+        )
+        preprocessor = nnunet.configuration_manager.preprocessor_class(verbose=False)
+        found, _, properties = preprocessor.run_case_npy(
+            array, None, properties, nnunet.plans_manager, nnunet.configuration_manager, nnunet.dataset_json
+        )
+        tensor = torch.from_numpy(found).to(torch.float32, memory_format=torch.contiguous_format)
+        shape = np.asarray(image.shape[1:])
+        return MetaTensor(tensor, meta={**image.meta, PROPERTIES: as_arrays(properties), MetaKeys.SPATIAL_SHAPE: shape})
 
 
 class NNUNetInferer(Inferer):
@@ -152,8 +124,9 @@ class NNUNetInferer(Inferer):
         nnunet: the model's plans.
         mirror_axes: spatial axes to mirror at test time, as the training allowed; None for none.
         device: where the network runs.
-        tile_step_size: step of the window as a share of the patch.
+        overlap: of neighbouring windows, as a share of the patch.
         use_mirroring: False is up to 4 (2D) or 8 (3D) times faster and a little less accurate.
+        progress: a bar over the windows of each network.
     """
 
     def __init__(
@@ -161,20 +134,23 @@ class NNUNetInferer(Inferer):
         nnunet: NNUNet,
         mirror_axes: Sequence[int] | None,
         device: torch.device | str,
-        tile_step_size: float = 0.5,
+        overlap: float = 0.5,
         use_mirroring: bool = True,
+        progress: bool = True,
     ) -> None:
         super().__init__()
+        if not 0 <= overlap < 1:
+            raise InputError(f"overlap is {overlap}; it must be at least 0 and less than 1")
         self.nnunet = nnunet
         self.mirror_axes = None if mirror_axes is None else tuple(mirror_axes)
         self.device = torch.device(device)
         with redirect_stdout(StringIO()):  # on a CPU it reports an option as unusable that nobody set
             self.predictor = nnUNetPredictor(
-                tile_step_size=tile_step_size,
+                tile_step_size=1 - overlap,
                 use_mirroring=use_mirroring,
                 perform_everything_on_device=self.device.type == "cuda",
                 device=self.device,
-                allow_tqdm=False,
+                allow_tqdm=progress,
             )
 
     def _predict(self, image: torch.Tensor, network: nn.Module) -> torch.Tensor:
@@ -187,6 +163,8 @@ class NNUNetInferer(Inferer):
             "nnUNetTrainer",
             self.mirror_axes,
         )
+        place = results_device(image.shape[1:], self.nnunet.num_outputs, self.device, image.shape[0])
+        self.predictor.perform_everything_on_device = place.type == "cuda"
         return self.predictor.predict_logits_from_preprocessed_data(image)
 
     @torch.inference_mode()
@@ -194,12 +172,13 @@ class NNUNetInferer(Inferer):
         """Logits of one preprocessed case: ``(1, C, *S)`` → ``(1, K, *S)``, half precision, on the CPU."""
         if inputs.shape[0] != 1:
             raise InputError(f"batch_size is {inputs.shape[0]}; cases differ in shape, it must be 1")
+        image = inputs[0].as_tensor() if isinstance(inputs, MetaTensor) else inputs[0]
         # not isinstance: some programs import this package anew after they have built the network
-        members = list(network.members) if hasattr(network, "members") else [network]
+        members: list[Any] = [*getattr(network, "members", [network])]
         with _threads_of_nnunet(self.device):
-            logits = self._predict(inputs[0], members[0])
+            logits = self._predict(image, members[0])
             for member in members[1:]:
-                logits += self._predict(inputs[0], member)
+                logits += self._predict(image, member)
         if len(members) > 1:
             logits /= len(members)
         return logits[None]
@@ -216,52 +195,32 @@ def _threads_of_nnunet(device: torch.device) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-class NNUNetWrited(MapTransform):
-    """Bring logits back to the image's grid and write the segmentation ``output_dir/<case><file ending>``.
+class NNUNetSegmentd(MapTransform):
+    """From logits to labels on the image's own grid: resample, decide, uncrop, transpose back, by nnU-Net.
 
-    In: ``data[key]``, logits ``(1, K, *S)``, and the batch's ``data["properties"]`` and ``data["case"]``.
+    In: ``data[key]``, logits ``(K, *S)``, and ``data[image_key]`` as :class:`NNUNetPreprocessd` left it. Out:
+    ``data[key]``, labels ``(1, x, y, z)``, a ``MetaTensor`` with the affine of the image. With ``data["case"]``,
+    the file that ``SaveImaged`` writes gets this name.
     """
 
-    def __init__(self, keys: KeysCollection, nnunet: NNUNet, output_dir: str) -> None:
+    def __init__(self, keys: KeysCollection, nnunet: NNUNet, image_key: str = "image") -> None:
         super().__init__(keys)
         self.nnunet = nnunet
-        self.output_dir = Path(output_dir)
+        self.image_key = image_key
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         data = dict(data)
-        self.output_dir.mkdir(parents=True, exist_ok=True)
+        meta = dict(data[self.image_key].meta)
+        if "case" in data:
+            meta[ImageMetaKey.FILENAME_OR_OBJ] = f"{data['case']}{self.nnunet.file_ending}"
         for key in self.key_iterator(data):
-            export_prediction_from_logits(
-                data[key][0].cpu().numpy(),
-                data["properties"][0],
-                self.nnunet.configuration_manager,
+            labels = convert_predicted_logits_to_segmentation_with_correct_shape(
+                data[key].cpu().numpy(),
                 self.nnunet.plans_manager,
-                self.nnunet.dataset_json,
-                str(self.output_dir / data["case"][0]),
+                self.nnunet.configuration_manager,
+                self.nnunet.label_manager,
+                as_properties(meta[PROPERTIES]),
             )
+            labels = to_monai(labels[None], spatial_dims=len(meta[MetaKeys.SPATIAL_SHAPE]))
+            data[key] = MetaTensor(torch.from_numpy(np.ascontiguousarray(labels)), meta=meta)
         return data
-
-
-def collate_case(batch: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """A batch of one case; nnU-Net's properties stay as they are, which the usual collate would not leave."""
-    return {
-        "image": torch.stack([item["image"] for item in batch]),
-        "properties": [item["properties"] for item in batch],
-        "case": [item["case"] for item in batch],
-    }
-
-
-class CaseProgress:
-    """Handler: a progress bar over the cases that names the one being predicted."""
-
-    def attach(self, engine: Engine) -> None:
-        engine.add_event_handler(Events.EPOCH_STARTED, self._open)
-        engine.add_event_handler(Events.ITERATION_STARTED, self._show)
-        engine.add_event_handler(Events.ITERATION_COMPLETED, lambda: self._bar.update())
-        engine.add_event_handler(Events.EPOCH_COMPLETED, lambda: self._bar.close())
-
-    def _open(self, engine: Engine) -> None:
-        self._bar = tqdm(total=engine.state.epoch_length, unit="case", desc="predicting")
-
-    def _show(self, engine: Engine) -> None:
-        self._bar.set_postfix_str(engine.state.batch["case"][0])

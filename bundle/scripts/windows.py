@@ -19,41 +19,42 @@ import torch
 from monai.inferers import SliceInferer, SlidingWindowInferer
 from scipy import ndimage
 
+from .memory import results_device
+
 Network = Callable[..., torch.Tensor]
 
 
-class _Mirrored:
-    """A sliding window whose prediction in each window is the mean over the mirrored windows, mirrored back.
+class MirrorWindowInferer(SlidingWindowInferer):
+    """MONAI's sliding window whose prediction in each window is the mean over the mirrored windows, mirrored back.
 
     Windows spread evenly (:func:`even_overlap`) and are weighted as nnU-Net's (:func:`gaussian_weights`).
 
     Args:
         mirror_axes: axes of the window to mirror, and all their combinations; None for none.
+        outputs: channels that the network puts out, to estimate if they fit on the GPU; collected on the CPU if not.
         options: of MONAI's inferer.
     """
 
-    def __init__(self, mirror_axes: Sequence[int] | None = None, **options: Any) -> None:
+    def __init__(self, mirror_axes: Sequence[int] | None = None, outputs: int = 2, **options: Any) -> None:
         super().__init__(**options)
-        self.mirror_axes = tuple(mirror_axes or ())
-        self.least_overlap = float(self.overlap)
+        self.mirror_axes, self.outputs = tuple(mirror_axes or ()), outputs
+        self.least_overlap = float(options.get("overlap", 0.25))  # MONAI's default
         if self.mode == "gaussian":
             self.roi_weight_map = gaussian_weights(self.roi_size, self.sigma_scale)
 
     def __call__(self, inputs: torch.Tensor, network: Network, *args: Any, **kwargs: Any) -> Any:
         """Logits of images: ``(N, C, *S)`` → ``(N, K, *S)``."""
-        window = list(getattr(self, "orig_roi_size", self.roi_size))
+        window = [*(getattr(self, "orig_roi_size", None) or self.roi_size)]
         if len(window) < inputs.ndim - 2:
             window.insert(self.spatial_dim, 1)
         self.overlap = even_overlap(inputs.shape[2:], window, self.least_overlap)
+        # single precision takes twice the room that is estimated for nnU-Net's half
+        self.device = results_device(inputs.shape[2:], 2 * self.outputs, inputs.device, inputs.shape[1])
         return super().__call__(inputs, mirrored(network, self.mirror_axes), *args, **kwargs)
 
 
-class MirrorWindowInferer(_Mirrored, SlidingWindowInferer):
-    """MONAI's ``SlidingWindowInferer`` with mirroring, for 3D networks."""
-
-
-class MirrorSliceInferer(_Mirrored, SliceInferer):
-    """MONAI's ``SliceInferer`` with mirroring, for 2D networks on volumes."""
+class MirrorSliceInferer(MirrorWindowInferer, SliceInferer):
+    """The same slice by slice, for 2D networks on volumes; ``spatial_dim`` is the axis of the slices."""
 
 
 def even_overlap(shape: Sequence[int], window: Sequence[int], least: float) -> tuple[float, ...]:

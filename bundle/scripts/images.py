@@ -1,0 +1,161 @@
+"""Is an image what a model can take, seen from its header alone; and files that nnU-Net's readers do not take."""
+
+from __future__ import annotations
+
+import gzip
+import math
+import struct
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .cases import ENDINGS, without_ending
+from .dicom import check_series, dicom_header, is_dicom, itk_reason, series_files
+from .errors import InputError
+
+_SINGULAR = 1e-3  # of the determinant, which is 1 or -1
+_FOR_CONVERTED = (".mha", ".nii", ".nii.gz", ".nrrd")  # exact and fast first; NIfTI keeps geometry in float32 only
+
+
+def check_image(file: str | Path, allow_unknown_orientation: bool = False) -> None:
+    """See from the header that a file, or the folder of a DICOM series, is one 2D or 3D image with a place in space.
+
+    A NIfTI file may say nowhere how it lies in the patient (``qform_code`` and ``sform_code`` both 0). It is refused:
+    nobody can tell left from right in it, nor will anybody in the segmentation, and on a server nobody reads
+    warnings. nnU-Net itself reads such files as they lie; ``allow_unknown_orientation`` does the same, for data
+    sets whose training images were like that too.
+
+    Args:
+        file: image file or folder of a DICOM series.
+        allow_unknown_orientation: take a NIfTI file that does not say how it lies in space.
+
+    Raises:
+        InputError: unreadable; neither 2D nor 3D; several components per voxel; no more than one voxel; a spacing
+            that is not positive and finite; direction cosines that are singular or unknown; a DICOM series that
+            is no regular volume.
+
+    Example:
+        >>> check_image("images/film_0000.nii.gz")     # doctest: +SKIP
+        Traceback (most recent call last):
+        scripts.errors.InputError: images/film_0000.nii.gz is a 4D image of 64 x 64 x 20 x 30 voxels; …
+    """
+    folder = Path(file).is_dir()
+    if folder:
+        check_series(file)
+    header = dicom_header(series_files(file)[0] if folder else file)
+    _check_shape(file, header)
+    dimensions = header.GetDimension()
+    spacing, direction = header.GetSpacing(), header.GetDirection()
+    for sizes in (spacing, _stored_spacing(Path(file), header.GetSize())):
+        if not all(math.isfinite(size) and size > 0 for size in sizes):
+            raise InputError(f"{file} has a spacing of {_by(sizes)} mm; correct its header")
+    if not abs(np.linalg.det(np.reshape(direction, (dimensions, dimensions)))) > _SINGULAR:  # NaN as well
+        raise InputError(f"{file} has direction cosines that span no space ({_by(direction, ' ')}); correct its header")
+    codes = [header.GetMetaData(key) for key in ("qform_code", "sform_code") if header.HasMetaDataKey(key)]
+    if codes and not any(code.strip() not in ("0", "") for code in codes) and not allow_unknown_orientation:
+        raise InputError(
+            f"{file} does not say how it lies in the patient (qform_code and sform_code are 0): left and right are "
+            "unknown; write its orientation, or set allow_unknown_orientation"
+        )
+
+
+def _check_shape(file: str | Path, header: Any) -> None:
+    size, components = header.GetSize(), header.GetNumberOfComponents()
+    dimensions = header.GetDimension()
+    if dimensions not in (2, 3):
+        raise InputError(
+            f"{file} is a {dimensions}D image of {_by(size)} voxels; the model takes one 3D volume: "
+            "split it, one file per channel (CASE_0000, CASE_0001, ...) or per time"
+        )
+    if components != 1:
+        raise InputError(
+            f"{file} has {components} components per voxel ({_by(size)} voxels, e.g. colour); the model takes one "
+            "value per voxel: write one file per channel"
+        )
+    if math.prod(size) < 2:
+        raise InputError(f"{file} is an image of {_by(size)} voxels; that is no image to segment")
+
+
+def _stored_spacing(file: Path, size: Sequence[int]) -> list[float]:
+    """``pixdim`` of a NIfTI-1 file: ITK takes 1 mm for what is 0, infinite or NaN. Empty for other files.
+
+    Axes of one voxel often have no size, and the sign is left to the direction.
+    """
+    if not file.name.lower().endswith((".nii", ".nii.gz")) or file.is_dir():
+        return []
+    opener = gzip.open if file.name.lower().endswith(".gz") else open
+    with opener(file, "rb") as opened:
+        header = opened.read(348)
+    for order in "<>":
+        if len(header) == 348 and struct.unpack_from(f"{order}i", header)[0] == 348:
+            sizes = struct.unpack_from(f"{order}7f", header, 80)
+            return [abs(mm) for mm, voxels in zip(sizes, size, strict=False) if voxels > 1]
+    return []
+
+
+def read_image(file: str | Path) -> Any:
+    """A ``SimpleITK.Image`` from a file or the folder of a DICOM series.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    import SimpleITK as sitk
+
+    try:
+        if Path(file).is_dir():
+            return sitk.ReadImage(series_files(file))
+        return sitk.ReadImage(str(file))
+    except RuntimeError as error:
+        raise InputError(f"cannot read {file} (damaged or not an image): {itk_reason(error)}") from error
+
+
+def nnunet_readable(
+    files: str | Path | Sequence[str | Path],
+    supported_endings: Sequence[str],
+    folder: str | Path,
+    allow_unknown_orientation: bool = False,
+) -> list[str]:
+    """Files that nnU-Net's reader takes: those that it does not take are converted, voxels and geometry unchanged.
+
+    Args:
+        files: of the channels of one case, or the one file of its only channel; a DICOM series is its folder.
+        supported_endings: those of nnU-Net's reader, e.g. ``SimpleITKIO.supported_file_endings``.
+        folder: where converted files are written; the caller's to remove.
+        allow_unknown_orientation: as in :func:`check_image`.
+
+    Returns:
+        For each file itself, or the converted one: MetaImage where the reader takes it, which keeps the geometry in
+        full precision, else NIfTI.
+
+    Raises:
+        InputError: a file is no image that a model takes, see :func:`check_image`.
+    """
+    paths = [files] if isinstance(files, (str, Path)) else files
+    return [
+        _readable(Path(file), number, tuple(supported_endings), Path(folder), allow_unknown_orientation)
+        for number, file in enumerate(paths)
+    ]
+
+
+def _readable(file: Path, number: int, supported: tuple[str, ...], folder: Path, allow_unknown: bool) -> str:
+    dicom = file.is_dir() or is_dicom(file)
+    taken = not dicom and without_ending(file, supported) is not None
+    if dicom or without_ending(file, ENDINGS) is not None:  # pictures (.png, .tif) are the readers' own affair
+        check_image(file, allow_unknown)
+    if taken:
+        return str(file)
+    import SimpleITK as sitk
+
+    ending = next((ending for ending in _FOR_CONVERTED if ending in supported), None)
+    if ending is None:
+        raise InputError(f"{file} cannot be converted for this model, it reads {', '.join(supported)} only")
+    folder.mkdir(parents=True, exist_ok=True)
+    target = folder / f"{number:04d}{ending}"
+    sitk.WriteImage(read_image(file), str(target), useCompression=ending.endswith(".gz"))
+    return str(target)
+
+
+def _by(numbers: Sequence[float], between: str = " x ") -> str:
+    return between.join(f"{number:g}" for number in numbers)

@@ -1,0 +1,1 @@
+../../alhvr_trainer/evaluation/metrics.py
