@@ -407,7 +407,6 @@ def test_commands_of_the_card_exist(bundle):
     assert len(re.findall(r"^(?:python|torchrun) ", blocks, re.MULTILINE)) == 8
 
 
-@pytest.mark.xfail(strict=True, reason="native, evaluate and multi-GPU configs, and checksums, are still to come")
 def test_files_that_the_card_names_exist(bundle):
     named = set(re.findall(r"(?<![\w/…])((?:configs|models|scripts)/[\w.]*|\w+\.(?:json|sha256))", card_of(bundle)))
     made_by_users = {"models/model.ts"}
