@@ -19,6 +19,8 @@ SITE_PACKAGES = import sysconfig; print(sysconfig.get_path("purelib"))
 WITH_OLDEST := PYTHONPATH="$(CURDIR)/$(OLDEST_FOLDER)"
 
 export PYTHONNOUSERSITE := 1
+# ITK, once imported, leaves Python with the C locale
+export PYTHONUTF8 := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 unexport PYTHONPATH PYTHONHOME
 

@@ -191,7 +191,7 @@ def test_input_errors_are_one_line(workspace, bundle, tmp_path):
 
 
 def test_what_the_bundle_says_about_the_model(bundle):
-    metadata = json.loads((bundle / "configs" / "metadata.json").read_text())
+    metadata = json.loads((bundle / "configs" / "metadata.json").read_text(encoding="utf-8"))
     assert metadata["name"] == "Dataset901_Tiny 2d"
     assert metadata["task"] == "Segmentation of shell, core"
     assert "not a medical device" in metadata["intended_use"]
@@ -206,11 +206,11 @@ def test_what_the_bundle_says_about_the_model(bundle):
     assert (image["num_channels"], image["spatial_shape"]) == (2, [16, 20])
     assert image["channel_def"] == {"0": "T2", "1": "CT"}
     # the keys of the shipped template are a model-zoo bundle's; none may get lost
-    template = json.loads((bundle_folder() / "configs" / "metadata.json").read_text())
+    template = json.loads((bundle_folder() / "configs" / "metadata.json").read_text(encoding="utf-8"))
     assert set(template) < set(metadata)
-    readme = (bundle / "docs" / "README.md").read_text()
+    readme = (bundle / "docs" / "README.md").read_text(encoding="utf-8")
     assert "| channels | `_0000` T2; `_0001` CT |" in readme and "<!--" not in readme
-    assert "unlabeled" not in json.loads((bundle / "dataset.json").read_text())
+    assert "unlabeled" not in json.loads((bundle / "dataset.json").read_text(encoding="utf-8"))
 
 
 def test_prints_the_run_command(workspace, tmp_path, capsys):
@@ -250,7 +250,7 @@ def test_other_folders_are_not_touched(workspace, tmp_path):
         export_bundle(901, "2d", output=str(tmp_path))
     with pytest.raises(InputError, match=r"output .*thesis\.txt is a file; name a folder"):
         export_bundle(901, "2d", output=str(tmp_path / "thesis.txt"))
-    assert (tmp_path / "thesis.txt").read_text() == "mine"
+    assert (tmp_path / "thesis.txt").read_text(encoding="utf-8") == "mine"
 
 
 def test_cascade_is_refused(workspace, tmp_path, monkeypatch):

@@ -96,7 +96,7 @@ def bundle(workspace) -> Path:
 
 
 def metadata_of(bundle: Path) -> dict[str, Any]:
-    return json.loads((bundle / "configs" / "metadata.json").read_text())
+    return json.loads((bundle / "configs" / "metadata.json").read_text(encoding="utf-8"))
 
 
 def card_of(bundle: Path) -> str:
@@ -113,7 +113,7 @@ def test_what_was_said_is_in_metadata_and_card(bundle):
     assert (metadata["data_source"], metadata["changelog"]) == ("a hospital", {"1.2.3": "first release"})
     for text in ("**Shells and cores** segments shell, core", "| 1.2.3 |", "A. Doe, B. Roe", "a hospital", "CC BY 4.0"):
         assert text in card
-    terms = (bundle / "docs" / "data_license.txt").read_text()
+    terms = (bundle / "docs" / "data_license.txt").read_text(encoding="utf-8")
     assert terms == "Training data: a hospital\nLicence: CC BY 4.0\n"
 
 
@@ -130,12 +130,14 @@ def test_what_nobody_said_is_not_made_up(region_folder, tmp_path, capsys):
 
 
 def test_terms_of_the_dataset_json_are_taken(model_folder, tmp_path):
-    content = json.loads((model_folder / "dataset.json").read_text())
+    content = json.loads((model_folder / "dataset.json").read_text(encoding="utf-8"))
     content |= {"licence": "CC0\n1.0", "reference": "a | b <c>", "description": ["no text"]}
     (model_folder / "dataset.json").write_text(json.dumps(content))
     bundle = export_bundle(model_folder=str(model_folder), output=str(tmp_path / "bundle"))
     assert metadata_of(bundle)["copyright"] == "CC0 1.0"
-    assert (bundle / "docs" / "data_license.txt").read_text() == "Training data: a | b <c>\nLicence: CC0 1.0\n"
+    assert (bundle / "docs" / "data_license.txt").read_text(
+        encoding="utf-8"
+    ) == "Training data: a | b <c>\nLicence: CC0 1.0\n"
     assert "| source | a \\| b &lt;c> |" in card_of(bundle)
 
 
@@ -198,7 +200,7 @@ def test_regions_in_metadata_and_card(region_folder, tmp_path):
 
 @pytest.mark.parametrize(("reader", "required"), [("SimpleITKIO", False), ("NibabelIO", True)])
 def test_packages(model_folder, reader, required, tmp_path):
-    plans = json.loads((model_folder / "plans.json").read_text())
+    plans = json.loads((model_folder / "plans.json").read_text(encoding="utf-8"))
     (model_folder / "plans.json").write_text(json.dumps({**plans, "image_reader_writer": reader}))
     metadata = metadata_of(export_bundle(model_folder=str(model_folder), output=str(tmp_path / "bundle")))
     needed, native = metadata["required_packages_version"], metadata["native_packages_version"]
@@ -221,7 +223,7 @@ def test_releases_are_without_their_build(tmp_path, monkeypatch):
 
 
 def test_validation_equals_nnunets_means(workspace, bundle):
-    nnunet = json.loads((workspace / "summary.json").read_text())
+    nnunet = json.loads((workspace / "summary.json").read_text(encoding="utf-8"))
     metrics = metadata_of(bundle)["eval_metrics"]
     assert list(metrics) == [
         "mean_dice",
@@ -243,7 +245,7 @@ def test_card_says_what_was_measured_on_what(workspace, bundle):
     card = card_of(bundle)
     assert "network a, mirroring as the training allows" in card and "validation cases (fold 0: 3)" in card
     rows = {row.split(" | ")[0][2:]: row for row in card.splitlines() if row.endswith("|")}
-    nnunet = json.loads((workspace / "summary.json").read_text())
+    nnunet = json.loads((workspace / "summary.json").read_text(encoding="utf-8"))
     assert f"{nnunet['mean']['1']['Dice']:.3f} ± " in rows["shell"] and rows["shell"].endswith("| 3 |")
     assert rows["core"].endswith("| 2 |")  # undefined in case c
     assert f"| mean | {nnunet['foreground_mean']['Dice']:.3f} |" in card
@@ -262,7 +264,7 @@ def test_training_plots_are_taken(model_folder, bundle, tmp_path):
 
 def test_a_fold_counts_as_its_cases(workspace, model_folder, tmp_path):
     """Case a alone is the validation of fold 1."""
-    content = json.loads((workspace / "summary.json").read_text())
+    content = json.loads((workspace / "summary.json").read_text(encoding="utf-8"))
     of_case = {"metric_per_case": content["metric_per_case"][:1]}
     (tmp_path / "one.json").write_text(json.dumps(of_case))
     validate(model_folder, 1, tmp_path / "one.json")
@@ -331,7 +333,7 @@ def test_damaged_validation_is_said_to_be(model_folder, content):
 def test_evaluation_gives_the_metrics(workspace, model_folder, tmp_path):
     scores = workspace / "scores" / "metrics.json"
     bundle = export_bundle(model_folder=str(model_folder), output=str(tmp_path / "bundle"), evaluation=str(scores))
-    measured, metrics = json.loads(scores.read_text()), metadata_of(bundle)["eval_metrics"]
+    measured, metrics = json.loads(scores.read_text(encoding="utf-8")), metadata_of(bundle)["eval_metrics"]
     means = {f"mean_{key}" for key in ("dice", "jaccard", "hd95_mm", "asd_mm")}
     assert set(metrics) == means | {f"{key}_{name}" for key in ("dice", "jaccard") for name in ("shell", "core")}
     assert metrics["mean_hd95_mm"] == pytest.approx(measured["overall"]["HD95"]["mean"], abs=6e-5)
@@ -360,7 +362,7 @@ def test_other_evaluations_are_refused(workspace, model_folder, region_folder, t
         evaluation_results(scores, find_model_in_folder(region_folder))
     with pytest.raises(InputError, match=r"nowhere\.json does not exist; name the metrics\.json"):
         evaluation_results(tmp_path / "nowhere.json", find_model_in_folder(model_folder))
-    content = json.loads(scores.read_text())
+    content = json.loads(scores.read_text(encoding="utf-8"))
     for wrong in (2.0, math.nan, "good", [], True):
         content["classes"]["shell"]["Dice"]["mean"] = wrong
         (tmp_path / "metrics.json").write_text(json.dumps({**content, "cases": []} if wrong is True else content))
@@ -430,11 +432,11 @@ def test_model_folder_needs_no_nnunet_folders(model_folder, bundle, tmp_path, mo
 
 def test_mirroring(model_folder, region_folder, bundle, tmp_path):
     off = export_bundle(model_folder=str(model_folder), output=str(tmp_path / "off"), mirroring=False)
-    config = json.loads((off / "configs" / "inference.json").read_text())
+    config = json.loads((off / "configs" / "inference.json").read_text(encoding="utf-8"))
     assert (config["use_mirroring"], config["mirror_axes"]) == (False, [0, 1])
     assert "| off; `--use_mirroring True` mirrors axes 0, 1" in card_of(off)
     assert "no mirroring, was not measured" in card_of(off)
-    assert json.loads((bundle / "configs" / "inference.json").read_text())["use_mirroring"] is True
+    assert json.loads((bundle / "configs" / "inference.json").read_text(encoding="utf-8"))["use_mirroring"] is True
     assert "| axes 0, 1, as in the training |" in card_of(bundle) and "was not measured by it" not in card_of(bundle)
 
 

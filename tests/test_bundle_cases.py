@@ -13,7 +13,7 @@ import SimpleITK as sitk
 from dicom_files import ORIGIN, SPACING, oblique_image, write_series
 from nnunetv2.imageio.nibabel_reader_writer import NibabelIO
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
-from scripts.cases import ENDINGS, find_cases, find_cases_or_exit
+from scripts.cases import ENDINGS, cases_or_problem, find_cases
 from scripts.errors import InputError
 from scripts.images import check_image, nnunet_readable, read_image
 from trained_models import OBLIQUE
@@ -137,10 +137,10 @@ def test_one_file_that_is_no_image(tmp_path):
         find_cases(touch(tmp_path, "notes.txt") / "notes.txt", 1)
 
 
-def test_the_program_ends_with_one_line(tmp_path):
-    with pytest.raises(SystemExit) as caught:
-        find_cases_or_exit(tmp_path / "nowhere", 1)
-    assert str(caught.value).startswith(f"bundle: dataset_dir {tmp_path / 'nowhere'} does not exist")
+def test_the_problem_is_kept_for_the_run(tmp_path):
+    cases = cases_or_problem(tmp_path / "nowhere", 1)
+    assert cases == []
+    assert cases.problem.startswith(f"dataset_dir {tmp_path / 'nowhere'} does not exist")
 
 
 def test_finding_needs_neither_torch_nor_nnunet(tmp_path):

@@ -85,7 +85,7 @@ def model_of(configuration: str = "3d_fullres", labels: dict[str, Any] = LABELS,
 
 
 def config_of(model: TrainedModel, mirror_axes: tuple[int, ...] | None = None) -> dict[str, Any]:
-    template = json.loads((bundle_folder() / "configs" / "inference_native.json").read_text())
+    template = json.loads((bundle_folder() / "configs" / "inference_native.json").read_text(encoding="utf-8"))
     filled = {"num_channels": model.num_channels, "num_outputs": model.num_outputs, "mirror_axes": mirror_axes}
     filled |= {"network_def": network_config(model, PlainConvUNet), "bundle_root": str(bundle_folder())}
     return {**native_config(template, model), **filled}
@@ -309,7 +309,7 @@ def share_of_equal_voxels(found: Path, expected: Path) -> float:
 
 def widen(model: Path, configuration: str, patch: list[int]) -> Path:
     """Give the plans another patch size: of two windows per axis at most, so that both place them alike."""
-    plans = json.loads((model / "plans.json").read_text())
+    plans = json.loads((model / "plans.json").read_text(encoding="utf-8"))
     plans["configurations"][configuration]["patch_size"] = patch
     (model / "plans.json").write_text(json.dumps(plans))
     return model
@@ -440,7 +440,7 @@ def test_network_of_a_library_cannot_be_expressed():
 def test_export_says_why_the_config_is_missing(tmp_path, capsys, monkeypatch):
     set_nnunet(monkeypatch, nnUNet_results=tmp_path)
     folder = make_model(tmp_path, "2d", "nnUNetTrainer", "OddPlans")
-    plans = json.loads((folder / "plans.json").read_text())
+    plans = json.loads((folder / "plans.json").read_text(encoding="utf-8"))
     plans["image_reader_writer"] = "Tiff3DIO"
     (folder / "plans.json").write_text(json.dumps(plans))
     odd = export_bundle(901, "2d", plans="OddPlans", trainer="nnUNetTrainer", output=str(tmp_path / "bundle"))

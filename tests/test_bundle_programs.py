@@ -137,7 +137,7 @@ def test_runs_without_network_access(workspace, config, tmp_path):
     environment = environment_without_package(tmp_path / "site")
     blocked = tmp_path / "site" / "sitecustomize.py"
     blocked.write_text(
-        blocked.read_text() + "import socket\n"
+        blocked.read_text(encoding="utf-8") + "import socket\n"
         "def refuse(self, address, *more):\n"
         "    raise OSError(f'network access to {address}')\n"
         "socket.socket.connect = socket.socket.connect_ex = refuse\n"

@@ -87,7 +87,7 @@ def bundle(root, request) -> Path:
 
 
 def metadata_of(bundle: Path) -> dict[str, Any]:
-    return json.loads((bundle / "configs" / "metadata.json").read_text())
+    return json.loads((bundle / "configs" / "metadata.json").read_text(encoding="utf-8"))
 
 
 def files_of(bundle: Path, config: str = "inference") -> dict[str, str]:
@@ -113,7 +113,7 @@ def test_version_and_changelog(bundle):
 
 
 def test_keys_of_the_inference_config(bundle):
-    config = json.loads((bundle / "configs" / "inference.json").read_text())
+    config = json.loads((bundle / "configs" / "inference.json").read_text(encoding="utf-8"))
     assert [key for key in CONFIG_KEYS if key not in config] == []
 
 
@@ -209,7 +209,7 @@ def without(bundle: Path, key: str, folder: Path) -> Path:
     """A copy whose inference config calls something by another name."""
     copy = Path(shutil.copytree(bundle, folder / "bundle"))
     file = copy / "configs" / "inference.json"
-    file.write_text(file.read_text().replace(f'"{key}"', '"renamed"').replace(f"@{key}", "@renamed"))
+    file.write_text(file.read_text(encoding="utf-8").replace(f'"{key}"', '"renamed"').replace(f"@{key}", "@renamed"))
     return copy
 
 
@@ -221,7 +221,7 @@ def test_a_missing_property_would_be_found(root, tmp_path):
 def test_a_property_by_another_name_would_be_found(root, tmp_path):
     copy = Path(shutil.copytree(root / "2d", tmp_path / "bundle"))
     file = copy / "configs" / "inference.json"
-    config = json.loads(file.read_text())
+    config = json.loads(file.read_text(encoding="utf-8"))
     config["post"], config["evaluator"]["postprocessing"] = config.pop("postprocessing"), "@post"
     file.write_text(json.dumps(config))
     assert missing_properties(root, copy) == ["postprocessing"]

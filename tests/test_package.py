@@ -120,15 +120,17 @@ def test_what_is_imported_is_required():
 
 
 def test_one_version():
-    citation = re.search(r"^version: (.+)$", (REPOSITORY / "CITATION.cff").read_text(), re.MULTILINE)
-    changes = re.search(r"^## \[(\d.+?)\]", (REPOSITORY / "CHANGELOG.md").read_text(), re.MULTILINE)
+    citation = re.search(r"^version: (.+)$", (REPOSITORY / "CITATION.cff").read_text(encoding="utf-8"), re.MULTILINE)
+    changes = re.search(r"^## \[(\d.+?)\]", (REPOSITORY / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
     assert citation and changes
     assert {version("alhvr-trainer"), citation[1], changes[1]} == {alhvr_trainer.__version__}
 
 
 @pytest.mark.parametrize("setting", fields(ALHVRSettings), ids=lambda setting: setting.name)
 def test_readme_lists_every_setting(setting):
-    table = [line for line in (REPOSITORY / "README.md").read_text().splitlines() if line.startswith("| `")]
+    table = [
+        line for line in (REPOSITORY / "README.md").read_text(encoding="utf-8").splitlines() if line.startswith("| `")
+    ]
     (row,) = [line for line in table if f"`{setting.name}`" in line.split("|")[1]]
     default = ALHVRSettings().as_dict()[setting.name]
     if default is not None:

@@ -164,8 +164,7 @@ def _windows(model: TrainedModel) -> dict[str, Any]:
     patch = [int(size) for size in model.configuration_manager.patch_size]
     flat = len(patch) == 2
     # training had room for as many patches, and more
-    changes: dict[str, Any] = {"roi_size": patch, "sw_batch_size": int(model.configuration_manager.batch_size)}
-    changes["outputs"] = model.plans_manager.get_label_manager(model.dataset_json).num_segmentation_heads
+    changes = {"roi_size": patch, "sw_batch_size": int(model.configuration_manager.batch_size)}
     return {**changes, "_target_": "scripts.windows.MirrorSliceInferer", "spatial_dim": 0} if flat else changes
 
 

@@ -85,10 +85,11 @@ def refuse_oblong_pixels(folder: Path) -> None:
             spacing = pydicom.dcmread(file, specific_tags=["PixelSpacing"]).get("PixelSpacing")
         except pydicom.errors.InvalidDicomError:
             continue
-        if spacing and abs(float(spacing[0]) - float(spacing[1])) > 1e-4:
+        rows, columns = map(float, spacing or (1, 1))
+        if abs(rows - columns) > 1e-4:
             raise SystemExit(
-                f"bundle: pixels of {file} are {float(spacing[0]):g} x {float(spacing[1]):g} mm; MONAI Deploy exchanges the two: "
-                "use configs/inference.json with --dataset_dir instead"
+                f"bundle: pixels of {file} are {rows:g} x {columns:g} mm; MONAI Deploy exchanges the two: use "
+                "configs/inference.json with --dataset_dir instead"
             )
 
 

@@ -79,18 +79,23 @@ def find_cases(dataset_dir: str | Path, num_channels: int, file_ending: str | No
     return cases
 
 
-def find_cases_or_exit(
-    dataset_dir: str | Path, num_channels: int, file_ending: str | None = None
-) -> list[dict[str, Any]]:
-    """As :func:`find_cases`, but end the program: MONAI would wrap the error into pages of traceback.
+class Cases(list[dict[str, Any]]):
+    """What :func:`find_cases` returns, or no case and the ``problem`` why: one line, empty if there is none.
 
-    Raises:
-        SystemExit: with the error's line.
+    Tools build a bundle's whole workflow only to look at it; a missing folder must not matter before it runs.
     """
+
+    def __init__(self, cases: Iterable[dict[str, Any]] = (), problem: str = "") -> None:
+        super().__init__(cases)
+        self.problem = problem
+
+
+def cases_or_problem(dataset_dir: str | Path, num_channels: int, file_ending: str | None = None) -> Cases:
+    """As :func:`find_cases`, but the error is kept for the run, which ends with it."""
     try:
-        return find_cases(dataset_dir, num_channels, file_ending)
+        return Cases(find_cases(dataset_dir, num_channels, file_ending))
     except InputError as error:
-        raise SystemExit(f"bundle: {error}") from error
+        return Cases(problem=str(error))
 
 
 def without_ending(file: str | Path, endings: Iterable[str] = ENDINGS) -> str | None:

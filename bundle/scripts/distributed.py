@@ -9,15 +9,15 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 import torch.distributed as dist
 
+from .cases import Cases
 from .evaluation import Evaluation, run_to_the_end
 
 _PATIENCE = timedelta(days=7)  # between the first rank that is done and the last; the usual half hour is too short
-Case = TypeVar("Case")
 
 
 def rank() -> int:
@@ -45,14 +45,14 @@ def device_of_this_rank() -> torch.device:
     return torch.device("cuda", local)
 
 
-def cases_of_this_rank(cases: Sequence[Case]) -> list[Case]:
+def cases_of_this_rank(cases: Sequence[Any]) -> Cases:
     """Every n-th case, beginning with the rank's own number: each case goes to exactly one of n ranks.
 
     Example:
         >>> cases_of_this_rank(["a", "b", "c"])     # rank 0 of 2     # doctest: +SKIP
         ['a', 'c']
     """
-    return list(cases[rank() :: world_size()])
+    return Cases(cases[rank() :: world_size()], getattr(cases, "problem", ""))
 
 
 def run_on_all_ranks(evaluator: Any, evaluation: Evaluation | None = None) -> None:

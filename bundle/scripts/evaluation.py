@@ -39,6 +39,7 @@ class Evaluation:
         dataset_json: str | Path,
     ) -> None:
         self.cases = [case["case"] for case in cases]
+        self.problem = getattr(cases, "problem", "")
         self.output_dir, self.labels_dir = Path(output_dir), Path(labels_dir)
         self.dataset_json = Path(dataset_json)
 
@@ -48,6 +49,8 @@ class Evaluation:
         Raises:
             InputError: no case has a reference, or one has two.
         """
+        if self.problem:
+            raise InputError(self.problem)
         if not self.labels_dir.is_dir():
             raise InputError(f"labels_dir {self.labels_dir} does not exist; name the folder of reference labels")
         references = _files(self.labels_dir, self._ending())
@@ -136,8 +139,7 @@ def predict_and_evaluate(evaluator: Any, evaluation: Evaluation) -> None:
 def run_to_the_end(evaluator: Any) -> SystemExit | None:
     """Run it; returns the SystemExit with which it reports failed cases, for others have to follow first."""
     try:
-        if len(evaluator.data_loader):
-            evaluator.run()
+        evaluator.run()
     except SystemExit as end:
         return end
     return None

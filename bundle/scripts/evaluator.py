@@ -9,7 +9,7 @@ from monai.data import Dataset
 from monai.engines import SupervisedEvaluator
 from tqdm import tqdm
 
-from .errors import InputError, reason
+from .errors import reason
 
 ERROR = "error"
 CASE = "case"
@@ -54,11 +54,12 @@ class CaseEvaluator(SupervisedEvaluator):
         """Predict every case.
 
         Raises:
-            InputError: there is no case at all.
+            SystemExit: there is none; it says why.
         """
         self.failed.clear()
-        if not self.state.epoch_length:
-            raise InputError("there are no cases to predict")
+        problem = getattr(self.data_loader.dataset.data, "problem", "")
+        if problem:
+            raise SystemExit(f"bundle: {problem}")
         super().run()
 
     def exit_if_failed(self) -> None:

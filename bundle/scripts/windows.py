@@ -57,8 +57,6 @@ class MirrorWindowInferer(SlidingWindowInferer):
             window.insert(self.spatial_dim, 1)
         self.device = results_device(inputs.shape[2:], self.num_outputs, inputs.device, inputs.shape[1], SINGLE)
         self.overlap = even_overlap(inputs.shape[2:], window, self.least_overlap)
-        # single precision takes twice the room that is estimated for nnU-Net's half
-        self.device = results_device(inputs.shape[2:], 2 * self.outputs, inputs.device, inputs.shape[1])
         return super().__call__(inputs, mirrored(network, self.mirror_axes), *args, **kwargs)
 
 
