@@ -1,8 +1,9 @@
 """Time and memory of predicting: nnUNetv2_predict, and the exported bundle's two ways, on the same cases.
 
-Whole processes, as users start them, with their default options; the three take turns, so that drifts of the machine
-hit all alike. Each runs on one case and on all: the difference by the number of further cases is the time of a case,
-what remains of the run on one case is the start.
+Whole processes, as users start them, with their default options, and nnU-Net once more with as few worker processes as
+it can do with, which suits machines of few cores; they take turns, so that drifts of the machine hit all alike. Each
+runs on one case and on all: the difference by the number of further cases is the time of a case, what remains of the
+run on one case is the start.
 
     alhvr export_nnunet -d 4 -c 2d -f 0 -p PLANS -o model.zip && nnUNetv2_install_pretrained_model_from_zip model.zip
     alhvr export_bundle -d 4 -c 2d -f 0 -p PLANS -o bundle
@@ -28,7 +29,7 @@ import fire
 import torch
 from step_cost import versions
 
-POLL = 0.2  # seconds between two looks at the memory
+POLL = 0.5  # seconds between two looks at the memory
 PAGE_KIB = 1024
 
 
@@ -36,29 +37,30 @@ def commands(bundle: Path, model_folder: Path, device: str) -> dict[str, list[st
     """What is compared; the folders of images and of results are appended."""
     run = [sys.executable, "-m", "monai.bundle", "run", "inference", "--bundle_root", str(bundle), "--device", device]
     predict = str(Path(sys.executable).parent / "nnUNetv2_predict_from_modelfolder")
+    nnunet = [predict, "-m", str(model_folder), "-f", "0", "-device", device]
     return {
-        "nnUNetv2_predict": [predict, "-m", str(model_folder), "-f", "0", "-device", device],
+        "nnUNetv2_predict": nnunet,
+        "nnUNetv2_predict -npp 1 -nps 1": [*nnunet, "-npp", "1", "-nps", "1"],
         "bundle, inference.json": [*run, "--config_file", str(bundle / "configs" / "inference.json")],
         "bundle, inference_native.json": [*run, "--config_file", str(bundle / "configs" / "inference_native.json")],
     }
 
 
-def measure(command: list[str], images: Path, output: Path) -> dict[str, float]:
-    """Seconds and peak memory (MiB, proportional share of all processes of the tree) of one run."""
+def measure(command: list[str], images: Path, output: Path, memory: bool = False) -> float:
+    """Seconds of one run, or its peak memory in MiB (proportional share of all its processes): to look slows it."""
     shutil.rmtree(output, ignore_errors=True)
-    keys = ("-i", "-o") if "-m" in command[:2] else ("--dataset_dir", "--output_dir")
+    keys = ("--dataset_dir", "--output_dir") if "monai.bundle" in command else ("-i", "-o")
     whole = [*command, keys[0], str(images), keys[1], str(output)]
-    started = time.perf_counter()
+    started, peak = time.perf_counter(), 0
     with open(output.with_suffix(".log"), "w") as log:
         process = subprocess.Popen(whole, stdout=log, stderr=subprocess.STDOUT)
-        peak = 0
-        while process.poll() is None:
+        while memory and process.poll() is None:
             peak = max(peak, sum(map(_share_kib, _tree(process.pid))))
             time.sleep(POLL)
-    seconds = time.perf_counter() - started
+        process.wait()
     if process.returncode:
         raise SystemExit(f"{' '.join(whole)} failed, see {output.with_suffix('.log')}")
-    return {"seconds": round(seconds, 2), "peak_mib": round(peak / PAGE_KIB)}
+    return round(peak / PAGE_KIB) if memory else round(time.perf_counter() - started, 2)
 
 
 def _tree(pid: int) -> list[int]:
@@ -98,18 +100,20 @@ def inference(
     work = Path(work_folder)
     one = first_case(Path(images), work / "one_case")
     number = len({file.name[: -len("_0000.nii.gz")] for file in Path(images).glob("*.nii.gz")})
-    runs: dict[str, dict[str, list[dict[str, float]]]] = {}
+    ways = commands(Path(bundle), Path(model_folder), device)
+    runs: dict[str, dict[str, list[float]]] = {way: {"one": [], "all": []} for way in ways}
     for _ in range(rounds):
-        for way, command in commands(Path(bundle), Path(model_folder), device).items():
-            of_way = runs.setdefault(way, {"one": [], "all": []})
-            of_way["one"].append(measure(command, one, work / "found"))
-            of_way["all"].append(measure(command, Path(images), work / "found"))
-            print(way, of_way["one"][-1], of_way["all"][-1], flush=True)
-    result = {"cases": number, "rounds": rounds, "ways": {way: summary(each, number) for way, each in runs.items()}}
+        for way, command in ways.items():
+            runs[way]["one"].append(measure(command, one, work / "found"))
+            runs[way]["all"].append(measure(command, Path(images), work / "found"))
+            print(way, runs[way], flush=True)
+    result: dict[str, Any] = {"cases": number, "rounds": rounds}
+    result["ways"] = {way: summary(seconds, number) for way, seconds in runs.items()}
     floor = result["ways"]["nnUNetv2_predict"]
-    for of_way in result["ways"].values():
+    for way, of_way in result["ways"].items():
         of_way["ratio_to_nnunet"] = {key: round(of_way[key] / floor[key], 3) for key in ("seconds_all", "per_case")}
-    result |= {"command": f"python benchmarks/inference.py --name {name!r} --rounds {rounds} …", "runs": runs}
+        of_way["peak_mib"] = measure(ways[way], Path(images), work / "found", memory=True)
+    result |= {"command": f"python benchmarks/inference.py --name {name!r} --rounds {rounds} …", "seconds": runs}
     result |= {"environment": versions(torch.device(device)), "cpus": os.cpu_count()}
     target = Path(output)
     content: dict[str, Any] = json.loads(target.read_text()) if target.is_file() else {}
@@ -117,15 +121,14 @@ def inference(
     target.write_text(json.dumps(content, indent=2) + "\n")
 
 
-def summary(runs: dict[str, list[dict[str, float]]], number: int) -> dict[str, float]:
+def summary(seconds: dict[str, list[float]], number: int) -> dict[str, Any]:
     """Medians over the rounds."""
-    one, all_cases = (median(run["seconds"] for run in runs[key]) for key in ("one", "all"))
+    one, all_cases = (median(seconds[key]) for key in ("one", "all"))
     per_case = (all_cases - one) / (number - 1)
     return {
         "seconds_all": round(all_cases, 2),
         "start": round(one - per_case, 2),
         "per_case": round(per_case, 4),
-        "peak_mib": max(run["peak_mib"] for run in runs["all"]),
     }
 
 

@@ -8,10 +8,12 @@ import sys
 from pathlib import Path
 
 import monai.bundle
+import numpy as np
 import pytest
 import torch
 from monai.bundle import ConfigWorkflow
 from nnunet_environment import set_nnunet
+from skimage import io
 from trained_models import (
     DATASET,
     assert_same_files,
@@ -76,6 +78,52 @@ def test_equals_nnunet(workspace, configuration, kind, tmp_path):
     trainer, plans, _ = model.name.split("__")
     bundle = export_bundle(901, configuration, plans=plans, trainer=trainer, output=str(tmp_path / "bundle"))
     assert_same_files(run_bundle(bundle, workspace / "images", tmp_path / "found"), expected)
+
+
+def test_colour_pictures_equal_nnunets(workspace, tmp_path):
+    """nnU-Net reads the three channels of an RGB picture out of one file, and the slice has no neighbours."""
+    model = colour_model(workspace / "results", tmp_path / "model" / "nnUNetTrainer__Colours__2d")
+    (tmp_path / "images").mkdir()
+    pixels = np.random.default_rng(0)
+    for number in range(2):
+        io.imsave(tmp_path / "images" / f"p{number}_0000.png", pixels.integers(0, 256, (33, 27, 3), np.uint8))
+    expected = predict_with_nnunet(model, tmp_path / "images", tmp_path / "expected")
+    bundle = export_bundle(model_folder=str(model), output=str(tmp_path / "bundle"))
+    found = run_bundle(bundle, tmp_path / "images", tmp_path / "found")
+    assert sorted(path.name for path in found.iterdir()) == ["p0.png", "p1.png"]
+    for path in found.iterdir():
+        labels = io.imread(path)
+        assert labels.shape == (33, 27) and len(np.unique(labels)) >= 2
+        np.testing.assert_array_equal(labels, io.imread(expected / path.name))
+    assert not (bundle / "configs" / "inference_native.json").exists()
+    assert "the images are read by NaturalImage2DIO" in (bundle / "docs" / "README.md").read_text(encoding="utf-8")
+
+
+def colour_model(results: Path, folder: Path) -> Path:
+    """A model of RGB pictures, from one of images of two channels."""
+    source = make_model(results, "2d", trainer="nnUNetTrainer", plans_name="Colours")
+    plans, dataset_json = (json.loads((source / name).read_text()) for name in ("plans.json", "dataset.json"))
+    plans |= {
+        "image_reader_writer": "NaturalImage2DIO",
+        "transpose_forward": [0, 1, 2],
+        "transpose_backward": [0, 1, 2],
+    }
+    statistics = plans["foreground_intensity_properties_per_channel"]
+    statistics["2"] = statistics["0"]
+    channels = {"normalization_schemes": ["ZScoreNormalization"] * 3, "use_mask_for_norm": [False] * 3}
+    plans["configurations"]["2d"] |= {**channels, "spacing": [1.0, 1.0]}
+    dataset_json |= {"channel_names": {"0": "R", "1": "G", "2": "B"}, "file_ending": ".png"}
+    checkpoint = torch.load(source / "fold_0" / "checkpoint_final.pth", weights_only=False)
+    for name, tensor in checkpoint["network_weights"].items():
+        if tensor.ndim == 4 and tensor.shape[1] == 2:  # the first convolution
+            checkpoint["network_weights"][name] = torch.cat((tensor, tensor[:, :1]), 1)
+    checkpoint["init_args"] |= {"plans": plans, "dataset_json": dataset_json}
+    folder.parent.mkdir(parents=True)
+    source.rename(folder)
+    torch.save(checkpoint, folder / "fold_0" / "checkpoint_final.pth")
+    (folder / "plans.json").write_text(json.dumps(plans))
+    (folder / "dataset.json").write_text(json.dumps(dataset_json))
+    return folder
 
 
 @pytest.mark.parametrize(("network", "taken"), [("b", (1,)), ("both", (0, 1))])

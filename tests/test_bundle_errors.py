@@ -7,6 +7,8 @@ import subprocess
 from pathlib import Path
 
 import monai.bundle
+import nibabel
+import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
@@ -16,6 +18,9 @@ from scripts.memory import GIB, available_memory, check_memory, logits_bytes, re
 from trained_models import make_images, make_model
 
 from alhvr_trainer.export.bundle import export_bundle
+
+pytestmark = pytest.mark.any_nnunet
+CONFIGS = ("inference", "inference_native")
 
 
 @pytest.fixture(scope="module")
@@ -34,12 +39,12 @@ def images(workspace, tmp_path) -> Path:
     return Path(shutil.copytree(workspace / "images", tmp_path / "images"))
 
 
-def message_of_run(bundle: Path, images: Path, output: Path, **override: object) -> str:
+def message_of_run(bundle: Path, images: Path, output: Path, config: str = "inference", **override: object) -> str:
     """The lines with which the program ends."""
     with pytest.raises(SystemExit) as caught:
         monai.bundle.run(
             "inference",
-            config_file=str(bundle / "configs" / "inference.json"),
+            config_file=str(bundle / "configs" / f"{config}.json"),
             bundle_root=str(bundle),
             dataset_dir=str(images),
             output_dir=str(output),
@@ -48,15 +53,74 @@ def message_of_run(bundle: Path, images: Path, output: Path, **override: object)
     return str(caught.value)
 
 
-@pytest.mark.parametrize("num_workers", [0, 1])
-def test_a_broken_file_stops_no_other_case(workspace, images, tmp_path, num_workers):
+@pytest.mark.parametrize(("config", "num_workers"), [("inference", 0), ("inference", 1), ("inference_native", 0)])
+def test_a_broken_file_stops_no_other_case(workspace, images, tmp_path, config, num_workers):
     broken = images / "flipped_0001.nii.gz"
     broken.write_bytes(broken.read_bytes()[:200])
-    message = message_of_run(workspace / "bundle", images, tmp_path / "found", num_workers=num_workers).splitlines()
+    options = {"config": config, "num_workers": num_workers}
+    message = message_of_run(workspace / "bundle", images, tmp_path / "found", **options).splitlines()
     assert message[0] == "bundle: 1 of 3 cases failed, the others are done:"
     assert message[1].startswith("  flipped: ") and broken.name in message[1]
     assert len(message) == 2
     assert sorted(path.name for path in (tmp_path / "found").iterdir()) == ["coronal.nii.gz", "oblique.nii.gz"]
+
+
+def without_orientation(path: Path) -> None:
+    header = nibabel.load(path)
+    header.set_qform(None, code=0)
+    header.set_sform(None, code=0)
+    nibabel.save(header, path)
+
+
+def as_film(path: Path) -> None:
+    image = nibabel.load(path)
+    nibabel.save(nibabel.Nifti1Image(np.stack([image.get_fdata()] * 3, -1).astype(np.float32), image.affine), path)
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (without_orientation, "does not say how it lies in the patient (qform_code and sform_code are 0)"),
+        (as_film, "split"),
+    ],
+)
+def test_images_that_no_model_takes_are_named(workspace, images, tmp_path, config, spoil, said):
+    for channel in range(2):
+        spoil(images / f"coronal_{channel:04d}.nii.gz")
+    message = message_of_run(workspace / "bundle", images, tmp_path / "found", config).splitlines()
+    assert message[0] == "bundle: 1 of 3 cases failed, the others are done:"
+    assert len(message) == 2 and message[1].startswith("  coronal: ") and said in message[1]
+
+
+def test_unknown_orientation_can_be_allowed(workspace, images, tmp_path):
+    for channel in range(2):
+        without_orientation(images / f"coronal_{channel:04d}.nii.gz")
+    for config in CONFIGS:
+        output = tmp_path / config
+        monai.bundle.run(
+            "inference",
+            config_file=str(workspace / "bundle" / "configs" / f"{config}.json"),
+            bundle_root=str(workspace / "bundle"),
+            dataset_dir=str(images),
+            output_dir=str(output),
+            allow_unknown_orientation=True,
+        )
+        assert len(list(output.iterdir())) == 3
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_folders_that_cannot_be_predicted(workspace, images, tmp_path, config):
+    (tmp_path / "empty").mkdir()
+    (images / "oblique_0001.nii.gz").unlink()
+    for folder, said in {
+        tmp_path / "nowhere": "does not exist",
+        tmp_path / "empty": "is empty",
+        images: "case oblique in",
+    }.items():
+        message = message_of_run(workspace / "bundle", folder, tmp_path / "found", config)
+        assert message.startswith("bundle: ") and said in message and "\n" not in message
+    assert not (tmp_path / "found").exists()
 
 
 def test_a_case_that_cannot_be_written_stops_no_other(workspace, images, tmp_path):

@@ -26,6 +26,7 @@ from alhvr_trainer.evaluation.evaluate import evaluate
 from alhvr_trainer.export.bundle import export_bundle
 from alhvr_trainer.resources import bundle_folder, ext_trainer_folder
 
+pytestmark = pytest.mark.any_nnunet
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 
@@ -82,6 +83,20 @@ def test_numbers_of_alhvr_evaluate(workspace, tmp_path, capsys):
     assert 0 < result["overall"]["Dice"]["mean"] < 1
     assert (found / "metrics.csv").read_text() == (tmp_path / "expected" / "metrics.csv").read_text()
     assert capsys.readouterr().out.strip() in printed  # the same table
+
+
+def test_the_overlay_fits_on_the_native_workflow(workspace, tmp_path):
+    bundle = workspace / "bundle"
+    monai.bundle.run(
+        config_file=[str(bundle / "configs" / f"{name}.json") for name in ("inference_native", "evaluate")],
+        bundle_root=str(bundle),
+        dataset_dir=str(workspace / "images"),
+        output_dir=str(tmp_path / "out"),
+        labels_dir=str(workspace / "labels"),
+    )
+    result = json.loads((tmp_path / "out" / "metrics.json").read_text(encoding="utf-8"))
+    assert result["failed"] == {} and set(result["cases"]) == {"coronal", "flipped", "oblique"}
+    assert result["overall"]["Dice"]["n"] == 3
 
 
 def test_one_implementation_in_the_package_and_in_exported_bundles(workspace):

@@ -33,7 +33,10 @@ from alhvr_trainer.export.models import Member, TrainedModel, find_model, model_
 
 PLAIN, RESIDUAL = "PlainConvUNet", "ResidualEncoderUNet"
 BLOCKS = {"BasicBlockD": BasicBlockD, "BottleneckD": BottleneckD}
-pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning", "ignore:.*torch.jit.*:FutureWarning")
+pytestmark = [
+    pytest.mark.any_nnunet,
+    pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning", "ignore:.*torch.jit.*:FutureWarning"),
+]
 
 
 def arguments(kind: str, dimensions: int = 2, **changes: Any) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from trained_models import make_images, make_model
 
 from alhvr_trainer.export.bundle import export_bundle
 
+pytestmark = pytest.mark.any_nnunet
 RULES = Path(__file__).with_name("metadata_rules.json")
 LARGEST_FILE = 25 * 2**20
 NECESSARY_FILES = ("configs/metadata.json", "LICENSE", "models/model.pt", "configs/inference.json")

@@ -206,7 +206,15 @@ def _write_bundle(folder: Path, export: Export) -> None:
         template, export.model, export.members, export.details, export.changelog, export.measured.metrics
     )
     _write_json(folder / METADATA_FILE, metadata)
-    write_card(folder / "docs", export.model, export.members, export.details, metadata, export.measured)
+    write_card(
+        folder / "docs",
+        export.model,
+        export.members,
+        export.details,
+        metadata,
+        export.measured,
+        export.why_not_native,
+    )
     bundle_script("checksums").write_checksums(folder)
 
 
@@ -214,13 +222,22 @@ def _fill_config(config_file: Path, export: Export) -> None:
     """What both ways to predict have in common."""
     config = read_object(config_file)
     axes = export.members[0].checkpoint.get("inference_allowed_mirroring_axes")
-    config["num_channels"] = export.model.num_channels
     config["mirror_axes"] = None if axes is None else [int(axis) for axis in axes]
     config["use_mirroring"] = export.details.mirroring
     config["network_def"] = export.network.definition
-    known = {"configuration": export.model.configuration, "num_outputs": export.model.num_outputs}
+    known = {
+        "num_channels": export.model.num_channels,
+        "configuration": export.model.configuration,
+        "num_outputs": export.model.num_outputs,
+        "files_per_case": 1 if _reads_colours(export.model) else export.model.num_channels,
+    }
     config.update({key: value for key, value in known.items() if key in config})
     _write_json(config_file, config)
+
+
+def _reads_colours(model: TrainedModel) -> bool:
+    """Whether the channels are the colours of one picture (RGB, RGBA), which nnU-Net's reader takes out of one file."""
+    return model.plans["image_reader_writer"] == "NaturalImage2DIO" and model.num_channels in (3, 4)
 
 
 def _fill_native(config_file: Path, export: Export) -> None:

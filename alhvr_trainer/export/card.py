@@ -33,6 +33,10 @@ _NNUNET = (
     "the data set. Loss, augmentation and optimiser are those of the trainer `{trainer}`."
 )
 
+NATIVE_COMMAND = (
+    "python -m monai.bundle run --config_file configs/inference_native.json --dataset_dir IN --output_dir OUT"
+)
+
 
 def write_card(
     docs: Path,
@@ -41,6 +45,7 @@ def write_card(
     details: Details,
     metadata: dict[str, Any],
     measured: Measured,
+    why_not_native: str | None = None,
 ) -> None:
     """Fill in ``docs/README.md``, and write what belongs beside it: plots, and ``data_license.txt`` if terms are known.
 
@@ -51,6 +56,7 @@ def write_card(
         details: what the one who exports says.
         metadata: content of the bundle's metadata.json, which the card repeats.
         measured: results to show.
+        why_not_native: why the bundle lacks configs/inference_native.json; None if it has it.
     """
     plots = [plot_dice(results, docs / _plot_name(results)) for results in measured.results]
     plots += copy_training_plots(model, docs)
@@ -64,6 +70,7 @@ def write_card(
         "input": _input(model),
         "output": _output(model),
         "performance": _performance(measured, details, [plot.name for plot in plots if plot]),
+        "native": _native(why_not_native),
         "references": _references(metadata["references"]),
         "licence": _licence(terms),
     }
@@ -74,6 +81,12 @@ def write_card(
     if terms or data_source(model, details) != model.dataset:
         text = f"Training data: {data_source(model, details)}\nLicence: {terms or NOT_STATED}\n"
         (docs / DATA_LICENCE).write_text(text, encoding="utf-8")
+
+
+def _native(why_not: str | None) -> str:
+    if why_not is not None:
+        return f"Not with this model: {why_not}, which MONAI's transforms or the bundle's own networks cannot express."
+    return f"```bash\n{NATIVE_COMMAND}\n```"
 
 
 def _plot_name(results: Results) -> str:
