@@ -26,13 +26,12 @@ from trained_models import DATASET, LABELS, make_model
 from alhvr_trainer import cli
 from alhvr_trainer.errors import InputError
 from alhvr_trainer.evaluation.evaluate import evaluate
-from alhvr_trainer.export import facts
-from alhvr_trainer.export.bundle import export_bundle
-from alhvr_trainer.export.card import PLACEHOLDER
-from alhvr_trainer.export.details import next_changelog
-from alhvr_trainer.export.metadata import release
+from alhvr_trainer.export.bundle import export_bundle, facts
+from alhvr_trainer.export.bundle.card import PLACEHOLDER
+from alhvr_trainer.export.bundle.details import next_changelog
+from alhvr_trainer.export.bundle.metadata import release
+from alhvr_trainer.export.bundle.results import eval_metrics, evaluation_results, validation_results
 from alhvr_trainer.export.models import TrainedModel, find_model_in_folder
-from alhvr_trainer.export.results import eval_metrics, evaluation_results, validation_results
 from alhvr_trainer.resources import bundle_folder
 
 pytestmark = pytest.mark.any_nnunet

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from alhvr_trainer.errors import InputError, shown
-from alhvr_trainer.export import facts
+from alhvr_trainer.export.bundle import facts
 from alhvr_trainer.export.models import WEIGHTS_FILE, TrainedModel
 from alhvr_trainer.files.json_files import is_whole, read_object
 

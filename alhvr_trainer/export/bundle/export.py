@@ -13,11 +13,13 @@ from typing import Any
 import torch
 
 from alhvr_trainer.errors import InputError, one_line
-from alhvr_trainer.export.architecture import BundleNetwork, bundle_network
-from alhvr_trainer.export.card import write_card
-from alhvr_trainer.export.details import FIRST_VERSION, Details, next_changelog
-from alhvr_trainer.export.metadata import EXPORTED_BY, fill_metadata
-from alhvr_trainer.export.metadata import licence as licence_of
+from alhvr_trainer.export.bundle.architecture import BundleNetwork, bundle_network
+from alhvr_trainer.export.bundle.card import write_card
+from alhvr_trainer.export.bundle.details import FIRST_VERSION, Details, next_changelog
+from alhvr_trainer.export.bundle.metadata import EXPORTED_BY, fill_metadata
+from alhvr_trainer.export.bundle.metadata import licence as licence_of
+from alhvr_trainer.export.bundle.native import NATIVE_CONFIG, native_config, why_not_native
+from alhvr_trainer.export.bundle.results import Measured, measured
 from alhvr_trainer.export.models import (
     WEIGHTS_FILE,
     Member,
@@ -26,8 +28,6 @@ from alhvr_trainer.export.models import (
     find_model_in_folder,
     model_members,
 )
-from alhvr_trainer.export.native import NATIVE_CONFIG, native_config, why_not_native
-from alhvr_trainer.export.results import Measured, measured
 from alhvr_trainer.files.json_files import read_object
 from alhvr_trainer.resources import bundle_folder, bundle_script
 from alhvr_trainer.settings import PLANS_NAME, TRAINER_NAME

@@ -7,12 +7,12 @@ import re
 from pathlib import Path
 from typing import Any
 
-from alhvr_trainer.export import facts
-from alhvr_trainer.export.details import Details
-from alhvr_trainer.export.metadata import NOT_STATED, data_source, licence
+from alhvr_trainer.export.bundle import facts
+from alhvr_trainer.export.bundle.details import Details
+from alhvr_trainer.export.bundle.metadata import NOT_STATED, data_source, licence
+from alhvr_trainer.export.bundle.plots import copy_training_plots, plot_dice
+from alhvr_trainer.export.bundle.results import KEYS, Measured, Results, Spread
 from alhvr_trainer.export.models import Member, TrainedModel
-from alhvr_trainer.export.plots import copy_training_plots, plot_dice
-from alhvr_trainer.export.results import KEYS, Measured, Results, Spread
 from alhvr_trainer.files.json_files import is_whole
 from alhvr_trainer.settings import SETTINGS_KEY
 

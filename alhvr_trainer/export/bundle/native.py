@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-from alhvr_trainer.export.architecture import BundleNetwork
+from alhvr_trainer.export.bundle.architecture import BundleNetwork
 from alhvr_trainer.export.models import TrainedModel
 
 NATIVE_CONFIG = "inference_native.json"

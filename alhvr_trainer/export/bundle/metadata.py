@@ -6,8 +6,8 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from alhvr_trainer import __version__
-from alhvr_trainer.export import facts
-from alhvr_trainer.export.details import Details
+from alhvr_trainer.export.bundle import facts
+from alhvr_trainer.export.bundle.details import Details
 from alhvr_trainer.export.models import Member, TrainedModel
 
 NATIVE_PACKAGES = "native_packages_version"
