@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import shutil
 import struct
 import subprocess
@@ -250,6 +251,13 @@ def _spacing_of_metaimage(file, value):
     _change_line(file, "ElementSpacing", f"ElementSpacing = {value} 1 1")
 
 
+def _truncated(file):
+    """ITK reads it without a word and makes up the rest."""
+    sitk.WriteImage(oblique_image(), str(file), file.suffix == ".gz")
+    file.write_bytes(file.read_bytes()[:-40])
+    assert sitk.ReadImage(str(file)).GetSize() == (8, 9, 6)
+
+
 def _singular(file):
     sitk.WriteImage(oblique_image(), str(file))
     _change_line(file, "TransformMatrix", "TransformMatrix = 1 0 0 1 0 0 0 0 1")
@@ -268,6 +276,8 @@ def _singular(file):
     ("a.mha", lambda f: _spacing_of_metaimage(f, 0), r"a.mha has a spacing of 0 x 1 x 1 mm; correct its header"),
     ("a.mha", lambda f: _spacing_of_metaimage(f, -1), r"a.mha has a spacing of -1 x 1 x 1 mm; correct its header"),
     ("a.mha", _singular, r"a.mha has direction cosines that span no space \(1 1 0 0 0 0 0 0 1\); correct its header"),
+    ("a.nii", lambda f: _truncated(f), r"a.nii is damaged: it ends before the last of its 8 x 9 x 6 voxels; copy or"),
+    ("a.nii.gz", lambda f: _truncated(f), r"a.nii.gz is damaged: it ends before the last of its 8 x 9 x 6 voxels;"),
     ("a.nrrd", lambda f: f.write_text("no image"), r"cannot read \S+a.nrrd \(damaged or not an image\): \S+"),
 ])  # fmt: skip
 def test_images_that_no_model_takes(tmp_path, name, write, message):
@@ -282,6 +292,14 @@ def test_unknown_orientation_can_be_allowed(tmp_path):
     _no_orientation(tmp_path / "a.nii")
     check_image(tmp_path / "a.nii", allow_unknown_orientation=True)
     assert nnunet_readable([tmp_path / "a.nii"], [".nii"], tmp_path, True) == [str(tmp_path / "a.nii")]
+
+
+def test_a_file_packed_in_several_parts_is_complete(tmp_path):
+    """As bgzip and concatenated archives are: the last count is that of the last part."""
+    sitk.WriteImage(oblique_image(), str(tmp_path / "a.nii"))
+    content = (tmp_path / "a.nii").read_bytes()
+    (tmp_path / "a.nii.gz").write_bytes(gzip.compress(content[:500]) + gzip.compress(content[500:]))
+    check_image(tmp_path / "a.nii.gz")
 
 
 def test_good_images_pass(tmp_path):

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import gzip
 import math
-import struct
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,7 @@ import numpy as np
 from .cases import ENDINGS, without_ending
 from .dicom import check_series, dicom_header, is_dicom, itk_reason, series_files
 from .errors import InputError
+from .nifti import check_complete, read_header
 
 _SINGULAR = 1e-3  # of the determinant, which is 1 or -1
 _FOR_CONVERTED = (".mha", ".nii", ".nii.gz", ".nrrd")  # exact and fast first; NIfTI keeps geometry in float32 only
@@ -32,9 +31,9 @@ def check_image(file: str | Path, allow_unknown_orientation: bool = False) -> No
         allow_unknown_orientation: take a NIfTI file that does not say how it lies in space.
 
     Raises:
-        InputError: unreadable; neither 2D nor 3D; several components per voxel; no more than one voxel; a spacing
-            that is not positive and finite; direction cosines that are singular or unknown; a DICOM series that
-            is no regular volume.
+        InputError: unreadable; neither 2D nor 3D; several components per voxel; no more than one voxel; a NIfTI file
+            that ends early; a spacing that is not positive and finite; direction cosines that are singular or
+            unknown; a DICOM series that is no regular volume.
 
     Example:
         >>> check_image("images/film_0000.nii.gz")     # doctest: +SKIP
@@ -46,6 +45,7 @@ def check_image(file: str | Path, allow_unknown_orientation: bool = False) -> No
         check_series(file)
     header = dicom_header(series_files(file)[0] if folder else file)
     _check_shape(file, header)
+    check_complete(Path(file))
     dimensions = header.GetDimension()
     spacing, direction = header.GetSpacing(), header.GetDirection()
     for sizes in (spacing, _stored_spacing(Path(file), header.GetSize())):
@@ -83,16 +83,9 @@ def _stored_spacing(file: Path, size: Sequence[int]) -> list[float]:
 
     Axes of one voxel often have no size, and the sign is left to the direction.
     """
-    if not file.name.lower().endswith((".nii", ".nii.gz")) or file.is_dir():
-        return []
-    opener = gzip.open if file.name.lower().endswith(".gz") else open
-    with opener(file, "rb") as opened:
-        header = opened.read(348)
-    for order in "<>":
-        if len(header) == 348 and struct.unpack_from(f"{order}i", header)[0] == 348:
-            sizes = struct.unpack_from(f"{order}7f", header, 80)
-            return [abs(mm) for mm, voxels in zip(sizes, size, strict=False) if voxels > 1]
-    return []
+    header = read_header(file)
+    sizes = zip(header.spacing, size, strict=False) if header else ()
+    return [abs(mm) for mm, voxels in sizes if voxels > 1]
 
 
 def read_image(file: str | Path) -> Any:
