@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 
 from .cases import ENDINGS, without_ending
-from .dicom import itk_reason
 from .errors import InputError
+from .images import read_image
 from .label_maps import Labels, different_voxels, labels_of, listed, unknown_values
 from .metrics import case_metrics, summarize, table, write_metrics
+from .nifti import check_complete
 
 
 class Evaluation:
@@ -174,25 +175,8 @@ def _measure(case: str, prediction_file: Path | None, reference_file: Path, labe
 
 
 def _read(file: Path) -> Any:
-    import SimpleITK as sitk
-
-    try:
-        if file.name.endswith((".nii", ".nii.gz")):
-            _see_all_voxels(file)
-        return sitk.ReadImage(str(file))
-    except (RuntimeError, OSError, ValueError, EOFError) as error:
-        raise InputError(f"cannot read {file} (damaged or not an image): {itk_reason(error)}") from error
-
-
-def _see_all_voxels(file: Path) -> None:
-    """ITK fills what is missing of a truncated NIfTI file with arbitrary values; nibabel does not."""
-    import nibabel
-    from nibabel.filebasedimages import ImageFileError
-
-    try:
-        np.asarray(nibabel.load(file).dataobj)  # type: ignore[attr-defined]
-    except ImageFileError as error:
-        raise ValueError(str(error)) from error
+    check_complete(file)
+    return read_image(file)
 
 
 def _label_array(image: Any, file: Path, labels: Labels) -> np.ndarray:

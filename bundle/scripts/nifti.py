@@ -59,7 +59,10 @@ def check_complete(file: Path) -> None:
     found = _gzip_bytes(file, header.needed) if file.name.lower().endswith(".gz") else os.path.getsize(file)
     if found < header.needed:
         voxels = " x ".join(map(str, header.shape))
-        raise InputError(f"{file} is damaged: it ends before the last of its {voxels} voxels; copy or export it again")
+        raise InputError(
+            f"cannot read {file} (damaged or not an image): it ends before the last of its {voxels} voxels; "
+            "copy or export it again"
+        )
 
 
 def _gzip_bytes(file: Path, needed: int) -> int:
