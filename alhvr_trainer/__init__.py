@@ -13,10 +13,10 @@ __all__ = ["ALHVRPlanner", "ALHVRTrainer", "InputError", "__version__", "alhvr_c
 
 _HOMES = {
     "ALHVRPlanner": "alhvr_trainer.planning.planner",
-    "ALHVRTrainer": "alhvr_trainer.training.trainer",
+    "ALHVRTrainer": "alhvr_trainer.methods.alhvr.trainer",
     "InputError": "alhvr_trainer.errors",
-    "alhvr_channel_terms": "alhvr_trainer.method.channels",
-    "alhvr_terms": "alhvr_trainer.method.terms",
+    "alhvr_channel_terms": "alhvr_trainer.methods.alhvr.channels",
+    "alhvr_terms": "alhvr_trainer.methods.alhvr.terms",
 }
 
 

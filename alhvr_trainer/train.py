@@ -21,9 +21,9 @@ from alhvr_trainer.errors import InputError
 from alhvr_trainer.export.models import parse_folds
 from alhvr_trainer.files.json_files import read_object
 from alhvr_trainer.link import check_nnunet_finds_us
+from alhvr_trainer.methods.variants import TRAINERS, trainer_named
 from alhvr_trainer.resources import ext_trainer_folder
 from alhvr_trainer.settings import PLANS_NAME, TRAINER_NAME
-from alhvr_trainer.training.variants import TRAINERS, trainer_named
 
 
 def train(

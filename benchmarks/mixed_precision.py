@@ -47,7 +47,7 @@ def prepare(work: Path, patches: dict[str, list[int]]) -> None:
 
 def run(work: Path, configuration: str, patch_size: list[int], mode: str, steps: int, device: str) -> dict[str, Any]:
     """Losses of every step, milliseconds and memory of one mode."""
-    from alhvr_trainer.training.trainer import ALHVRTrainer
+    from alhvr_trainer.methods.alhvr.trainer import ALHVRTrainer
 
     options = MODES[mode]
     folder = work / "preprocessed" / "Dataset901_Phantom"

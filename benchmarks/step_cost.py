@@ -25,8 +25,8 @@ import numpy as np
 import torch
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 
-from alhvr_trainer.method import FeaturePerturbation, alhvr_terms
-from alhvr_trainer.training.networks import TwoPass
+from alhvr_trainer.methods.alhvr import FeaturePerturbation, alhvr_terms
+from alhvr_trainer.methods.alhvr.networks import TwoPass
 
 CASES: dict[str, dict[str, Any]] = {
     "2d": {"patch": (256, 256), "features": (16, 32, 64, 128, 256), "labeled": 8, "unlabeled": 8},

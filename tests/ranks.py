@@ -13,7 +13,7 @@ from literal_method import TERMS, draw
 from nnunetv2.paths import nnUNet_preprocessed
 from torch import distributed as dist
 
-from alhvr_trainer.method import FeaturePerturbation, alhvr_channel_terms, alhvr_terms
+from alhvr_trainer.methods.alhvr import FeaturePerturbation, alhvr_channel_terms, alhvr_terms
 from alhvr_trainer.training.distributed.ranks import of_all_ranks, rank, ranks, share, wait_for_all
 
 METHOD_CASES: dict[str, dict[str, Any]] = {
@@ -91,9 +91,9 @@ def my_part(batch: dict[str, Any], labeled: int, unlabeled: int) -> dict[str, An
 
 def train_steps(plans: dict, dataset_json: dict, steps: int = 2) -> dict[str, torch.Tensor]:
     """Losses, and gradients and weights of both networks, after a few steps on given batches."""
+    from alhvr_trainer.methods.alhvr.trainer import ALHVRTrainer
     from alhvr_trainer.settings import split_batch
     from alhvr_trainer.training.distributed.trainer import unwrapped
-    from alhvr_trainer.training.trainer import ALHVRTrainer
 
     trainer: Any = ALHVRTrainer(plans | {"continue_training": False}, "2d", 0, dataset_json, torch.device("cpu"))
     trainer.initialize()
@@ -118,7 +118,7 @@ def train_steps(plans: dict, dataset_json: dict, steps: int = 2) -> dict[str, to
 
 def baseline(plans: dict, dataset_json: dict) -> dict[str, list]:
     """Of every rank of the supervised baseline: samples per step, share with foreground, and a draw after set-up."""
-    from alhvr_trainer.training.supervised import SupervisedTrainer
+    from alhvr_trainer.methods.supervised import SupervisedTrainer
 
     trainer: Any = SupervisedTrainer(plans | {"continue_training": False}, "2d", 0, dataset_json, torch.device("cpu"))
     trainer.initialize()

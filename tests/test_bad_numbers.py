@@ -15,8 +15,8 @@ from tiny_training import make_trainer
 
 from alhvr_trainer.errors import InputError
 from alhvr_trainer.files.checkpoints import read_checkpoint
-from alhvr_trainer.training.networks import TwoPassOutput
-from alhvr_trainer.training.trainer import ALHVRTrainer
+from alhvr_trainer.methods.alhvr.networks import TwoPassOutput
+from alhvr_trainer.methods.alhvr.trainer import ALHVRTrainer
 
 pytest_plugins = ["planned_dataset"]
 

@@ -14,10 +14,10 @@ from literal_method import draw
 from tiny_training import make_trainer
 
 from alhvr_trainer.files.checkpoints import read_checkpoint
-from alhvr_trainer.method import alhvr_channel_terms, alhvr_terms
+from alhvr_trainer.methods.alhvr import alhvr_channel_terms, alhvr_terms
+from alhvr_trainer.methods.alhvr.trainer import ALHVRTrainer
 from alhvr_trainer.training.collapse import SUPERVISED, UNSUPERVISED, collapse_warnings, grace_epochs
 from alhvr_trainer.training.progress import class_keys, foreground_names, label_voxels, plot_history, step_values
-from alhvr_trainer.training.trainer import ALHVRTrainer
 
 pytest_plugins = ["planned_dataset"]
 

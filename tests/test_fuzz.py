@@ -34,9 +34,9 @@ from trained_models import DATASET, checkpoint_of, make_model
 import alhvr_trainer
 from alhvr_trainer import cli
 from alhvr_trainer.errors import InputError
+from alhvr_trainer.methods.alhvr.trainer import ALHVRTrainer
 from alhvr_trainer.planning.templates import apply_template, load_template
 from alhvr_trainer.settings import settings_from_plans
-from alhvr_trainer.training.trainer import ALHVRTrainer
 from alhvr_trainer.unlabeled.images import read_case
 
 pytest_plugins = ["planned_dataset"]

@@ -100,7 +100,7 @@ def test_nnunet_finds_trainers_and_planner_when_linked(use):
         LOOK_UP
         + """
 found = trainer("nnUNetTrainer")
-print(found.__module__, "alhvr_trainer.training.variants" in sys.modules)
+print(found.__module__, "alhvr_trainer.methods.variants" in sys.modules)
 for name in ("ALHVRTrainer", "ALHVRTrainer_5epochs", "ALHVRTrainer_1epoch", "SupervisedTrainer"):
     found = trainer(name)
     print(name, found.__name__, found.__module__)
@@ -111,10 +111,10 @@ print(trainer("ALHVRTrainerX"))
     )
     assert run(code, use).splitlines() == [
         "nnunetv2.training.nnUNetTrainer.nnUNetTrainer False",
-        "ALHVRTrainer ALHVRTrainer alhvr_trainer.training.trainer",
-        "ALHVRTrainer_5epochs ALHVRTrainer_5epochs alhvr_trainer.training.trainer",
-        "ALHVRTrainer_1epoch ALHVRTrainer_1epoch alhvr_trainer.training.trainer",
-        "SupervisedTrainer SupervisedTrainer alhvr_trainer.training.supervised",
+        "ALHVRTrainer ALHVRTrainer alhvr_trainer.methods.alhvr.trainer",
+        "ALHVRTrainer_5epochs ALHVRTrainer_5epochs alhvr_trainer.methods.alhvr.trainer",
+        "ALHVRTrainer_1epoch ALHVRTrainer_1epoch alhvr_trainer.methods.alhvr.trainer",
+        "SupervisedTrainer SupervisedTrainer alhvr_trainer.methods.supervised",
         "alhvr_trainer.planning.planner None",
         "nnunetv2.experiment_planning.experiment_planners.default_experiment_planner",
         "None",
@@ -137,7 +137,7 @@ print("found", trainer("ALHVRTrainer").__module__, trainer("SupervisedTrainer_5e
     )
     printed = run(code, use).splitlines()
     assert printed[0] == "before None"
-    assert printed[-1] == "found alhvr_trainer.training.trainer alhvr_trainer.training.supervised"
+    assert printed[-1] == "found alhvr_trainer.methods.alhvr.trainer alhvr_trainer.methods.supervised"
 
 
 def test_linked_module_is_harmless_without_alhvr(use):

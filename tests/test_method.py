@@ -10,12 +10,12 @@ import torch
 from literal_method import SHAPES, TERMS, draw, literal_terms
 from torch.nn.functional import cross_entropy, interpolate
 
-from alhvr_trainer.method import FeaturePerturbation, alhvr_terms, consistency_weight
-from alhvr_trainer.method.interpolation import upsample, upsample_transposed, upsampled_squared_norm
-from alhvr_trainer.method.perturbation import feature_dropout, feature_noise
-from alhvr_trainer.method.prototypes import cgcpcl_terms, class_prototypes, prototype_similarity
-from alhvr_trainer.method.regions import confidence_threshold, split_regions
-from alhvr_trainer.method.teaching import competing_teacher, dtct_term, sharpen
+from alhvr_trainer.methods.alhvr import FeaturePerturbation, alhvr_terms, consistency_weight
+from alhvr_trainer.methods.alhvr.interpolation import upsample, upsample_transposed, upsampled_squared_norm
+from alhvr_trainer.methods.alhvr.perturbation import feature_dropout, feature_noise
+from alhvr_trainer.methods.alhvr.prototypes import cgcpcl_terms, class_prototypes, prototype_similarity
+from alhvr_trainer.methods.alhvr.regions import confidence_threshold, split_regions
+from alhvr_trainer.methods.alhvr.teaching import competing_teacher, dtct_term, sharpen
 
 pytestmark = pytest.mark.any_nnunet
 

@@ -22,11 +22,11 @@ from tiny_training import make_trainer
 
 from alhvr_trainer.errors import InputError
 from alhvr_trainer.files.checkpoints import read_checkpoint
+from alhvr_trainer.methods.alhvr.trainer import ALHVRTrainer
+from alhvr_trainer.methods.supervised import SupervisedTrainer
+from alhvr_trainer.methods.variants import trainer_named
 from alhvr_trainer.planning.plan_and_preprocess import plan_and_preprocess
 from alhvr_trainer.training.progress import HISTORY_KEYS
-from alhvr_trainer.training.supervised import SupervisedTrainer
-from alhvr_trainer.training.trainer import ALHVRTrainer
-from alhvr_trainer.training.variants import trainer_named
 
 pytest_plugins = ["planned_dataset"]
 

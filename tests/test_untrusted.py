@@ -23,7 +23,7 @@ from alhvr_trainer.errors import InputError
 from alhvr_trainer.export.nnunet import export_nnunet
 from alhvr_trainer.files.checkpoints import read_checkpoint
 from alhvr_trainer.files.numpy_pickles import load_values
-from alhvr_trainer.training.trainer import ALHVRTrainer
+from alhvr_trainer.methods.alhvr.trainer import ALHVRTrainer
 
 pytest_plugins = ["planned_dataset"]
 

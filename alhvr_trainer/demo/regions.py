@@ -13,9 +13,9 @@ from nnunetv2.utilities.label_handling.label_handling import determine_num_input
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from alhvr_trainer.demo.figures import REGIONS
-from alhvr_trainer.method import FeaturePerturbation, alhvr_terms
+from alhvr_trainer.methods.alhvr import FeaturePerturbation, alhvr_terms
+from alhvr_trainer.methods.alhvr.networks import TwoPass
 from alhvr_trainer.settings import SETTINGS_KEY, settings_from_plans, threshold_proportion
-from alhvr_trainer.training.networks import TwoPass
 
 PERTURBATION_SEED = 0
 

@@ -9,9 +9,9 @@ import torch
 from alhvr_trainer.compatibility import nnunet_folder
 from alhvr_trainer.errors import InputError
 from alhvr_trainer.export.models import find_model, parse_folds
+from alhvr_trainer.methods.variants import trainer_named
 from alhvr_trainer.settings import PLANS_NAME, TRAINER_NAME
 from alhvr_trainer.training.cascade import save_next_stage
-from alhvr_trainer.training.variants import trainer_named
 from alhvr_trainer.unlabeled.dataset import load_dataset_json
 
 

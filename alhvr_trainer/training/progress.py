@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
-from alhvr_trainer.method import ALHVRTerms
-from alhvr_trainer.method.ranks import total
-from alhvr_trainer.method.terms import count_classes
+from alhvr_trainer.methods.alhvr import ALHVRTerms
+from alhvr_trainer.methods.ranks import total
+from alhvr_trainer.methods.voxels import count_classes
 from alhvr_trainer.training.collapse import DISAGREEMENT, label_key, pseudo_label_key
 
 matplotlib.use("agg")  # no display in training; nnU-Net chooses the same

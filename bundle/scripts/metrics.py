@@ -1,1 +1,186 @@
-../../alhvr_trainer/evaluation/metrics.py
+"""Dice, Jaccard, HD95 and ASD of segmentations, computed by MONAI's metric functions; their table and their files.
+
+Exported bundles carry this module as ``scripts/metrics.py`` (a link in the repository): it must import nothing of
+the package that it lies in.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import torch
+
+METRICS = ("Dice", "Jaccard", "HD95", "ASD")
+UNITS = {"Dice": "", "Jaccard": "", "HD95": " mm", "ASD": " mm"}
+
+
+def case_metrics(
+    prediction: np.ndarray,
+    reference: np.ndarray,
+    labels: Mapping[str, int | Sequence[int]],
+    spacing: Sequence[float],
+    ignore: int | None = None,
+) -> dict[str, dict[str, Any]]:
+    """Metrics of one segmentation.
+
+    Args:
+        prediction: integer labels, 2D or 3D.
+        reference: the same shape.
+        labels: class name -> value, or values of a region, without the background.
+        spacing: mm per array axis.
+        ignore: value of the reference's voxels that nobody annotated. There both masks count as empty.
+
+    Returns:
+        class -> {"Dice", "Jaccard", "HD95", "ASD": float, NaN where undefined; "empty": "", "prediction",
+        "reference" or "both"}
+
+    Example:
+        >>> cube = np.zeros((8, 8, 8), int)
+        >>> cube[2:6, 2:6, 2:6] = 1
+        >>> case_metrics(cube, cube, {"organ": 1}, (1, 1, 1))["organ"]["Dice"]
+        1.0
+    """
+    annotated = np.ones(reference.shape, bool) if ignore is None else reference != ignore
+    return {
+        name: _class_metrics(np.isin(prediction, values) & annotated, np.isin(reference, values) & annotated, spacing)
+        for name, values in labels.items()
+    }
+
+
+def _class_metrics(prediction: np.ndarray, reference: np.ndarray, spacing: Sequence[float]) -> dict[str, Any]:
+    from monai.metrics import (
+        compute_average_surface_distance,
+        compute_dice,
+        compute_hausdorff_distance,
+        compute_iou,
+    )
+
+    empty = {
+        (False, True): "prediction",
+        (True, False): "reference",
+        (False, False): "both",
+        (True, True): "",
+    }[bool(prediction.any()), bool(reference.any())]
+    if empty:
+        overlap = math.nan if empty == "both" else 0.0
+        return {"Dice": overlap, "Jaccard": overlap, "HD95": math.nan, "ASD": math.nan, "empty": empty}
+    p, r = _channel(prediction), _channel(reference)
+    mm = list(spacing)
+    values = {
+        "Dice": compute_dice(p, r),
+        "Jaccard": compute_iou(p, r),
+        "HD95": compute_hausdorff_distance(p, r, include_background=True, percentile=95, spacing=mm),
+        "ASD": compute_average_surface_distance(p, r, include_background=True, symmetric=False, spacing=mm),
+    }
+    return {**{name: value.item() for name, value in values.items()}, "empty": ""}
+
+
+def _channel(mask: np.ndarray) -> torch.Tensor:
+    import torch
+
+    return torch.from_numpy(mask[None, None].astype(np.float32))
+
+
+def summarize(cases: dict[str, dict[str, dict[str, Any]]]) -> dict[str, Any]:
+    """Means and SDs over what :func:`case_metrics` returned for every case; NaN becomes None."""
+    classes = list(next(iter(cases.values())))
+    per_class = {
+        name: {metric: _statistics([case[name][metric] for case in cases.values()]) for metric in METRICS}
+        for name in classes
+    }
+    overall = {
+        metric: _statistics([_mean([scores[metric] for scores in case.values()]) for case in cases.values()])
+        for metric in METRICS
+    }
+    empty = {
+        name: {
+            side: sum(case[name]["empty"] == side for case in cases.values())
+            for side in ("prediction", "reference", "both")
+        }
+        for name in classes
+    }
+    written = {
+        case: {name: {key: _json_value(v) for key, v in scores.items()} for name, scores in of_case.items()}
+        for case, of_case in cases.items()
+    }
+    return {"cases": written, "classes": per_class, "overall": overall, "empty": empty}
+
+
+def _mean(values: Sequence[float]) -> float:
+    defined = [value for value in values if not math.isnan(value)]
+    return sum(defined) / len(defined) if defined else math.nan
+
+
+def _statistics(values: Sequence[float]) -> dict[str, float | int | None]:
+    defined = np.array([value for value in values if not math.isnan(value)], float)
+    n = len(defined)
+    return {
+        "mean": float(defined.mean()) if n else None,
+        "sd": float(defined.std(ddof=1)) if n > 1 else None,
+        "sd_population": float(defined.std()) if n else None,
+        "n": n,
+    }
+
+
+def _json_value(value: Any) -> Any:
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def table(result: dict[str, Any]) -> str:
+    """The summary as text: mean ± sample SD per class and overall, and what was left out."""
+    rows = [["class", *(metric + UNITS[metric] for metric in METRICS), "cases", "no distance"]]
+    cases = str(len(result["cases"]))
+    for name, scores in [*result["classes"].items(), ("overall", result["overall"])]:
+        undefined = str(sum(result["empty"][name].values())) if name in result["empty"] else ""
+        rows.append([name, *(cell(scores[metric]) for metric in METRICS), cases, undefined])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+    return "\n".join(lines + _said(result))
+
+
+def cell(statistics: Mapping[str, Any]) -> str:
+    """``mean ± SD`` of one entry of ``classes`` or ``overall``; a dash where nothing was defined."""
+    if statistics["mean"] is None:
+        return "-"
+    spread = "" if statistics["sd"] is None else f" ± {statistics['sd']:.3f}"
+    return f"{statistics['mean']:.3f}{spread}"
+
+
+def _said(result: dict[str, Any]) -> list[str]:
+    texts = {
+        "prediction": "empty in the prediction of {} case(s): Dice and Jaccard 0, distances left out",
+        "reference": "predicted in {} case(s) without it: Dice and Jaccard 0, distances left out",
+        "both": "empty in both prediction and reference of {} case(s): left out",
+    }
+    return [
+        f"{name} is {texts[side].format(count)}"
+        for name, sides in result["empty"].items()
+        for side, count in sides.items()
+        if count
+    ]
+
+
+def write_metrics(result: dict[str, Any], output: Path) -> None:
+    """``metrics.json``, everything, and ``metrics.csv``, one row per case and class.
+
+    Cases under ``failed`` (case -> reason) were not measured; their rows are empty and say so.
+    """
+    output.mkdir(parents=True, exist_ok=True)
+    (output / "metrics.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    with open(output / "metrics.csv", "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["case", "class", *METRICS, "empty"])
+        for case, of_case in result["cases"].items():
+            for name, scores in of_case.items():
+                writer.writerow([case, name, *(scores[metric] for metric in METRICS), scores["empty"]])
+        for case in result.get("failed", {}):
+            for name in result["classes"]:
+                writer.writerow([case, name, *("" for _ in METRICS), "not measured"])

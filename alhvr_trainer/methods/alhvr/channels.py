@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from alhvr_trainer.method.terms import ALHVRTerms, alhvr_terms
+from alhvr_trainer.methods.alhvr.terms import ALHVRTerms, alhvr_terms
 
 _SCALARS = ("dtct_a", "dtct_b", "ce_a", "ce_b", "cos_a", "cos_b")
 _MASKS = ("omega1", "omega2a", "omega2b", "omega3")

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from alhvr_trainer.method.prototypes import cgcpcl_terms, class_prototypes, prototype_similarity
-from alhvr_trainer.method.ranks import Group, total
-from alhvr_trainer.method.regions import split_regions
-from alhvr_trainer.method.teaching import competing_teacher, dtct_term
+from alhvr_trainer.methods.alhvr.prototypes import cgcpcl_terms, class_prototypes, prototype_similarity
+from alhvr_trainer.methods.alhvr.regions import split_regions
+from alhvr_trainer.methods.alhvr.teaching import competing_teacher, dtct_term
+from alhvr_trainer.methods.ranks import Group, total
+from alhvr_trainer.methods.voxels import count_classes, valid_voxels
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ def alhvr_terms(
     """Unsupervised terms of ALHVR on the unlabelled samples (Lei et al., ICCV 2025, Eq. 5-6 and 11-25).
 
     ``total = sum over networks n of  L_dtct_n + ce_n + cos_n``; weight it with
-    :func:`alhvr_trainer.method.consistency_weight` and add both networks' supervised losses.
+    :func:`alhvr_trainer.methods.alhvr.consistency_weight` and add both networks' supervised losses.
 
     Call it in float32 or float64, outside autocast: powers and logarithms underflow in half precision.
 
@@ -148,30 +149,6 @@ def alhvr_terms(
         voxels_b=voxels_b,
         disagreement=(different if valid is None else different & valid).sum(),
     )
-
-
-def count_classes(labels: Tensor, classes: int, valid: Tensor | None = None) -> Tensor:
-    """Voxels of the classes 0 … ``classes`` - 1 in integer labels of any shape, (classes,); other labels do not count.
-
-    Not ``bincount``, for which a GPU would have to tell the CPU the largest label first.
-    """
-    return torch.stack([(labels == c if valid is None else (labels == c) & valid).sum() for c in range(classes)])
-
-
-def valid_voxels(mask: Tensor, valid: Tensor | None, group: Group = None) -> Tensor | int:
-    """Number of voxels inside the image, at least 1, over all ranks.
-
-    Args:
-        mask: (U, *S), any mask of the samples; voxels of (U, R, *S) count once per channel.
-        valid: (U, *S) bool; None means all.
-    """
-    if valid is None and group is None:
-        return mask.numel()
-    if valid is None:
-        here = mask.new_tensor(mask.numel(), dtype=torch.long)
-    else:
-        here = valid.sum() * (mask.numel() // valid.numel())
-    return total(here, group).clamp_min(1)
 
 
 def _check_shapes(logits: tuple[Tensor, ...], features: tuple[Tensor, ...], valid: Tensor | None) -> None:

@@ -7,9 +7,9 @@ Equation numbers in this package are that paper's. Notation in all modules: ``U`
 
 from __future__ import annotations
 
-from alhvr_trainer.method.channels import alhvr_channel_terms
-from alhvr_trainer.method.perturbation import FeaturePerturbation
-from alhvr_trainer.method.schedule import consistency_weight
-from alhvr_trainer.method.terms import ALHVRTerms, alhvr_terms
+from alhvr_trainer.methods.alhvr.channels import alhvr_channel_terms
+from alhvr_trainer.methods.alhvr.perturbation import FeaturePerturbation
+from alhvr_trainer.methods.alhvr.terms import ALHVRTerms, alhvr_terms
+from alhvr_trainer.methods.schedule import consistency_weight
 
 __all__ = ["ALHVRTerms", "FeaturePerturbation", "alhvr_channel_terms", "alhvr_terms", "consistency_weight"]

@@ -9,18 +9,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from alhvr_trainer.method import (
+from alhvr_trainer.methods.alhvr import (
     ALHVRTerms,
     FeaturePerturbation,
     alhvr_channel_terms,
     alhvr_terms,
     consistency_weight,
 )
+from alhvr_trainer.methods.alhvr.networks import TwoPass, TwoPassOutput, keep_in_step_with
 from alhvr_trainer.settings import threshold_proportion
 from alhvr_trainer.training.distributed.global_batch import sum_gradients
 from alhvr_trainer.training.distributed.ranks import rank, ranks
 from alhvr_trainer.training.distributed.trainer import unwrapped
-from alhvr_trainer.training.networks import TwoPass, TwoPassOutput, keep_in_step_with
 from alhvr_trainer.training.progress import HISTORY_KEYS, PANELS, label_voxels, step_values
 from alhvr_trainer.training.semi_supervised import SemiSupervisedTrainer
 

@@ -10,8 +10,8 @@ import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.find_class_by_name import recursive_find_python_class
 
-from alhvr_trainer.training.supervised import SupervisedTrainer
-from alhvr_trainer.training.trainer import ALHVRTrainer
+from alhvr_trainer.methods.alhvr.trainer import ALHVRTrainer
+from alhvr_trainer.methods.supervised import SupervisedTrainer
 
 TRAINERS: dict[str, type[nnUNetTrainer]] = {trainer.__name__: trainer for trainer in (ALHVRTrainer, SupervisedTrainer)}
 
