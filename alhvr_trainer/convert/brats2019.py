@@ -4,7 +4,7 @@ The official release has ``HGG/`` (259 cases) and ``LGG/`` (76), each case a fol
 ``BraTS19_X_flair.nii.gz``, ``_t1``, ``_t1ce``, ``_t2`` and ``_seg``; some copies hold ``.nii``. Labels are 1
 (necrotic and non-enhancing core), 2 (oedema) and 4 (enhancing tumour); nnU-Net wants them without a gap, so 4 becomes
 3. Papers on semi-supervised segmentation take FLAIR alone and the whole tumour, all labels together:
-``brats2019_flair``. The split (250 train, 25 validation, 60 test) is that of SSL4MIS, which ALHVR's authors use as well.
+``brats2019_flair``. The split (250 train, 25 validation, 60 test) is that of SSL4MIS; ALHVR's authors use it as well.
 
 SSL4MIS distributes ``data/BraTS19_X.h5``: FLAIR cropped to the brain, clipped, and normalised over it, label 1 the
 whole tumour, no geometry.

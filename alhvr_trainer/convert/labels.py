@@ -50,7 +50,7 @@ def label_image(label: Volume, values: Mapping[int, int], image: Geometry) -> An
     size = label.geometry().size
     if size != image.size:
         raise InputError(f"{label.file} has {_voxels(size)} voxels, its image {_voxels(image.size)}")
-    result = sitk.GetImageFromArray(mapped_values(sitk.GetArrayViewFromImage(label.read()), values, label.file))
+    result = sitk.GetImageFromArray(mapped_values(sitk.GetArrayFromImage(label.read()), values, label.file))
     result.SetSpacing(image.spacing)
     result.SetOrigin(image.origin)
     result.SetDirection(image.direction)

@@ -64,15 +64,16 @@ class ImageFile:
         except RuntimeError as error:
             raise InputError(f"cannot read {self.file} (damaged or not an image): {one_line(error)}") from error
         axes, size = reader.GetDimension(), reader.GetSize()
-        if size[3:] != ((self.channels,) if self.channels > 1 else ()) or reader.GetNumberOfComponents() != 1:
-            wanted = f"{self.channels} images of 3 axes each" if self.channels > 1 else "one image of 3 axes"
-            raise InputError(f"{self.file} must hold {wanted}, found {' × '.join(map(str, size))} voxels")
+        expected = size[:3] if self.channels == 1 else (*size[:3], self.channels)
+        if len(size) < 3 or size != expected or reader.GetNumberOfComponents() != 1:
+            wanted = "a 3D image" if self.channels == 1 else f"a 4D image of {self.channels} channels"
+            raise InputError(f"{self.file} must be {wanted}, found {' × '.join(map(str, size))} voxels")
         direction = np.reshape(reader.GetDirection(), (axes, axes))[:3, :3]
         return Geometry(size[:3], reader.GetSpacing()[:3], reader.GetOrigin()[:3], tuple(direction.ravel().tolist()))
 
     def read(self) -> Any:
         self.geometry()
-        image = _read_file(self.file)
+        image = _read_file(self.file, self.file.stat().st_mtime_ns)
         return image if self.channels == 1 else image[:, :, :, self.channel]
 
     def write(self, target: Path) -> None:
@@ -134,8 +135,11 @@ class HDF5Volume:
 
 
 @lru_cache(maxsize=1)
-def _read_file(file: Path) -> Any:
-    """The last file stays in memory: the channels of a 4D file are asked for one after another."""
+def _read_file(file: Path, modified: int) -> Any:
+    """The last file stays in memory: the channels of a 4D file are asked for one after another.
+
+    ``modified``, its time in ns, is there for the cache alone.
+    """
     import SimpleITK as sitk
 
     if file.name.endswith(ENDINGS):
