@@ -60,7 +60,7 @@ def linked(file: Path, target: Path) -> None:
 
 
 def official_acdc(source: Path, patients: Sequence[str]) -> Path:
-    """End-systole is frame 12, but frame 4 before end-diastole for patient090, whose numbers are reversed."""
+    """Frames 1 and 12 of each patient, but 4 and 11 of patient090, as in the release."""
     for patient in patients:
         number = int(patient[-3:])
         folder = source / "database" / ("testing" if number > 100 else "training") / patient

@@ -2,9 +2,9 @@
 
 The official release has ``training/patient001/`` to ``patient100/`` and ``testing/patient101/`` to ``patient150/``,
 each with ``Info.cfg``, ``patientXXX_4d.nii.gz``, and ``patientXXX_frameNN.nii.gz`` with ``_frameNN_gt.nii.gz`` for
-end-diastole and end-systole. NN is the number of the frame in the cine series and differs from patient to patient;
-end-diastole is not always the lower one. Papers on semi-supervised segmentation divide the 100 training patients
-(70 train, 10 validation, 20 test, lists of SSL4MIS) and leave the official testing patients out, and so do we.
+end-diastole and end-systole. NN is the number of the frame in the cine series and differs from patient to patient.
+Papers on semi-supervised segmentation divide the 100 training patients (70 train, 10 validation, 20 test, lists of
+SSL4MIS) and leave the official testing patients out, and so do we.
 
 SSL4MIS distributes volumes as ``data/patientXXX_frame01.h5`` and ``_frame02.h5``: scaled to 0..1 per volume, the
 spacing dropped. The slices beside them (``data/slices/``) repeat the training volumes and are not needed.
@@ -25,6 +25,7 @@ LABELED_PATIENTS = (3, 7, 14)
 FRAMES = 2
 LABELS = {"background": 0, "RV": 1, "MLV": 2, "LVC": 3}
 REFERENCE = "https://www.creatis.insa-lyon.fr/Challenge/acdc/"
+LICENCE = "CC BY-NC-SA 4.0"
 SSL4MIS_SPACING = (1.0, 1.0, 10.0)
 """x, y, z in mm. Not the true one, which the h5 files lack: test scripts of SSL4MIS and of ALHVR's authors state it."""
 
@@ -83,4 +84,5 @@ def _release(kind: str, source: Path, by_patient: Mapping[str, Mapping[str, Case
         folds=paper_folds(split, LABELED_PATIENTS, cases),
         description=f"ACDC, 100 patients, end-diastole and end-systole; {note}",
         reference=REFERENCE,
+        licence=LICENCE,
     )

@@ -1,6 +1,6 @@
 """BraTS 2019 training data: four MR sequences of gliomas, 335 cases.
 
-The official release has ``HGG/`` (259 cases) and ``LGG/`` (76), each case a folder with
+The official release has ``HGG/`` and ``LGG/``, each case a folder with
 ``BraTS19_X_flair.nii.gz``, ``_t1``, ``_t1ce``, ``_t2`` and ``_seg``; some copies hold ``.nii``. Labels are 1
 (necrotic and non-enhancing core), 2 (oedema) and 4 (enhancing tumour); nnU-Net wants them without a gap, so 4 becomes
 3. Papers on semi-supervised segmentation take FLAIR alone and the whole tumour, all labels together:

@@ -36,6 +36,7 @@ def msd(source: Path, seed: int) -> Release:
     channel_names, labels = _names(content, "modality", file), _names(content, "labels", file)
     cases = [_labeled_case(entry, source, file, len(channel_names)) for entry in _entries(content, "training", file)]
     test = [_case(entry, None, source, file, len(channel_names)) for entry in _entries(content, "test", file)]
+    licence = content.get("licence")
     return Release(
         kind="msd",
         name=_dataset_name(source),
@@ -47,6 +48,7 @@ def msd(source: Path, seed: int) -> Release:
         folds=drawn_folds([case.name for case in cases], VALIDATION_SHARE, seed),
         description=f"Medical Segmentation Decathlon, {source.resolve().name}; split drawn with seed {seed}",
         reference=REFERENCE,
+        licence=licence if isinstance(licence, str) else "",
     )
 
 

@@ -39,6 +39,7 @@ class Release:
         folds: the splits; one for each number of labelled cases.
         description: one line for ``dataset.json``.
         reference: where the data set comes from.
+        licence: its terms, where the release states them.
     """
 
     kind: str
@@ -51,6 +52,7 @@ class Release:
     folds: Sequence[Split]
     description: str
     reference: str
+    licence: str = ""
     unlabeled: Sequence[Case] = ()
 
 

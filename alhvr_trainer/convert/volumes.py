@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -103,35 +104,39 @@ class HDF5Volume:
     axes: Literal["zyx", "xyz"] = "zyx"
 
     def geometry(self) -> Geometry:
-        image = self.read()
-        return Geometry(image.GetSize(), image.GetSpacing(), image.GetOrigin(), image.GetDirection())
+        shape = self._dataset(lambda dataset: dataset.shape)
+        size = shape if self.axes == "xyz" else shape[::-1]
+        return Geometry(size, self.spacing, (0.0, 0.0, 0.0), tuple(np.eye(3).ravel().tolist()))
 
     def read(self) -> Any:
+        """float64 becomes float32, which is what the released files hold."""
         import SimpleITK as sitk
 
-        image = sitk.GetImageFromArray(self._array())
+        array = self._dataset(np.asarray)
+        array = array.transpose() if self.axes == "xyz" else array
+        types = {"float64": np.float32, "float16": np.float32, "bool": np.uint8}
+        image = sitk.GetImageFromArray(np.ascontiguousarray(array, types.get(array.dtype.name, array.dtype)))
         image.SetSpacing(self.spacing)
         return image
 
     def write(self, target: Path) -> None:
         write_image(self.read(), target)
 
-    def _array(self) -> np.ndarray:
-        """z, y, x; float64 becomes float32, which is what the released files hold."""
+    def _dataset(self, take: Callable[[Any], Any]) -> Any:
+        """What ``take`` makes of the open data set, once it is known to be a 3D image."""
         import h5py
 
         try:
             with h5py.File(self.file) as content:
-                if not isinstance(content.get(self.key), h5py.Dataset):
+                dataset = content.get(self.key)
+                if not isinstance(dataset, h5py.Dataset):
                     raise InputError(f'{self.file} has no "{self.key}"; it holds: {", ".join(content) or "nothing"}')
-                array = np.asarray(content[self.key])
+                if len(dataset.shape) != 3 or not dataset.size or dataset.dtype.kind not in "iufb":
+                    found = f"{dataset.dtype} of shape {dataset.shape}"
+                    raise InputError(f'"{self.key}" in {self.file} is {found}, not a 3D image')
+                return take(dataset)
         except (OSError, RuntimeError) as error:  # HDF5's own errors
             raise InputError(f"cannot read {self.file} (damaged or no HDF5 file): {one_line(error)}") from error
-        if array.ndim != 3 or not array.size or array.dtype.kind not in "iufb":
-            raise InputError(f'"{self.key}" in {self.file} is {array.dtype} of shape {array.shape}, not a 3D image')
-        array = array.transpose() if self.axes == "xyz" else array
-        small = {"float64": np.float32, "float16": np.float32, "bool": np.uint8}.get(array.dtype.name, array.dtype)
-        return np.ascontiguousarray(array, dtype=small)
 
 
 @lru_cache(maxsize=1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -21,6 +22,8 @@ from alhvr_trainer.unlabeled.cases import SPLITS_FILE
 ENDING = ".nii.gz"
 STARTED_FILE = "dataset.json.partial"
 """``dataset.json`` under this name says whose unfinished conversion a folder holds."""
+SCRATCH = ".convert_"
+"""Begins the name of the folder in which files are written before they are moved into place."""
 IMAGE_FOLDERS = {"imagesTr": "labelsTr", "imagesTs": "labelsTs", UNLABELED_FOLDER: None}
 """Folder of images -> folder of their label maps."""
 
@@ -46,6 +49,7 @@ def dataset_json(release: Release) -> dict[str, Any]:
         "name": release.name,
         "description": release.description,
         "reference": release.reference,
+        **({"licence": release.licence} if release.licence else {}),
         "converted_from": release.kind,
     }
 
@@ -78,9 +82,11 @@ def write_dataset(release: Release, folder: Path, overwrite: bool = False) -> li
     _check_folder(folder, content, release, targets, overwrite)
     for name in {file.parent for target in targets for file in target.files()} | {folder / "labelsTr"}:
         name.mkdir(parents=True, exist_ok=True)
+    for killed in folder.glob(f"{SCRATCH}*"):
+        shutil.rmtree(killed)
     (folder / "dataset.json").unlink(missing_ok=True)
     moved = []
-    with tempfile.TemporaryDirectory(prefix=".convert_", dir=folder) as scratch:
+    with tempfile.TemporaryDirectory(prefix=SCRATCH, dir=folder) as scratch:
         _write_json(content, folder / STARTED_FILE, Path(scratch))
         for target in tqdm(targets, desc=f"convert {release.kind}", unit="case"):
             if (overwrite or not all(file.exists() for file in target.files())) and not _write_case(
