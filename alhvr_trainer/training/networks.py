@@ -139,7 +139,8 @@ class SeveralNetworksTrainer(TwoStreamTrainer):
             check: gets the norms of the gradients before any network takes the step, unless there is a scaler; raises
                 an error to prevent it.
         """
-        norms, scaled = {}, []
+        norms: dict[str, Tensor] = {}
+        scaled: list[str] = []
         for name, optimizer in self.optimizers.items():
             parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
             sum_gradients(parameters, self.group)
