@@ -8,19 +8,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from alhvr_trainer.methods.alhvr.regions import split_regions
 from alhvr_trainer.methods.ranks import Group
 from alhvr_trainer.methods.voxels import masked_mean
-
-REGIONS = ("omega1", "omega2", "omega3")
+from alhvr_trainer.settings import REGIONS, CPSSettings, threshold_proportion
+from alhvr_trainer.training.samples import Forward, Predictions, Samples, first, full_resolution
+from alhvr_trainer.training.semi_supervised import SemiSupervisedTrainer
 
 
 @dataclass(frozen=True)
 class CPSTerms:
-    """The loss of each network, and the pseudo-labels that each network gave to the other."""
+    """The loss of each network, and the pseudo-labels, (U, *S), that each gave to the other."""
 
     a: Tensor
     b: Tensor
@@ -57,8 +58,7 @@ def cps_terms(
         >>> round(float(cps_terms(agreed, agreed).a), 4)
         0.0181
 
-    Source: CPS, Sec. 3, the loss L_cps^u (L_cps^l is the same on labelled samples); regions: ALHVR (Lei et al., ICCV
-    2025), Eq. 11-14.
+    Source: Eq. 5, L_cps^u; L_cps^l is the same on labelled samples. Regions: ALHVR (Lei et al., ICCV 2025), Eq. 11-14.
     """
     labels_a, labels_b = logits_a.detach().argmax(dim=1), logits_b.detach().argmax(dim=1)
     counts = region_mask(logits_a, logits_b, regions, threshold_proportion, valid, group)
@@ -93,3 +93,52 @@ def region_mask(
         return valid
     found = split_regions(logits_a.softmax(dim=1), logits_b.softmax(dim=1), threshold_proportion, valid, group)
     return found.mask_for("a", regions) | found.mask_for("b", regions)
+
+
+class CPSTrainer(SemiSupervisedTrainer):
+    """Cross pseudo supervision inside nnU-Net: ``nnUNetv2_train D C F -tr CPSTrainer``.
+
+    ``loss = L_sup_a + L_sup_b + w(t) (L_cps^l + L_cps^u)`` with nnU-Net's own loss as L_sup. The two networks start
+    from different weights; network a is what nnU-Net validates, saves and predicts with.
+
+    Source: Eq. 4-6. The paper adds the means over labelled and over unlabelled samples; the authors' code takes one
+    mean over both, half as much with equal numbers of them. Their weight is constant, 1.5 (VOC) or 6 (Cityscapes), for
+    networks pretrained on ImageNet; here it ramps up to 0.1 as in SSL4MIS, whose CPS has no L_cps^l (``cps_samples``).
+    """
+
+    settings_class = CPSSettings
+    settings: CPSSettings
+    supervised = ("a", "b")
+    terms = ("cps_a", "cps_b")
+    co_trained = True
+
+    def build_partners(self) -> dict[str, nn.Module]:
+        return {"b": self.another_network()}
+
+    def forward(self, samples: Samples) -> Forward:
+        """Both networks on all samples."""
+        outputs = {name: self.run(name, samples.data) for name in self.supervised}
+        return Forward(
+            labeled={name: first(output, samples.labeled) for name, output in outputs.items()},
+            logits={name: full_resolution(output) for name, output in outputs.items()},
+        )
+
+    def unsupervised(self, predictions: Predictions, samples: Samples) -> dict[str, Tensor]:
+        """L_cps^u of each network, and L_cps^l unless the settings leave it out; each has regions of its own."""
+        rows_per_sample = len(predictions.logits["a"]) // len(samples.data)  # with regions, one per channel
+        labeled = samples.labeled * rows_per_sample
+        terms = self._terms(predictions, slice(labeled, None))
+        if self.settings.cps_samples == "unlabeled":
+            return {"cps_a": terms.a, "cps_b": terms.b}
+        of_labeled = self._terms(predictions, slice(labeled))
+        return {"cps_a": terms.a + of_labeled.a, "cps_b": terms.b + of_labeled.b}
+
+    def _terms(self, predictions: Predictions, rows: slice) -> CPSTerms:
+        return cps_terms(
+            predictions.logits["a"][rows],
+            predictions.logits["b"][rows],
+            valid=None if predictions.valid is None else predictions.valid[rows],
+            group=predictions.group,
+            regions=self.settings.cps_regions,
+            threshold_proportion=threshold_proportion(self.settings, len(self.configuration_manager.patch_size)),
+        )

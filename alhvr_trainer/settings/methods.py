@@ -60,11 +60,33 @@ class ALHVRSettings(Settings):
     """Decoder stage whose output feeds CG-CPCL, 0 = deepest; default: the stage at 1/8 resolution."""
 
 
-METHODS: tuple[type[Settings], ...] = (ALHVRSettings,)
+@dataclass(frozen=True)
+class CPSSettings(Settings):
+    """CPS (Chen et al., CVPR 2021), on all voxels or in some of ALHVR's regions."""
+
+    cps_samples: str = setting("all", Choice(("all", "unlabeled")))
+    """Samples that the networks teach each other on: "all" [L_cps^l + L_cps^u], or "unlabeled" [L_cps^u]."""
+    cps_regions: tuple[str, ...] = setting(REGIONS, Words(REGIONS))
+    """Regions on which they teach each other; all three are CPS itself."""
+    threshold_proportion: float | None = setting(None, Number(0.01, 1.0, optional=True))
+    """Share of the least confident voxels whose mean parts the regions [beta]; default 0.8 in 2D, 0.7 in 3D."""
+
+
+@dataclass(frozen=True)
+class MCNetSettings(Settings):
+    """MC-Net (Wu et al., MICCAI 2021)."""
+
+    temperature: float = setting(0.1, Number(0.02, 1.0))
+    """Sharpening temperature of the pseudo-labels [T]."""
+    detach_pseudo_labels: bool = setting(False, Flag())
+    """Stop the gradient through the sharpened pseudo-labels."""
+
+
+METHODS: tuple[type[Settings], ...] = (ALHVRSettings, CPSSettings, MCNetSettings)
 """Of the methods in this package: one plans file serves them all."""
 
 
-def threshold_proportion(settings: ALHVRSettings, dimensions: int) -> float:
+def threshold_proportion(settings: ALHVRSettings | CPSSettings, dimensions: int) -> float:
     """beta: the one set, else the paper's for 2D (ACDC) or 3D (BraTS2019)."""
     if settings.threshold_proportion is not None:
         return settings.threshold_proportion
