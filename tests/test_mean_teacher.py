@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from alhvr_trainer.methods.averaging import average_decay, update_average
 from alhvr_trainer.methods.mean_teacher import consistency_term, noisy
+from alhvr_trainer.methods.schedule import average_decay
+from alhvr_trainer.training.networks import move_average
 
 pytestmark = pytest.mark.any_nnunet
 
@@ -65,27 +66,15 @@ def test_first_the_plain_mean_of_all_weights_then_the_moving_average():
     seen = []
     for step, weight in enumerate((2.0, 4.0, 9.0)):
         nn.init.constant_(network.weight, weight)
-        update_average(average, network, average_decay(step, 0.99))
+        move_average(average, network, average_decay(step, 0.99))
         seen.append(average.weight.item())
     assert seen == pytest.approx([2, 3, 5])
-    update_average(average, network, average_decay(10**6, 0.9))
+    move_average(average, network, average_decay(10**6, 0.9))
     assert average.weight.item() == pytest.approx(0.9 * 5 + 0.1 * 9)
 
 
 def test_the_decay_is_reached_where_both_rules_meet():
     assert average_decay(98, 0.99) < 0.99 == average_decay(99, 0.99) == average_decay(10**6, 0.99)
-
-
-def test_the_average_takes_over_buffers_and_leaves_the_network_alone():
-    network, average = nn.BatchNorm1d(3), nn.BatchNorm1d(3)
-    network(torch.randn(8, 3) + 5.0)
-    before = {key: value.clone() for key, value in network.state_dict().items()}
-    update_average(average, network, 0.5)
-    assert torch.equal(average.running_mean, network.running_mean)
-    assert average.num_batches_tracked == 1
-    for key, value in network.state_dict().items():
-        assert torch.equal(value, before[key]), key
-    assert average.weight.requires_grad and average.weight.grad is None
 
 
 def test_noise_has_the_deviation_asked_for_and_keeps_its_bound():

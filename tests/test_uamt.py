@@ -32,9 +32,9 @@ def test_passes_that_contradict_each_other_are_uncertain():
 def test_the_threshold_rises_from_three_quarters_of_the_greatest_entropy_to_all_of_it(classes):
     greatest = math.log(classes)
     half_way = 0.75 + 0.25 * math.exp(-5 / 4)
-    assert entropy_threshold(0, 200, classes) == pytest.approx((0.75 + 0.25 * math.exp(-5)) * greatest)
-    assert entropy_threshold(100, 200, classes) == pytest.approx(half_way * greatest)
-    assert entropy_threshold(200, 200, classes) == entropy_threshold(300, 200, classes) == pytest.approx(greatest)
+    assert entropy_threshold(0.0, classes) == pytest.approx((0.75 + 0.25 * math.exp(-5)) * greatest)
+    assert entropy_threshold(0.5, classes) == pytest.approx(half_way * greatest)
+    assert entropy_threshold(1.0, classes) == pytest.approx(greatest)
 
 
 def test_only_certain_voxels_teach():

@@ -13,7 +13,10 @@ from alhvr_trainer.settings.methods import (
     THRESHOLD_PROPORTION_2D,
     THRESHOLD_PROPORTION_3D,
     ALHVRSettings,
+    FixMatchSettings,
+    MeanTeacherSettings,
     Settings,
+    UAMTSettings,
     threshold_proportion,
 )
 from alhvr_trainer.settings.names import (
@@ -42,9 +45,12 @@ __all__ = [
     "UNLABELED_SUFFIX",
     "ALHVRSettings",
     "Choice",
+    "FixMatchSettings",
     "Flag",
+    "MeanTeacherSettings",
     "Number",
     "Settings",
+    "UAMTSettings",
     "Words",
     "set_training_length",
     "setting",
