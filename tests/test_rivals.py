@@ -15,7 +15,7 @@ from data_builders import change_settings, make_tiny, read_json, set_environment
 from tiny_training import make_trainer
 
 from alhvr_trainer.files.checkpoints import read_checkpoint
-from alhvr_trainer.methods.cps import CPSTrainer
+from alhvr_trainer.methods.cps import CPSTrainer, region_mask
 from alhvr_trainer.methods.fixmatch import FixMatchTrainer
 from alhvr_trainer.methods.mcnet import MCNetTrainer
 from alhvr_trainer.methods.mean_teacher import MeanTeacherTrainer
@@ -274,3 +274,58 @@ def test_mean_teacher_forgets_faster_during_the_ramp_up(tiny: Path):
             trainer.step = step
             trainer.after_step()
             torch.testing.assert_close(teacher, torch.full_like(teacher, kept))
+
+
+@pytest.mark.parametrize("regions", [False, True], ids=["classes", "regions"])
+def test_cps_adds_the_means_over_labeled_and_unlabeled_samples(regions: bool, tiny: Path):
+    write_json(tiny, "dataset.json", read_json(tiny, "dataset.json") | (REGIONS if regions else {}))
+    change_settings(tiny, cps_samples="unlabeled")
+    unlabeled_only: Any = make_trainer(tiny, CPSTrainer)
+    change_settings(tiny, cps_samples="all")
+    trainer: Any = make_trainer(tiny, CPSTrainer)
+    trainer.initialize()
+    samples = trainer.samples(next(trainer.get_dataloaders()[0]))
+    assert samples.valid is not None  # some are padded
+    found = predictions(trainer.forward(samples), samples, {}, regions, None)
+    both, one = (each.unsupervised(found, samples) for each in (trainer, unlabeled_only))
+    a, b = found.logits["a"], found.logits["b"]
+    error = torch.nn.functional.cross_entropy(a, b.argmax(1), reduction="none")
+    mine = samples.valid[: samples.labeled].repeat_interleave(a.shape[0] // len(samples.data), dim=0)
+    of_labeled = error[: len(mine)][mine].mean()
+    of_unlabeled = error[len(mine) :][found.valid[len(mine) :]].mean()
+    torch.testing.assert_close(one["cps_a"], of_unlabeled)
+    torch.testing.assert_close(both["cps_a"], of_labeled + of_unlabeled)
+
+
+def test_cps_trains_in_some_regions_alone(tiny: Path):
+    change_settings(tiny, cps_regions=["omega2", "omega3"], threshold_proportion=0.5)
+    trainer: Any = make_trainer(tiny, CPSTrainer)
+    trainer.initialize()
+    samples = trainer.samples(next(trainer.get_dataloaders()[0]))
+    found = predictions(trainer.forward(samples), samples, {}, False, None)
+    restricted = trainer.unsupervised(found, samples)
+    a, b = found.logits["a"].detach(), found.logits["b"].detach()
+    unlabeled = slice(samples.labeled, None)
+    counts = region_mask(a[unlabeled], b[unlabeled], ("omega2", "omega3"), 0.5, found.valid[unlabeled])
+    gradient = torch.autograd.grad(restricted["cps_a"], found.logits["a"])[0][unlabeled]
+    assert torch.equal(gradient.abs().sum(dim=1) > 0, counts)
+
+
+def test_mcnet_is_one_model_whose_decoders_share_what_was_pretrained(tiny: Path):
+    trainer: Any = make_trainer(tiny, MCNetTrainer)
+    trainer.initialize()
+    assert list(trainer.optimizers) == ["a"]
+    trained = {id(p) for group in trainer.optimizer.param_groups for p in group["params"]}
+    network, auxiliary = unwrapped(trainer.network), trainer.partners["auxiliary"]
+    assert trained == {id(p) for part in (network, auxiliary) for p in part.parameters()}
+    values = unsupervised_values(trainer, next(trainer.get_dataloaders()[0]))
+    reached = {"encoder": network.encoder, "decoder": network.decoder.stages, "auxiliary": auxiliary.transpconvs}
+    for term in trainer.terms:
+        trainer.zero_gradients()
+        values[term].backward(retain_graph=True)
+        for name, part in reached.items():
+            assert any(p.grad is not None and p.grad.any() for p in part.parameters()), (term, name)
+    before = {key: value.clone() for key, value in auxiliary.state_dict().items()}
+    network.load_state_dict({key: torch.full_like(value, 0.1) for key, value in network.state_dict().items()})
+    for key, value in auxiliary.state_dict().items():
+        assert torch.equal(value, torch.full_like(value, 0.1) if key.startswith("stages.") else before[key]), key
