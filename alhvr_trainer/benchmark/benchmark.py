@@ -11,9 +11,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from alhvr_trainer.benchmark.jobs import Job, is_done, jobs_of, read_results
+from alhvr_trainer.benchmark.jobs import LOGS, RUNS, Job, is_done, jobs_of, model_folder, read_results
 from alhvr_trainer.benchmark.prepare import dataset_of, locked, plans_of, prepare, set_folders, splits_of
 from alhvr_trainer.benchmark.progress import Progress
+from alhvr_trainer.benchmark.report import write_report
 from alhvr_trainer.benchmark.suites import Suite, load_suite
 from alhvr_trainer.errors import InputError
 from alhvr_trainer.files.json_files import read_object
@@ -63,9 +64,19 @@ def benchmark(
     """
     chosen = load_suite(suite)
     folder = Path(output or f"benchmark_{chosen.name}").resolve()
+    failures: list[str] = []
     if not tables_only:
-        _run_all(chosen, folder, _list(methods), _list(seeds), _list(folds), device, remove_checkpoints)
-    return folder
+        part = {"methods": _list(methods), "seeds": _list(seeds), "folds": _list(folds)}
+        failures = run_suite(chosen, folder, device, remove_checkpoints, **part)
+    results = read_results(folder, chosen.name)
+    if results:
+        report = write_report(chosen, results, folder)
+        print(f"report: {report}", flush=True)
+    if failures:
+        raise InputError(f"{len(failures)} run(s) failed, all others are done: {'; '.join(failures)}")
+    if not results:
+        raise InputError(f"there is no finished run in {folder / RUNS}")
+    return report
 
 
 def _list(value: Any) -> list[Any] | None:
@@ -77,44 +88,50 @@ def _list(value: Any) -> list[Any] | None:
     return list(value) if isinstance(value, (list, tuple)) else [value]
 
 
-def _run_all(
-    suite: Suite,
-    output: Path,
-    methods: list[str] | None,
-    seeds: list[int] | None,
-    folds: list[str] | None,
-    device: str,
-    remove_checkpoints: bool,
-) -> None:
-    """All runs of the suite, or a part, that have no result yet.
+def run_suite(
+    suite: Suite, output: Path, device: str, remove_checkpoints: bool = False, **part: list[Any] | None
+) -> list[str]:
+    """All runs of the suite that have no result yet.
+
+    Args:
+        suite: what to run.
+        output: folder for runs and logs.
+        device: "cuda", "cpu" or "mps".
+        remove_checkpoints: of each run when it is done.
+        part: methods, seeds and folds, as :func:`jobs_of` takes them.
+
+    Returns:
+        What failed: run, reason and log, one line each.
 
     Raises:
-        InputError: some failed.
+        InputError: nothing could be run, as data, plans or the suite are wrong.
     """
     check_nnunet_finds_us()
     set_folders(suite, output)
     dataset = dataset_of(suite)
     splits = splits_of(suite, dataset)
-    jobs = jobs_of(suite, dataset, splits, methods, seeds, folds)
+    jobs = jobs_of(suite, dataset, splits, **part)
     waiting = [job for job in jobs if not is_done(output, job)]
     print(f"{suite.name}: {len(jobs)} runs, {len(jobs) - len(waiting)} of them done, in {output}", flush=True)
     if not waiting:
-        return
+        return []
     environment = _environment(suite)
-    failures: list[tuple[Job, str]] = []
+    failures = []
     with interrupted_by(signal.SIGTERM, signal.SIGHUP):
-        plans = prepare(suite, dataset, splits, output / "logs" / "plan.log", environment)
+        plans_name = prepare(suite, dataset, splits, output / LOGS / "plan.log", environment)
         progress = Progress(waiting, _finished(output, suite.name))
         for job in waiting:
-            with locked(output / "logs" / f"{job.name}.lock", wait=False) as mine:
+            with locked(output / LOGS / f"{job.name}.lock", wait=False) as mine:
                 if not mine:
                     print(f"{job}: another process runs it", flush=True)
-                elif not is_done(output, job):
+                elif not is_done(output, job):  # another process may have run it meanwhile
+                    plans = plans_of(job, plans_name)
                     problem = _run(job, plans, output, device, environment, progress)
-                    failures += [] if problem is None else [(job, problem)]
-    if failures:
-        listed = "; ".join(f"{job}: {problem} ({_log(output, job)})" for job, problem in failures)
-        raise InputError(f"{len(failures)} of {len(waiting)} runs failed: {listed}")
+                    if problem is not None:
+                        failures.append(f"{job}: {problem} ({_log(output, job)})")
+                    elif remove_checkpoints:
+                        _remove_checkpoints(job, plans)
+    return failures
 
 
 def _finished(output: Path, suite: str) -> dict[tuple[str, str], list[float]]:
@@ -128,15 +145,14 @@ def _finished(output: Path, suite: str) -> dict[tuple[str, str], list[float]]:
 
 
 def _log(output: Path, job: Job) -> Path:
-    return output / "logs" / f"{job.name}.log"
+    return output / LOGS / f"{job.name}.log"
 
 
 def _run(
-    job: Job, plans_name: str, output: Path, device: str, environment: dict[str, str], progress: Progress
+    job: Job, plans: str, output: Path, device: str, environment: dict[str, str], progress: Progress
 ) -> str | None:
-    """One run; None, or what went wrong."""
+    """One run, a process of its own; None, or what went wrong."""
     log = _log(output, job)
-    plans = plans_of(job, plans_name)
     configuration = read_object(Path(preprocessed_folder(job.dataset)) / f"{plans}.json")["configurations"]
     epochs = configuration[job.configuration][SETTINGS_KEY].get("num_epochs", 1000)
     log.parent.mkdir(parents=True, exist_ok=True)
@@ -147,6 +163,11 @@ def _run(
     problem = run_logged([*module, *words], log, environment, progress.look)
     progress.finish(problem)
     return problem
+
+
+def _remove_checkpoints(job: Job, plans: str) -> None:
+    for file in (model_folder(job, plans) / f"fold_{job.fold}").glob("checkpoint_*.pth"):
+        file.unlink()
 
 
 def _environment(suite: Suite) -> dict[str, str]:

@@ -10,12 +10,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from alhvr_trainer.benchmark.suites import Suite, file_name
+from alhvr_trainer.benchmark.suites import SUPERVISED, Suite, file_name
+from alhvr_trainer.compatibility import nnunet_folder
 from alhvr_trainer.errors import InputError, shown
 from alhvr_trainer.files.json_files import read_object
 
 RUNS = "runs"
 """Folder of the results, below the output folder."""
+LOGS = "logs"
 
 
 @dataclass(frozen=True)
@@ -67,15 +69,15 @@ def jobs_of(
     Raises:
         InputError: the split has no such fold, or the suite no such method, seed or fold.
     """
-    missing = [name for name, fold in suite.folds.items() if fold >= len(splits)]
+    missing = [name for name, fold in suite.all_folds.items() if fold >= len(splits)]
     if missing:
         raise InputError(
-            f'suite {suite.name}: "{missing[0]}" is fold {suite.folds[missing[0]]}, but {suite.splits} has only '
+            f'suite {suite.name}: "{missing[0]}" is fold {suite.all_folds[missing[0]]}, but {suite.splits} has only '
             f"{len(splits)} folds, numbered from 0"
         )
     names = _chosen("methods", methods, [method.name for method in suite.methods])
     numbers = _chosen("seeds", seeds, suite.seeds)
-    fractions = _chosen("folds", folds, list(suite.folds))
+    fractions = _chosen("folds", folds, list(suite.all_folds))
     return [
         Job(
             suite=suite.name,
@@ -85,8 +87,8 @@ def jobs_of(
             configuration=suite.configuration,
             plans=Path(suite.plans).stem,
             fold_name=fold_name,
-            fold=suite.folds[fold_name],
-            split=digest(splits[suite.folds[fold_name]]),
+            fold=suite.all_folds[fold_name],
+            split=digest(splits[suite.all_folds[fold_name]]),
             seed=seed,
             settings=suite.settings_of(method, seed),
             test=suite.test,
@@ -94,7 +96,7 @@ def jobs_of(
         for seed in numbers
         for fold_name in fractions
         for method in suite.methods
-        if method.name in names
+        if method.name in names and (method.trainer == SUPERVISED or fold_name not in suite.fully_labeled)
     ]
 
 
@@ -113,6 +115,11 @@ def digest(content: Any) -> str:
 def result_file(output: Path, job: Job) -> Path:
     """Where the result of a run lies: ``runs/<method>__<fold>__seed<k>.json``."""
     return output / RUNS / f"{job.name}.json"
+
+
+def model_folder(job: Job, plans: str) -> Path:
+    """nnU-Net's folder of the model that a run trains with plans of this identifier."""
+    return Path(nnunet_folder("nnUNet_results"), job.dataset, f"{job.trainer}__{plans}__{job.configuration}")
 
 
 def is_done(output: Path, job: Job) -> bool:

@@ -19,9 +19,8 @@ from typing import Any
 import torch
 
 from alhvr_trainer import __version__
-from alhvr_trainer.benchmark.jobs import Job, result_file, write_text
-from alhvr_trainer.benchmark.suites import ENVIRONMENT
-from alhvr_trainer.compatibility import nnunet_folder
+from alhvr_trainer.benchmark.jobs import Job, model_folder, result_file, write_text
+from alhvr_trainer.benchmark.suites import ENVIRONMENT, SUPERVISED
 from alhvr_trainer.errors import InputError
 from alhvr_trainer.evaluation.evaluate import evaluate
 from alhvr_trainer.evaluation.metrics import METRICS
@@ -36,11 +35,6 @@ CHECKPOINTS = ("final", "best")
 """What is measured: the network at the end of the training, and at its best smoothed validation Dice."""
 _SUMMARY = "summary.json"
 _DIGITS = 6
-
-
-def model_folder(job: Job, plans: str) -> Path:
-    """nnU-Net's folder of the trained model."""
-    return Path(nnunet_folder("nnUNet_results"), job.dataset, f"{job.trainer}__{plans}__{job.configuration}")
 
 
 def run(job: Job, plans: str, output: Path, device: str) -> Path:
@@ -149,9 +143,10 @@ def _cases(job: Job) -> dict[str, int]:
     raw, preprocessed = raw_folder(job.dataset), preprocessed_folder(job.dataset)
     splits = load_splits(raw, preprocessed)
     labeled, validation = splits[job.fold]["train"], splits[job.fold]["val"]
-    unlabeled = unlabeled_cases_of_fold(
-        raw, read_object(os.path.join(raw, "dataset.json")), splits, job.fold, labeled, validation
-    )
+    unlabeled = {}
+    if job.trainer != SUPERVISED:
+        dataset_json = read_object(os.path.join(raw, "dataset.json"))
+        unlabeled = unlabeled_cases_of_fold(raw, dataset_json, splits, job.fold, labeled, validation)
     return {"labeled": len(labeled), "unlabeled": len(unlabeled), "validation": len(validation)}
 
 

@@ -30,6 +30,8 @@ from alhvr_trainer.files.json_files import is_list_of, is_name, is_whole
 
 FOLDER = Path(__file__).resolve().parent / "suites"
 PHANTOM = "phantom"
+SUPERVISED = "SupervisedTrainer"
+"""The trainer that takes no unlabelled cases."""
 TABLES = ("comparison", "ablation", "regions")
 """The layouts of the paper's Tables 1 to 3, of its Table 5, and of the slides' Table 1."""
 ENVIRONMENT = ("OMP_NUM_THREADS", "nnUNet_n_proc_DA", "nnUNet_def_n_proc", "nnUNet_compile")
@@ -61,6 +63,8 @@ class Suite:
     methods: list[Method]
     description: str = ""
     settings: dict[str, Any] = field(default_factory=dict)
+    fully_labeled: dict[str, int] = field(default_factory=dict)
+    """Further folds, without unlabelled cases: the upper bound, for SupervisedTrainer alone."""
     test: bool = False
     """Measure imagesTs against labelsTs; else the fold's validation cases."""
     tables: dict[str, list[str]] = field(default_factory=dict)
@@ -69,6 +73,10 @@ class Suite:
     """Numbers of cases and seed of the generated data set."""
     environment: dict[str, str] = field(default_factory=dict)
     """Defaults of the variables in ENVIRONMENT; what the user has set goes first."""
+
+    @property
+    def all_folds(self) -> dict[str, int]:
+        return {**self.folds, **self.fully_labeled}
 
     def settings_of(self, method: Method, seed: int) -> dict[str, Any]:
         """The keys of the plans' ``alhvr`` block that a run sets: the suite's, then the method's, then the seed."""
@@ -108,10 +116,12 @@ def load_suite(name_or_file: str) -> Suite:
 def parse_suite(content: object, where: str) -> Suite:
     """A suite out of a YAML file's content; ``where`` names it in messages (see :func:`load_suite`)."""
     content = _object(content, where)
-    _check_keys(content, where, _RULES, ("description", "settings", "test", "tables", PHANTOM, "environment"))
+    _check_keys(
+        content, where, _RULES, ("description", "fully_labeled", "settings", "test", "tables", PHANTOM, "environment")
+    )
     methods = [_method(entry, f"{where}, method {number}") for number, entry in enumerate(content["methods"], 1)]
     names = [method.name for method in methods]
-    for kind, labels in (("methods", names), ("folds", list(content["folds"]))):
+    for kind, labels in (("methods", names), ("folds", [*content["folds"], *content.get("fully_labeled", [])])):
         files = [file_name(label) for label in labels]
         twice = [label for label in labels if files.count(file_name(label)) > 1]
         if twice:
@@ -180,6 +190,10 @@ def _is_map(value: object, accepts_key: Any, accepts: Any) -> bool:
     return isinstance(value, dict) and all(accepts_key(k) and accepts(v) for k, v in value.items())
 
 
+def _is_fold(value: object) -> bool:
+    return is_whole(value, 0, 999)
+
+
 def _is_distinct(value: object, accepts: Any) -> bool:
     return is_list_of(value, accepts) and bool(value) and len(set(value)) == len(value)  # type: ignore[arg-type,call-overload]
 
@@ -197,8 +211,12 @@ _RULES: dict[str, Any] = {
     "plans": (_is_text, "a ready plan (plans/*.json) or a JSON file"),
     "splits": (_is_text, "a file of splits"),
     "folds": (
-        lambda v: bool(v) and _is_map(v, _is_label, lambda f: is_whole(f, 0, 999)),
+        lambda v: bool(v) and _is_map(v, _is_label, _is_fold),
         "names of labelled fractions, each with its fold in the split, e.g. {5 labelled: 0}",
+    ),
+    "fully_labeled": (
+        lambda v: _is_map(v, _is_label, _is_fold),
+        "names of folds without unlabelled cases, each with its number, e.g. {160 labelled: 2}",
     ),
     "seeds": (lambda v: _is_distinct(v, lambda s: is_whole(s, 0, _MOST)), "a list of different whole numbers"),
     "settings": (_is_settings, 'settings of the plans\' "alhvr" block, without "seed" (see "seeds")'),
