@@ -101,14 +101,14 @@ def train_steps(plans: dict, dataset_json: dict, steps: int = 2) -> dict[str, to
         trainer.configuration_manager.batch_size, trainer.settings.unlabeled_batch_size
     )
     # the draws are shared by the samples of a batch; ranks draw their own, here all must draw as one process does
-    trainer.perturb_a, trainer.perturb_b = FeaturePerturbation(1), FeaturePerturbation(2)
+    trainer.perturbations = {"a": FeaturePerturbation(1), "b": FeaturePerturbation(2)}
     trainer.set_deep_supervision_enabled(True)
     trainer.on_train_epoch_start()
     result = {}
     for step in range(steps):
         values = trainer.train_step(my_part(make_batch(trainer, step), *trainer.settings_batch))
         result |= {f"{step} {key}": torch.tensor(value) for key, value in values.items()}
-    for letter, network in (("a", trainer.network), ("b", trainer.network_b)):
+    for letter, network in (("a", trainer.network), ("b", trainer.partners["b"])):
         for name, parameter in unwrapped(network).named_parameters():
             result[f"{letter} {name}"] = parameter.detach()
             if parameter.grad is not None:

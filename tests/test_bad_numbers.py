@@ -42,7 +42,7 @@ def ready(root: Path) -> ALHVRTrainer:
 
 
 def weights(trainer: ALHVRTrainer) -> dict[str, torch.Tensor]:
-    networks = {"a": trainer.network, "b": trainer.network_b}
+    networks = {"a": trainer.network, "b": trainer.partners["b"]}
     return {f"{n}.{key}": value.clone() for n, net in networks.items() for key, value in net.state_dict().items()}
 
 
@@ -78,9 +78,9 @@ def test_nan_and_inf_stop_before_the_step(tiny: Path, heads: str, monkeypatch: p
     file = Path(trainer.output_folder) / "checkpoint_latest.pth"
     trainer.save_checkpoint(str(file))
     content, before = file.read_bytes(), weights(trainer)
-    optimizer = copy.deepcopy(trainer.optimizer_b.state_dict()["state"])
+    optimizer = copy.deepcopy(trainer.optimizers["b"].state_dict()["state"])
     batch = next(trainer.dataloader_train)
-    weight, clean_pass = next(trainer.network_b.parameters()), trainer.two_pass_b
+    weight, clean_pass = next(trainer.partners["b"].parameters()), trainer.passes["b"]
 
     for place, term in PLACES.items():
         for value in BAD:
@@ -92,15 +92,15 @@ def test_nan_and_inf_stop_before_the_step(tiny: Path, heads: str, monkeypatch: p
                     def poisoned_pass(*args: Any, place: str = place, value: str = value) -> TwoPassOutput:
                         return poisoned(clean_pass(*args), place, float(value), 2)
 
-                    bad.setattr(trainer, "two_pass_b", poisoned_pass)
+                    bad.setitem(trainer.passes, "b", poisoned_pass)
                 with pytest.raises(InputError) as error:
                     trainer.train_step(batch)
-                weight.data.copy_(before[f"b.{next(iter(trainer.network_b.state_dict()))}"])
+                weight.data.copy_(before[f"b.{next(iter(trainer.partners['b'].state_dict()))}"])
             cases = ", ".join(batch["keys"])
             message = rf"epoch 0, iteration 1: .*\b{term}\b.* not finite, with cases {re.escape(cases)};"
             assert re.match(message, str(error.value)), (place, value, str(error.value))
             assert changed(before, weights(trainer)) == set(), (place, value)
-    for key, state in trainer.optimizer_b.state_dict()["state"].items():
+    for key, state in trainer.optimizers["b"].state_dict()["state"].items():
         assert torch.equal(state["momentum_buffer"], optimizer[key]["momentum_buffer"])
     assert file.read_bytes() == content
     assert [path.name for path in file.parent.glob("*.pth")] == ["checkpoint_latest.pth"]
@@ -116,7 +116,7 @@ def spoil_gradient(network: torch.nn.Module, value: float) -> Any:
 def test_bad_gradients_without_a_scaler_stop_both_networks(tiny: Path):
     trainer = ready(tiny)
     before = weights(trainer)
-    spoil_gradient(trainer.network_b, float("nan"))
+    spoil_gradient(trainer.partners["b"], float("nan"))
     with pytest.raises(InputError, match=r"epoch 0, iteration 0: gradient_b not finite, with cases case_00"):
         trainer.train_step(next(trainer.dataloader_train))
     assert changed(before, weights(trainer)) == set()
@@ -131,7 +131,7 @@ def test_steps_that_the_scaler_skips_do_not_stop_training(tiny: Path):
     values = trainer.train_step(next(trainer.dataloader_train))
     assert all(torch.isfinite(torch.tensor(value)) for value in values.values())
     assert changed(before, weights(trainer)) == set()
-    assert not trainer.optimizer.state and not trainer.optimizer_b.state  # no momentum from a skipped step
+    assert not trainer.optimizer.state and not trainer.optimizers["b"].state  # no momentum from a skipped step
     assert trainer.grad_scaler.get_scale() == pytest.approx(1.5e38)
     for _ in range(40):
         trainer.train_step(next(trainer.dataloader_train))
@@ -147,7 +147,7 @@ def test_one_network_skips_the_other_steps_and_the_scale_falls_once(tiny: Path):
     trainer = ready(tiny)
     trainer.grad_scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
     before = weights(trainer)
-    hook = spoil_gradient(trainer.network_b, float("inf"))
+    hook = spoil_gradient(trainer.partners["b"], float("inf"))
     trainer.train_step(next(trainer.dataloader_train))
     assert changed(before, weights(trainer)) == {"a"}
     assert trainer.grad_scaler.get_scale() == 512.0
@@ -181,8 +181,8 @@ def test_a_spoilt_network_does_not_replace_the_last_checkpoint(tiny: Path, where
     content = file.read_bytes()
     tensors = {
         "network a": next(trainer.network.parameters()).data,
-        "network b": next(trainer.network_b.parameters()).data,
-        "momentum b": next(iter(trainer.optimizer_b.state.values()))["momentum_buffer"],
+        "network b": next(trainer.partners["b"].parameters()).data,
+        "momentum b": next(iter(trainer.optimizers["b"].state.values()))["momentum_buffer"],
     }
     tensors[where].view(-1)[0] = float("inf")
     with pytest.raises(InputError, match=r"checkpoint_latest.pth was not written: NaN or Inf in .*is untouched"):

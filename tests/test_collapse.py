@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import matplotlib.image
@@ -10,19 +11,19 @@ import numpy as np
 import pytest
 import torch
 from data_builders import change_dataset_json, change_settings, read_json, write_json
-from literal_method import draw
 from tiny_training import make_trainer
 
 from alhvr_trainer.files.checkpoints import read_checkpoint
-from alhvr_trainer.methods.alhvr import alhvr_channel_terms, alhvr_terms
 from alhvr_trainer.methods.alhvr.trainer import ALHVRTrainer
-from alhvr_trainer.training.collapse import SUPERVISED, UNSUPERVISED, collapse_warnings, grace_epochs
-from alhvr_trainer.training.progress import class_keys, foreground_names, label_voxels, plot_history, step_values
+from alhvr_trainer.training.collapse import collapse_warnings, grace_epochs
+from alhvr_trainer.training.history import HistoryKeys, foreground_names, label_voxels, step_values
+from alhvr_trainer.training.plots import all_panels, plot_history
+from alhvr_trainer.training.samples import Forward, Samples
 
 pytest_plugins = ["planned_dataset"]
 
 CLASSES = {1: "shell", 2: "core"}
-KEYS = (*SUPERVISED, *UNSUPERVISED, *class_keys(list(CLASSES)), "disagreement")
+KEYS = HistoryKeys(("a", "b"), ALHVRTrainer.terms, co_trained=True, classes=tuple(CLASSES))
 GRACE = 10
 
 
@@ -32,8 +33,8 @@ GRACE = 10
 def healthy(epochs: int = 60, seed: int = 0) -> dict[str, list[float]]:
     """Losses fall with noise; the classes are 6 and 1 % of the voxels after some epochs of background alone."""
     random, epoch = np.random.default_rng(seed), np.arange(epochs)
-    history = {key: (1.0 - 1.8 * epoch / epochs + random.normal(0, 0.03, epochs)).tolist() for key in SUPERVISED}
-    history |= {key: (0.5 * 0.97**epoch + random.uniform(0, 0.02, epochs)).tolist() for key in UNSUPERVISED}
+    history = {key: (1.0 - 1.8 * epoch / epochs + random.normal(0, 0.03, epochs)).tolist() for key in KEYS.supervised}
+    history |= {key: (0.5 * 0.97**epoch + random.uniform(0, 0.02, epochs)).tolist() for key in KEYS.terms}
     for number, share in ((1, 0.06), (2, 0.01)):
         labels = share * random.uniform(0.5, 1.5, epochs)
         history[f"label_{number}"] = labels.tolist()
@@ -50,14 +51,14 @@ def with_last(values: list[float], last: list[float]) -> list[float]:
 def test_a_healthy_training_gives_no_warning_at_any_epoch(seed: int):
     history = healthy(120, seed)
     for epochs in range(121):
-        assert collapse_warnings({key: values[:epochs] for key, values in history.items()}, CLASSES, GRACE) == []
+        assert collapse_warnings({key: values[:epochs] for key, values in history.items()}, CLASSES, KEYS, GRACE) == []
 
 
 def test_a_class_that_vanishes_is_named():
     history = healthy()
     history["pseudo_label_2"] = with_last(history["pseudo_label_2"], [1e-5] * 5)
     history["label_2"] = with_last(history["label_2"], [0.01] * 5)
-    (warning,) = collapse_warnings(history, CLASSES, GRACE)
+    (warning,) = collapse_warnings(history, CLASSES, KEYS, GRACE)
     assert warning.startswith("class 2 (core) has vanished from the pseudo-labels: in epochs 55 to 59 it has 0.00% of")
     for advice in ("1.00% in the labels", "alhvr.consistency_weight", "alhvr.ramp_fraction", "unlabeled_batch_size"):
         assert advice in warning
@@ -76,14 +77,14 @@ def test_a_class_that_has_not_vanished(pseudo: list[float], labels: list[float])
     history = healthy()
     history["pseudo_label_2"] = with_last(history["pseudo_label_2"], pseudo)
     history["label_2"] = with_last(history["label_2"], labels)
-    assert collapse_warnings(history, CLASSES, GRACE) == []
+    assert collapse_warnings(history, CLASSES, KEYS, GRACE) == []
 
 
 def test_background_alone_is_forgiven_at_the_start():
     def warnings(epochs: int) -> list[str]:
         history = healthy(epochs)
         history |= {"pseudo_label_1": [0.0] * epochs, "pseudo_label_2": [0.0] * epochs, "disagreement": [0.0] * epochs}
-        return collapse_warnings(history, CLASSES, GRACE)
+        return collapse_warnings(history, CLASSES, KEYS, GRACE)
 
     assert warnings(14) == []
     both = warnings(15)  # ten epochs of grace, five in a row; and that both agree on background is no third warning
@@ -94,12 +95,12 @@ def test_background_alone_is_forgiven_at_the_start():
 def test_identical_networks():
     history = healthy()
     history["disagreement"] = with_last(history["disagreement"], [0.0] * 5)
-    (warning,) = collapse_warnings(history, CLASSES, GRACE)
+    (warning,) = collapse_warnings(history, CLASSES, KEYS, GRACE)
     assert warning.startswith("the two networks have become identical: in epochs 55 to 59 they differ on 0.0000% of")
     assert "alhvr.seed" in warning and "alhvr.consistency_weight" in warning
     # from the very first epochs on, when they started alike
     start = {key: values[-5:] for key, values in history.items()}
-    assert "epochs 0 to 4" in collapse_warnings(start, CLASSES, GRACE)[0]
+    assert "epochs 0 to 4" in collapse_warnings(start, CLASSES, KEYS, GRACE)[0]
 
 
 @pytest.mark.parametrize("different", [[0.0] * 4, [0.0, 0.0, 5e-4, 0.0, 0.0], [5e-4] * 5, [float("nan")] * 5])
@@ -107,21 +108,21 @@ def test_networks_that_still_differ(different: list[float]):
     """Also on little more than a thousandth of the foreground, which is 2.8 % of the voxels here on average."""
     history = healthy()
     history["disagreement"] = with_last([0.002] * 60, different)
-    assert collapse_warnings(history, CLASSES, GRACE) == []
+    assert collapse_warnings(history, CLASSES, KEYS, GRACE) == []
 
 
 def losses(supervised: list[float], unsupervised: list[float]) -> dict[str, list[float]]:
     history = healthy(len(supervised))
-    return history | dict.fromkeys(SUPERVISED, supervised) | dict.fromkeys(UNSUPERVISED, unsupervised)
+    return history | dict.fromkeys(KEYS.supervised, supervised) | dict.fromkeys(KEYS.terms, unsupervised)
 
 
 def test_supervised_loss_rises_while_the_unsupervised_one_falls():
-    (warning,) = collapse_warnings(losses([-0.85] * 20 + [-0.7] * 10, [0.1] * 20 + [0.05] * 10), CLASSES, 100)
+    (warning,) = collapse_warnings(losses([-0.85] * 20 + [-0.7] * 10, [0.1] * 20 + [0.05] * 10), CLASSES, KEYS, 100)
     assert "from epochs 0 to 9 to epochs 20 to 29 the former went from -0.850 to -0.700" in warning
     assert "from 0.600 to 0.300" in warning and "alhvr.consistency_weight" in warning
     # a slow drift, of 0.002 per epoch, shows as well
     slow = np.linspace(-0.9, -0.7, 100).tolist()
-    assert collapse_warnings(losses(slow, np.linspace(0.2, 0.1, 100).tolist()), CLASSES, 1000)
+    assert collapse_warnings(losses(slow, np.linspace(0.2, 0.1, 100).tolist()), CLASSES, KEYS, 1000)
 
 
 @pytest.mark.parametrize(
@@ -136,35 +137,10 @@ def test_supervised_loss_rises_while_the_unsupervised_one_falls():
     ],
 )
 def test_losses_that_do_not_drift_apart(supervised: list[float], unsupervised: list[float]):
-    assert collapse_warnings(losses(supervised, unsupervised), CLASSES, 100) == []
+    assert collapse_warnings(losses(supervised, unsupervised), CLASSES, KEYS, 100) == []
 
 
 # --- what they are computed from ----------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("switches", [{}, {"cgcpcl_regions": ()}], ids=["with CG-CPCL", "without"])
-@pytest.mark.parametrize("padded", [False, True])
-def test_voxels_of_the_pseudo_labels(switches: dict[str, Any], padded: bool):
-    inputs = draw()
-    valid = torch.ones(3, 16, 12, dtype=torch.bool)
-    valid[0, 10:] = not padded
-    labels = [inputs[i].argmax(1) for i in (0, 4)]
-    terms = alhvr_terms(*inputs, valid=valid if padded else None, **switches)
-    for y, found in zip(labels, (terms.voxels_a, terms.voxels_b), strict=True):
-        assert found.tolist() == torch.bincount(y[valid], minlength=4).tolist() and not found.requires_grad
-    assert terms.disagreement == (labels[0] != labels[1])[valid].sum() > 0
-
-
-@pytest.mark.parametrize("padded", [False, True])
-def test_voxels_of_the_regions(padded: bool):
-    inputs = draw()
-    valid = torch.ones(3, 16, 12, dtype=torch.bool)
-    valid[0, 10:] = not padded
-    terms = alhvr_channel_terms(*inputs, valid=valid if padded else None)
-    inside = [(inputs[i].sigmoid() > 0.5).movedim(1, -1)[valid] for i in (0, 4)]  # (voxels, R)
-    assert terms.voxels_a.tolist() == inside[0].sum(0).tolist()
-    assert terms.voxels_b.tolist() == inside[1].sum(0).tolist()
-    assert terms.disagreement == (inside[0] != inside[1]).any(1).sum() > 0
 
 
 def test_voxels_of_the_labels():
@@ -180,31 +156,42 @@ def test_voxels_of_the_labels():
     assert counts.tolist() == [4, 1] and annotated == 7
 
 
-def test_shares_of_a_step():
-    inputs = [x.detach() for x in draw()]
-    valid = torch.ones(3, 16, 12, dtype=torch.bool)
-    valid[:, 8:] = False
-    y_a, y_b = (inputs[i].argmax(1)[valid] for i in (0, 4))
-    zero = torch.zeros(())
-
-    def values(method: Any, labels: Any, mask: torch.Tensor) -> dict[str, float]:
-        return step_values((zero, zero), (zero, zero), labels, method(*inputs, valid=mask), mask)
-
-    found = values(alhvr_terms, (torch.tensor([4, 2, 0]), torch.tensor(8)), valid)
-    for number in (1, 2, 3):
-        expected = ((y_a == number).float().mean() + (y_b == number).float().mean()) / 2
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("regions", [False, True])
+def test_shares_of_a_step(regions: bool, padded: bool):
+    """Of the unlabelled samples' voxels inside the image, counted one by one."""
+    classes, valid = (1, 2, 3), torch.ones(3, 16, 12, dtype=torch.bool)
+    valid[:, 8:] = not padded
+    logits = {name: torch.randn(3, 3 if regions else 4, 16, 12) for name in ("a", "b")}
+    found = shares(logits, valid if padded else None, classes, regions)
+    inside = {name: z.movedim(1, -1)[valid] for name, z in logits.items()}  # (voxels, C)
+    for number in classes:
+        of = {n: z[:, number - 1] > 0 if regions else z.argmax(1) == number for n, z in inside.items()}
+        expected = (of["a"].float().mean() + of["b"].float().mean()) / 2
         assert found[f"pseudo_label_{number}"] == pytest.approx(expected.item())
-    assert [found[f"label_{number}"] for number in (1, 2, 3)] == [0.5, 0.25, 0.0]
-    assert found["disagreement"] == pytest.approx((y_a != y_b).float().mean().item())
+    kinds = [(z > 0) if regions else z.argmax(1, keepdim=True) for z in inside.values()]
+    assert found["disagreement"] == pytest.approx((kinds[0] != kinds[1]).any(1).float().mean().item())
     assert "pseudo_label_0" not in found and "pseudo_label_4" not in found
-    regions = values(alhvr_channel_terms, (torch.tensor([4, 2, 0, 1]), 8), valid)
-    z_a, z_b = (inputs[i].movedim(1, -1)[valid] for i in (0, 4))
-    for number in (1, 2, 3, 4):
-        expected = ((z_a[:, number - 1] > 0).float().mean() + (z_b[:, number - 1] > 0).float().mean()) / 2
-        assert regions[f"pseudo_label_{number}"] == pytest.approx(expected.item())
-    # nothing inside the image, nothing annotated: 0, not NaN, on which training would stop
-    nothing = values(alhvr_terms, (torch.zeros(3), torch.tensor(0)), torch.zeros_like(valid))
-    assert all(np.isfinite(value) for value in nothing.values())
+    # nothing inside the image: 0, not NaN, on which training would stop
+    nothing = shares(logits, torch.zeros_like(valid), classes, regions)
+    assert nothing["pseudo_label_1"] == nothing["disagreement"] == 0.0
+
+
+def shares(logits: dict[str, torch.Tensor], valid: Any, classes: tuple, regions: bool) -> dict[str, float]:
+    labels = torch.zeros(1, 3 if regions else 1, 16, 12)
+    samples = Samples(torch.zeros(4, 1, 16, 12), labels, None, valid, 1, 0, ["one"])
+    manager = SimpleNamespace(has_regions=regions, ignore_label=None)
+    keys = HistoryKeys((), (), co_trained=True, classes=classes)
+    return step_values(keys, {}, {}, Forward({}, logits), samples, manager)
+
+
+def test_shares_of_the_labels():
+    labels = torch.tensor([[[[0, 0, 1, 1, 1, 2, 3, 3]]]])  # 3: ignore; the first voxel is padding
+    samples = Samples(torch.zeros(2, 1, 1, 8), [labels], None, None, 1, 7, ["one"])
+    logits = {"a": torch.zeros(1, 3, 1, 8)}
+    manager = SimpleNamespace(has_regions=False, ignore_label=3)
+    found = step_values(HistoryKeys((), (), classes=(1, 2)), {}, {}, Forward({}, logits), samples, manager)
+    assert [found["label_1"], found["label_2"]] == pytest.approx([3 / 5, 1 / 5])
 
 
 # --- trainings that collapse --------------------------------------------------------------------------------------
@@ -235,8 +222,8 @@ def test_networks_that_start_alike_are_reported(tiny: Path):
     change_settings(tiny, num_epochs=6, detach_teacher=True)
     trainer = without_nnunets_plot(make_trainer(tiny))
     trainer.initialize()
-    trainer.network_b.load_state_dict(trainer.network.state_dict())
-    trainer.perturb_b.load_state_dict(trainer.perturb_a.state_dict())
+    trainer.partners["b"].load_state_dict(trainer.network.state_dict())
+    trainer.perturbations["b"].load_state_dict(trainer.perturbations["a"].state_dict())
     remote = Recorder()
     trainer.logger.loggers.append(remote)
     trainer.run_training()
@@ -260,8 +247,9 @@ def test_networks_that_start_alike_are_reported(tiny: Path):
     assert list(resumed.history) == list(trainer.history)
     assert {len(values) for values in resumed.history.values()} == {6}
     assert np.isnan(resumed.history["label_1"]).all() and resumed.history["gamma"] == trainer.history["gamma"]
-    assert collapse_warnings(resumed.history, resumed.class_names) == []
-    plot_history(resumed.history, resumed.output_folder, resumed.panels, resumed.class_names)
+    assert collapse_warnings(resumed.history, resumed.class_names, resumed.history_keys) == []
+    panels = all_panels(resumed.history_keys, resumed.panels)
+    plot_history(resumed.history, resumed.output_folder, panels, resumed.class_names)
     assert not has_red_title(resumed.output_folder)
 
 
@@ -288,7 +276,7 @@ def test_a_class_that_no_network_predicts_is_reported(tiny: Path, heads: str):
     change_settings(tiny, num_epochs=16)
     trainer = without_nnunets_plot(make_trainer(tiny))
     trainer.initialize()
-    for network in (trainer.network, trainer.network_b):
+    for network in (trainer.network, trainer.partners["b"]):
         network.decoder.seg_layers[-1].bias.data[-1] = -50.0  # the core's, at full resolution
     trainer.run_training()
     assert trainer.history["pseudo_label_2"] == [0.0] * 16 and min(trainer.history["label_2"]) > 0
@@ -309,9 +297,8 @@ def test_losses_that_drift_apart_are_reported(tiny: Path):
         end_of_epoch(outputs)
         for key, values in trainer.history.items():
             now = values[-1]
-            before = (
-                {True: now - 0.5, False: 2 * now}.get(key in SUPERVISED) if key in SUPERVISED + UNSUPERVISED else now
-            )
+            falls, rises = key in KEYS.terms, key in KEYS.supervised
+            before = 2 * now if falls else now - 0.5 if rises else now
             trainer.history[key] = [before] * 10 + [now] * 10
 
     trainer.on_train_epoch_end = with_a_past

@@ -26,7 +26,6 @@ from alhvr_trainer.files.checkpoints import read_checkpoint
 from alhvr_trainer.planning.plan_and_preprocess import plan_and_preprocess
 from alhvr_trainer.resources import ext_trainer_folder
 from alhvr_trainer.training.distributed.trainer import unwrapped
-from alhvr_trainer.training.progress import HISTORY_KEYS
 
 pytest_plugins = ["planned_dataset"]
 
@@ -214,7 +213,7 @@ def test_stock_residual_encoder_plans(root: Path, monkeypatch: pytest.MonkeyPatc
     assert "alhvr" not in read_json(root, "nnUNetResEncUNetMPlans.json")["configurations"]["2d"]
     trainer = shorten(make(plans="nnUNetResEncUNetMPlans"))
     trainer.run_training()
-    assert type(trainer.network).__name__ == type(trainer.network_b).__name__ == "ResidualEncoderUNet"
+    assert type(trainer.network).__name__ == type(trainer.partners["b"]).__name__ == "ResidualEncoderUNet"
     assert all(np.isfinite(values).all() and len(values) == 1 for values in trainer.history.values())
     assert (Path(trainer.output_folder) / "checkpoint_final.pth").is_file()
 
@@ -290,8 +289,8 @@ def test_compiled_training_is_the_same(root: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(nnUNetTrainer, "_do_i_compile", lambda self: True)
     compiled = make(trainer="ALHVRTrainer_1epochs")
     compiled.run_training()
-    assert isinstance(compiled.network, OptimizedModule) and isinstance(compiled.two_pass_b._encode, OptimizedModule)
-    for one, other in ((eager.network, compiled.network), (eager.network_b, compiled.network_b)):
+    assert isinstance(compiled.network, OptimizedModule) and isinstance(compiled.passes["b"]._encode, OptimizedModule)
+    for one, other in ((eager.network, compiled.network), (eager.partners["b"], compiled.partners["b"])):
         expected = one.state_dict()
         for key, value in unwrapped(other).state_dict().items():
             torch.testing.assert_close(value, expected[key], rtol=1e-4, atol=1e-5)
@@ -318,7 +317,7 @@ def test_weights_and_biases_gets_the_history(root: Path, monkeypatch: pytest.Mon
         run = trainer.logger.loggers[0].run
         assert run.step == trainer.num_epochs - 1
         run.log({}, commit=True)  # else the last epoch arrives when the process ends, after which nothing can be read
-        for key in HISTORY_KEYS:
+        for key in trainer.history_keys.all():
             assert run.summary[f"alhvr/{key}"] == pytest.approx(trainer.history[key][-1]), key
         assert run.summary["train_losses"] == pytest.approx(trainer.history["supervised_a"][-1])
     finally:

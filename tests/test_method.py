@@ -54,8 +54,8 @@ def test_prototypes_and_masks_belong_to_the_right_network():
     terms = alhvr_terms(*inputs)
     shape = z_a1.shape[2:]
     y_a, y_b = z_a1.argmax(1), z_b1.argmax(1)
-    own = prototype_similarity(f_a2, class_prototypes(f_a1, y_a, 4)[0], shape)
-    other = prototype_similarity(f_a2, class_prototypes(f_b1, y_b, 4)[0], shape)
+    own = prototype_similarity(f_a2, class_prototypes(f_a1, y_a, 4), shape)
+    other = prototype_similarity(f_a2, class_prototypes(f_b1, y_b, 4), shape)
     voxels = y_a.numel()
     assert terms.ce_a.item() == pytest.approx(cgcpcl_terms(other, y_b, terms.omega2a, voxels)[0].item())
     wrong = {
@@ -210,8 +210,7 @@ def test_class_absent_from_the_pseudo_labels(dtype):
     with torch.no_grad():
         for i in (0, 4):
             inputs[i][:, 2] = -50.0
-    prototypes, voxels = class_prototypes(inputs[2], inputs[0].argmax(1), 4)
-    assert voxels[2] == 0 and voxels.sum() == inputs[0][:, 0].numel()
+    prototypes = class_prototypes(inputs[2], inputs[0].argmax(1), 4)
     assert (prototypes[2] == 0).all() and (prototypes[0] != 0).any()
     similarity = prototype_similarity(inputs[7], prototypes, (16, 12))
     assert (similarity[:, 2] == 0).all()
@@ -312,7 +311,7 @@ def test_regions_can_be_chosen():
     teacher = competing_teacher(p[0], p[4], 0.1)
     expected = dtct_term(p[0], p[1], teacher, terms.omega2a | terms.omega3, terms.omega1.numel())
     assert terms.dtct_a.item() == pytest.approx(expected.item())
-    similarity = prototype_similarity(inputs[3], class_prototypes(inputs[6], inputs[4].argmax(1), 4)[0], (16, 12))
+    similarity = prototype_similarity(inputs[3], class_prototypes(inputs[6], inputs[4].argmax(1), 4), (16, 12))
     ce, _ = cgcpcl_terms(similarity, inputs[4].argmax(1), terms.omega1, terms.omega1.numel())
     assert terms.ce_a.item() == pytest.approx(ce.item())
 

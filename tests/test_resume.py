@@ -48,7 +48,7 @@ def train(resume: bool, stop_in_epoch: int | None) -> None:
 
     def stopping(batch: dict) -> dict:
         values = step(batch)
-        if trainer.current_epoch == stop_in_epoch and trainer._step % ITERATIONS == ITERATIONS // 2:
+        if trainer.current_epoch == stop_in_epoch and trainer.step % ITERATIONS == ITERATIONS // 2:
             print(READY, flush=True)
             signal.pause()  # half an epoch further than the checkpoint; only the kill ends this
         return values

@@ -26,7 +26,6 @@ from alhvr_trainer.methods.alhvr.trainer import ALHVRTrainer
 from alhvr_trainer.methods.supervised import SupervisedTrainer
 from alhvr_trainer.methods.variants import trainer_named
 from alhvr_trainer.planning.plan_and_preprocess import plan_and_preprocess
-from alhvr_trainer.training.progress import HISTORY_KEYS
 
 pytest_plugins = ["planned_dataset"]
 
@@ -188,14 +187,17 @@ def test_networks_start_differently_train_and_log(tiny: Path):
     change_settings(tiny, num_epochs=3)
     trainer = make_trainer(tiny)
     trainer.initialize()
-    start = {n: copy.deepcopy(net.state_dict()) for n, net in (("a", trainer.network), ("b", trainer.network_b))}
+    start = {n: copy.deepcopy(net.state_dict()) for n, net in (("a", trainer.network), ("b", trainer.partners["b"]))}
     assert start["a"].keys() == start["b"].keys()
     weights = [key for key in start["a"] if key.endswith("conv.weight")]
     assert weights and not any(torch.equal(start["a"][key], start["b"][key]) for key in weights)
     trainer.run_training()
-    for name, network in (("a", trainer.network), ("b", trainer.network_b)):
+    for name, network in (("a", trainer.network), ("b", trainer.partners["b"])):
         assert not torch.equal(network.state_dict()[weights[0]], start[name][weights[0]])
-    assert set(trainer.history) == {*HISTORY_KEYS, "pseudo_label_1", "pseudo_label_2", "label_1", "label_2"}
+    named = {f"{term}_{name}" for term in ("supervised", "dtct", "ce", "cos") for name in ("a", "b")}
+    named |= {"weight", "gamma", "disagreement", "pseudo_label_1", "pseudo_label_2", "label_1", "label_2"}
+    named |= {f"share_{region}" for region in ("omega1", "omega2a", "omega2b", "omega3")}
+    assert set(trainer.history) == named
     assert all(len(values) == 3 and np.isfinite(values).all() for values in trainer.history.values())
     shares = np.sum([trainer.history[f"share_{r}"] for r in ("omega1", "omega2a", "omega2b", "omega3")], axis=0)
     np.testing.assert_allclose(shares, 1.0, atol=1e-3)
@@ -282,7 +284,7 @@ def test_checkpoint_is_a_stock_one_with_one_more_key(tiny: Path):
     assert set(ours) - set(theirs) == {"alhvr"} and set(theirs) <= set(ours)
     assert ours["trainer_name"] == "ALHVRTrainer"
     stock.network.load_state_dict(ours["network_weights"], strict=True)
-    with pytest.raises(InputError, match="was written by SupervisedTrainer, which has no second network"):
+    with pytest.raises(InputError, match="was written by SupervisedTrainer, which is no semi-supervised trainer"):
         make_trainer(tiny).load_checkpoint(str(Path(stock.output_folder) / "checkpoint_final.pth"))
 
 
@@ -320,7 +322,7 @@ def test_combined_with_a_variant_of_nnunets_trainer(tiny: Path, name: str):
     assert trainer.inference_allowed_mirroring_axes == stock.inference_allowed_mirroring_axes
     assert trainer.enable_deep_supervision == stock.enable_deep_supervision
     assert repr(trainer.loss) == repr(stock.loss)
-    for optimizer in (trainer.optimizer, trainer.optimizer_b):
+    for optimizer in (trainer.optimizer, trainer.optimizers["b"]):
         assert type(optimizer) is type(stock.optimizer)
     trainer.run_training()
     assert all(torch.isfinite(weight).all() for weight in final_weights(trainer).values())
@@ -340,7 +342,7 @@ def test_pretrained_weights_reach_both_networks(tiny: Path):
     trainer = make_trainer(tiny)
     trainer.initialize()
     load_pretrained_weights(trainer.network, str(file))
-    a, b = trainer.network.state_dict(), trainer.network_b.state_dict()
+    a, b = trainer.network.state_dict(), trainer.partners["b"].state_dict()
     for key, expected in pretrained.items():
         if ".seg_layers." not in key:
             assert torch.equal(a[key], expected) and torch.equal(b[key], expected), key
@@ -500,7 +502,7 @@ def test_nan_in_a_network_stops_and_keeps_the_checkpoint(tiny: Path):
         on_start()
         if trainer.current_epoch == 1:
             with torch.no_grad():
-                next(iter(trainer.network_b.parameters())).fill_(float("nan"))
+                next(iter(trainer.partners["b"].parameters())).fill_(float("nan"))
 
     trainer.on_train_epoch_start = poisoned
     with pytest.raises(InputError, match=r"epoch 1, iteration 2: supervised_b.*not finite, with cases .*case_00"):
@@ -517,7 +519,7 @@ def test_terms_are_computed_in_float32_under_autocast(tiny: Path, monkeypatch: p
         trainer = make_trainer(tiny)
         trainer.on_train_start()
         trainer.on_train_epoch_start()
-        passes, terms = trainer.two_pass_a, trainer._unsupervised_terms
+        passes, terms = trainer.passes["a"], trainer.unsupervised
         monkeypatch.setattr(trainer, "autocast", lambda autocast=autocast: autocast)
 
         def recorded(*args: Any, passes: Any = passes) -> Any:
@@ -527,18 +529,17 @@ def test_terms_are_computed_in_float32_under_autocast(tiny: Path, monkeypatch: p
 
         def checked(*args: Any, terms: Any = terms) -> Any:
             found = terms(*args)
-            assert {getattr(found, key).dtype for key in ("gamma", "dtct_a", "ce_b", "cos_a")} == {torch.float32}
+            assert {found[key].dtype for key in ("gamma", "dtct_a", "ce_b", "cos_a")} == {torch.float32}
             return found
 
-        monkeypatch.setattr(trainer, "two_pass_a", recorded)
-        monkeypatch.setattr(trainer, "_unsupervised_terms", checked)
+        monkeypatch.setitem(trainer.passes, "a", recorded)
+        monkeypatch.setattr(trainer, "unsupervised", checked)
         losses.append(trainer.train_step(next(trainer.dataloader_train)))
     assert seen == [torch.float32, torch.bfloat16]
     assert losses[0] != losses[1]
     for key, value in losses[0].items():
-        if not key.startswith(
-            ("labeled_logits", "share", "disagreement", "pseudo_label")
-        ):  # sums, and counts of voxels
+        # sums, and counts of voxels
+        if not key.startswith(("labeled_logits", "logits", "share", "disagreement", "pseudo_label")):
             assert losses[1][key] == pytest.approx(value, rel=0.05, abs=0.02), key
 
 

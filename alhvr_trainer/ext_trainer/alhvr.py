@@ -1,12 +1,15 @@
-"""ALHVR for nnU-Net: lets nnU-Net's look-up by name find ALHVR's trainers and planner.
+"""ALHVR for nnU-Net: lets nnU-Net's look-up by name find its trainers and planner.
 
 It serves nnUNet_extTrainer as it is; `alhvr link` copies it into nnU-Net, `alhvr unlink` removes the copies.
 """
 
 
+METHODS = ("ALHVR", "Supervised", "MeanTeacher", "UAMT", "FixMatch", "CPS", "MCNet")
+
+
 def __getattr__(name):
     # nnU-Net asks every module in its folders for every class: all names but ours must cost nothing
-    if name.startswith(("ALHVR", "SupervisedTrainer")):
+    if name.startswith(METHODS):
         try:
             from alhvr_trainer.link import class_named
         except ModuleNotFoundError as error:

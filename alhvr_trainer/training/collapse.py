@@ -1,4 +1,4 @@
-"""Signs in the epoch means that training has collapsed, each with what to change. Needs neither torch nor nnU-Net.
+"""Signs in the epoch means that training has collapsed, each with what to change.
 
 A class counts as vanished, the networks as identical, and the losses as drifting apart only after several epochs in a
 row. Shares and losses of single epochs vary; a warning that comes and goes would soon be read no more.
@@ -9,6 +9,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from statistics import fmean, pvariance
+
+from alhvr_trainer.training.history import DISAGREEMENT, HistoryKeys, label_key, pseudo_label_key
 
 History = Mapping[str, Sequence[float]]
 
@@ -34,20 +36,6 @@ LOSS_FALL = 0.1
 STANDARD_ERRORS = 4.0
 """A rise below so many standard errors is chance."""
 
-SUPERVISED = ("supervised_a", "supervised_b")
-UNSUPERVISED = ("dtct_a", "dtct_b", "ce_a", "ce_b", "cos_a", "cos_b")
-DISAGREEMENT = "disagreement"
-
-
-def pseudo_label_key(number: int) -> str:
-    """Name in the history of a class's share of the voxels in the pseudo-labels of the unlabelled samples."""
-    return f"pseudo_label_{number}"
-
-
-def label_key(number: int) -> str:
-    """Name in the history of a class's share of the voxels in the labels of the labelled samples."""
-    return f"label_{number}"
-
 
 def grace_epochs(num_epochs: int) -> int:
     """Epochs at the start in which a class may be missing: networks often predict background alone at first.
@@ -59,25 +47,28 @@ def grace_epochs(num_epochs: int) -> int:
     return max(10, num_epochs // 20)
 
 
-def collapse_warnings(history: History, classes: Mapping[int, str], grace: int = 10) -> list[str]:
+def collapse_warnings(history: History, classes: Mapping[int, str], keys: HistoryKeys, grace: int = 10) -> list[str]:
     """One line for each sign of collapse that the last epochs show: what was seen, and what to change.
 
     Args:
-        history: epoch means of :data:`SUPERVISED`, :data:`UNSUPERVISED`, :data:`DISAGREEMENT` and, for each class,
-            :func:`pseudo_label_key` and :func:`label_key`; NaN where a value is unknown, which raises no warning.
+        history: epoch means by name; NaN where a value is unknown, which raises no warning.
         classes: names of the foreground classes, or regions, by number.
+        keys: names in the history, of losses that fall together with the supervised one when all is well.
         grace: epochs at the start in which a class may be missing.
 
     Example:
-        >>> names = (*SUPERVISED, *UNSUPERVISED, "pseudo_label_1", "label_1", "disagreement")
-        >>> healthy = {name: [0.1] * 20 for name in names}
-        >>> collapse_warnings(healthy, {1: "tumour"})
+        >>> keys = HistoryKeys(("a",), ("mse",), classes=(1,))
+        >>> healthy = {name: [0.1] * 20 for name in keys.all()}
+        >>> collapse_warnings(healthy, {1: "tumour"}, keys)
         []
-        >>> collapse_warnings({**healthy, "pseudo_label_1": [0.0] * 20}, {1: "tumour"})[0][:64]
+        >>> collapse_warnings({**healthy, "pseudo_label_1": [0.0] * 20}, {1: "tumour"}, keys)[0][:64]
         'class 1 (tumour) has vanished from the pseudo-labels: in epochs '
     """
-    vanished = [line for number, name in classes.items() if (line := _vanished(history, number, name, grace))]
-    return [line for line in (*vanished, _identical(history, list(classes)), _drifting_apart(history)) if line]
+    signs = [_vanished(history, number, name, grace) for number, name in classes.items()]
+    if keys.co_trained:
+        signs.append(_identical(history, list(classes)))
+    signs.append(_drifting_apart(history, keys))
+    return [line for line in signs if line]
 
 
 def _vanished(history: History, number: int, name: str, grace: int) -> str | None:
@@ -113,10 +104,10 @@ def _identical(history: History, numbers: Sequence[int]) -> str | None:
     )
 
 
-def _drifting_apart(history: History) -> str | None:
+def _drifting_apart(history: History, keys: HistoryKeys) -> str | None:
     """The last window of epochs against the earlier one with the lowest supervised loss: slow drifts show as well."""
-    supervised = [fmean(values) for values in zip(*(history[key] for key in SUPERVISED), strict=True)]
-    unsupervised = [sum(values) for values in zip(*(history[key] for key in UNSUPERVISED), strict=True)]
+    supervised = [fmean(values) for values in zip(*(history[key] for key in keys.supervised), strict=True)]
+    unsupervised = [sum(values) for values in zip(*(history[key] for key in keys.terms), strict=True)]
     now = len(supervised) - LOSS_WINDOW
     if now < LOSS_WINDOW:
         return None
@@ -141,5 +132,5 @@ def _window(values: Sequence[float], start: int) -> Sequence[float]:
 
 
 def _epochs(history: History, count: int) -> str:
-    last = len(history[DISAGREEMENT]) - 1
+    last = len(next(iter(history.values()))) - 1
     return f"epochs {last - count + 1} to {last}"

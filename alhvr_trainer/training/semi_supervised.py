@@ -1,10 +1,10 @@
-"""SemiSupervisedTrainer: nnU-Net's trainer with a stream of unlabelled cases; what any such method needs around it."""
+"""SemiSupervisedTrainer: the base of all methods, and what a training step is."""
 
 from __future__ import annotations
 
 import io
-import os
 from abc import abstractmethod
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -19,47 +19,90 @@ from alhvr_trainer.files.checkpoints import (
     read_checkpoint,
     refuse_bad_numbers,
     restore_random_states,
-    seed_everything,
     write_atomically,
 )
-from alhvr_trainer.files.plans_check import check_plans
-from alhvr_trainer.settings import SETTINGS_KEY, set_training_length, settings_from_plans, split_batch
-from alhvr_trainer.training.cascade import check_previous_stage, previous_stage_folder, save_next_stage
-from alhvr_trainer.training.checks import (
-    check_batch_fits_ranks,
-    check_environment,
-    check_plans_fit_dataset,
-    check_split,
-)
+from alhvr_trainer.methods.schedule import consistency_weight
+from alhvr_trainer.settings import SETTINGS_KEY
+from alhvr_trainer.training.cascade import save_next_stage
 from alhvr_trainer.training.collapse import collapse_warnings, grace_epochs
-from alhvr_trainer.training.distributed.ranks import from_rank_0, of_all_ranks, rank, rank_0_first, ranks, share
-from alhvr_trainer.training.distributed.trainer import DistributedTrainer
-from alhvr_trainer.training.progress import History, class_keys, foreground_names, plot_history, summary_line
-from alhvr_trainer.training.threads import respect_thread_limit
-from alhvr_trainer.unlabeled.loader import LabeledAndUnlabeled, semi_supervised_loaders
-from alhvr_trainer.unlabeled.stream import labeled_cases, unlabeled_dataset
+from alhvr_trainer.training.distributed.ranks import of_all_ranks, rank, ranks
+from alhvr_trainer.training.history import History, HistoryKeys, foreground_names, step_values, summary_line
+from alhvr_trainer.training.networks import SeveralNetworksTrainer
+from alhvr_trainer.training.plots import Panels, all_panels, plot_history
+from alhvr_trainer.training.samples import (
+    Forward,
+    Outputs,
+    Predictions,
+    Samples,
+    first,
+    full_resolution,
+    predictions,
+)
 
 
-class SemiSupervisedTrainer(DistributedTrainer):
-    """L labelled and U unlabelled samples per step; settings, history, checkpoints and exact resumption.
+class SemiSupervisedTrainer(SeveralNetworksTrainer):
+    """A semi-supervised method inside nnU-Net's training: ``nnUNetv2_train D C F -tr ...``.
 
-    A method is a subclass: it names what it logs (:attr:`history_keys`, :attr:`panels`), trains on a batch
-    (:meth:`train_step`), and says what its checkpoints hold besides nnU-Net's (:meth:`method_state`,
-    :meth:`load_method_state`) and what of it differs from rank to rank (:meth:`rank_state`,
-    :meth:`load_rank_state`). ``self.network`` is what nnU-Net validates, saves and predicts with.
+    ``loss = sum of the supervised losses + w(t) * sum of the unsupervised terms``
 
-    Raises:
-        InputError: the plans, the dataset or the unlabelled cases do not allow training (before it starts).
+    A method is a subclass. It names its settings, losses and terms (the class attributes below), says which networks it
+    needs beside nnU-Net's (:meth:`build_partners`), how they see a batch (:meth:`forward`), and what its terms are
+    (:meth:`unsupervised`); ``docs/new_method.md`` shows one. All else is done here and in the classes below
+    this one: the stream of unlabelled cases, several ranks, mixed precision, logs and plots, warnings, checkpoints and
+    exact resumption.
     """
 
-    history_keys: tuple[str, ...]
-    """Names of the values that :meth:`train_step` returns, besides ``loss`` and :func:`class_keys`."""
-    panels: tuple[tuple[str, tuple[str, ...]], ...]
-    """Titles of the plots, and the values that each shows."""
-    batch_size: int
-    labeled_batch_size: int
-    unlabeled_batch_size: int
-    seed: int
+    supervised: tuple[str, ...] = ("a",)
+    """Names of the supervised losses, each that of the network of this name."""
+    terms: tuple[str, ...]
+    """Names of the unsupervised terms, which enter the loss."""
+    observed: tuple[str, ...] = ()
+    """Names of further values that :meth:`unsupervised` returns for the log."""
+    co_trained: bool = False
+    """Whether the networks teach each other as equals: then they must not become identical."""
+    panels: Panels = ()
+    """Plots of the terms and the observed values: title, names; empty: one of the terms, one per observed value."""
+
+    # --- what a method overrides ----------------------------------------------------------------------------------
+
+    def forward(self, samples: Samples) -> Forward:
+        """Run the networks; under autocast on CUDA. Default: each network of :attr:`supervised` on all samples."""
+        outputs: dict[str, Outputs] = {name: self.run(name, samples.data) for name in self.supervised}
+        return Forward(
+            labeled={name: first(output, samples.labeled) for name, output in outputs.items()},
+            logits={name: full_resolution(output)[samples.labeled :] for name, output in outputs.items()},
+        )
+
+    def supervised_losses(self, forward: Forward, samples: Samples) -> dict[str, Tensor]:
+        """One loss for each name of :attr:`supervised`. Default: nnU-Net's own, of the plans' loss and trainer."""
+        return {name: self.loss(forward.labeled[name], samples.labels) for name in self.supervised}
+
+    @abstractmethod
+    def unsupervised(self, predictions: Predictions, samples: Samples) -> dict[str, Tensor]:
+        """A scalar for each name of :attr:`terms` and :attr:`observed`, in float32.
+
+        With several ranks each returns its share, such that the sum over the ranks is that of the whole batch:
+        :meth:`Predictions.mean` does so.
+        """
+
+    def after_step(self) -> None:
+        """Once the optimisers have taken their steps: averages of weights, for instance."""
+
+    def method_state(self) -> dict[str, Any]:
+        """What a checkpoint must hold of the method besides its networks and optimisers."""
+        return {}
+
+    def load_method_state(self, state: dict[str, Any]) -> None:
+        """Take up :meth:`method_state`."""
+
+    def rank_state(self) -> dict[str, Any]:
+        """What a checkpoint must hold of the method for each rank: random generators of its own."""
+        return {}
+
+    def load_rank_state(self, state: dict[str, Any]) -> None:
+        """Take up :meth:`rank_state`."""
+
+    # --- set-up ---------------------------------------------------------------------------------------------------
 
     def __init__(
         self,
@@ -69,81 +112,62 @@ class SemiSupervisedTrainer(DistributedTrainer):
         dataset_json: dict,
         device: torch.device = torch.device("cuda"),  # noqa: B008  nnU-Net's signature
     ):
-        check_environment()
-        respect_thread_limit(device)
-        check_plans(plans, configuration, dataset_json, "the plans")
         super().__init__(plans, configuration, fold, dataset_json, device)
-        self.settings = settings_from_plans(self.configuration_manager.configuration)
-        set_training_length(self, self.settings)
-        check_plans_fit_dataset(self)
-        drawn = int.from_bytes(os.urandom(4), "big") if self.settings.seed is None else self.settings.seed
-        self.seed = from_rank_0(drawn)
         self.class_names = foreground_names(dataset_json["labels"], self.label_manager.has_regions)
-        self.history: History = {key: [] for key in self.all_history_keys()}
-        self._step = 0
+        self.history_keys = HistoryKeys(
+            self.supervised, self.terms, self.observed, self.co_trained, tuple(self.class_names)
+        )
+        self.history: History = {key: [] for key in self.history_keys.all()}
+        self.step = 0
+        """Iterations done so far."""
         self._states_to_restore: dict[str, Any] | None = None
 
-    def all_history_keys(self) -> tuple[str, ...]:
-        """Those of the method, and each class's share in the pseudo-labels and the labels."""
-        return (*self.history_keys, *class_keys(list(self.class_names)))
-
-    @abstractmethod
-    def method_state(self) -> dict[str, Any]:
-        """What a checkpoint must hold of the method: further networks, optimisers, generators."""
-
-    @abstractmethod
-    def load_method_state(self, state: dict[str, Any]) -> None:
-        """Take up :meth:`method_state`; networks and optimisers exist already."""
-
-    @abstractmethod
-    def rank_state(self) -> dict[str, Any]:
-        """What a checkpoint must hold of the method for each rank: generators."""
-
-    @abstractmethod
-    def load_rank_state(self, state: dict[str, Any]) -> None:
-        """Take up :meth:`rank_state`."""
-
-    # --- set-up ---------------------------------------------------------------------------------------------------
-
-    def initialize(self) -> None:
-        if self.device.type == "cuda":
-            torch.set_autocast_dtype("cuda", getattr(torch, self.settings.mixed_precision))
-            if self.settings.mixed_precision == "bfloat16":
-                self.grad_scaler = None  # as wide a range of exponents as float32
-        seed_everything(self.seed)
-        super().initialize()
-        self.print_to_log_file(
-            f"ALHVR: {self.labeled_batch_size} labelled + {self.unlabeled_batch_size} unlabelled samples per step, "
-            f"seed {self.seed}, settings {self.settings.as_dict()}"
-        )
-
-    def _set_batch_size_and_oversample(self) -> None:
-        """Of the plans' batch, labelled and unlabelled samples are each divided over the ranks."""
-        super()._set_batch_size_and_oversample()
-        labeled, unlabeled = split_batch(self.batch_size, self.settings.unlabeled_batch_size)
-        check_batch_fits_ranks(labeled, unlabeled, ranks())
-        self.labeled_batch_size = self.my_labeled(labeled)
-        self.unlabeled_batch_size = len(share(unlabeled, rank(), ranks()))
-        self.batch_size = self.labeled_batch_size + self.unlabeled_batch_size
-
-    def do_split(self):
-        return labeled_cases(self, *super().do_split())
-
-    def get_tr_and_val_datasets(self):
-        with rank_0_first():  # what is missing (splits, preprocessed cases) is made once
-            check_split(self)
-            labeled, validation = super().get_tr_and_val_datasets()
-            previous = previous_stage_folder(self)
-            unlabeled = unlabeled_dataset(self, labeled.identifiers, validation.identifiers, previous)
-        check_previous_stage(self, [*labeled.identifiers, *validation.identifiers], unlabeled.identifiers)
-        both = LabeledAndUnlabeled(labeled, unlabeled, self.labeled_batch_size, self.unlabeled_batch_size)
-        return both, validation
-
-    def get_dataloaders(self):
-        with semi_supervised_loaders():
-            return super().get_dataloaders()
-
     # --- training -------------------------------------------------------------------------------------------------
+
+    @property
+    def progress(self) -> float:
+        """Share of the training that is done, from 0 to 1."""
+        return self.step / (self.num_epochs * self.num_iterations_per_epoch)
+
+    def weight(self) -> float:
+        """w(t) of the unsupervised terms."""
+        steps = self.settings.ramp_fraction * self.num_epochs * self.num_iterations_per_epoch
+        return consistency_weight(self.step, steps, self.settings.consistency_weight)
+
+    def train_step(self, batch: dict) -> dict:
+        """One step on L labelled and U unlabelled samples.
+
+        Args:
+            batch: ``data`` (L+U, channels, *S); ``target``, see :meth:`samples`; ``keys``, the cases.
+
+        Returns:
+            Floats: the history's values, and ``loss``, the supervised loss of network a (so that nnU-Net's plot
+            compares it with the validation loss).
+        """
+        samples, weight, regions = self.samples(batch), self.weight(), self.label_manager.has_regions
+        self.zero_gradients()
+        with self.autocast():
+            forward = self.forward(samples)
+            # nnU-Net's loss is a mean over the ranks; all else here are shares, whose sum is the whole batch's
+            supervised = {name: loss / ranks() for name, loss in self.supervised_losses(forward, samples).items()}
+        values = self.unsupervised(predictions(forward, samples, supervised, regions, self.group), samples)
+        loss = sum(supervised.values()) + weight * sum(values[name] for name in self.terms)
+        self._scaled(loss).backward()
+        found = step_values(self.history_keys, supervised, values, forward, samples, self.label_manager, self.group) | {
+            "weight": weight
+        }
+        self.stop_on_bad_numbers(found, samples.cases)
+        self.optimizer_step(lambda norms: self.stop_on_bad_numbers(norms, samples.cases))
+        self.after_step()
+        self.step += 1
+        return {"loss": found[f"supervised_{self.supervised[0]}"], **found}
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """For the networks and nnU-Net's loss, on CUDA alone, as in nnU-Net."""
+        return torch.autocast("cuda") if self.device.type == "cuda" else nullcontext()
+
+    def _scaled(self, loss: Any) -> Tensor:
+        return loss if self.grad_scaler is None else self.grad_scaler.scale(loss)
 
     def on_train_start(self) -> None:
         super().on_train_start()
@@ -153,30 +177,15 @@ class SemiSupervisedTrainer(DistributedTrainer):
 
     def on_train_epoch_start(self) -> None:
         super().on_train_epoch_start()
-        self._step = self.current_epoch * self.num_iterations_per_epoch
-
-    def split_target(self, target: Tensor | list[Tensor]) -> tuple[Tensor | list[Tensor], Tensor | None]:
-        """Labels of the labelled samples for nnU-Net's loss, and the validity mask of the others (None: all inside).
-
-        Args:
-            target: (L+U, 1 + 1, *S), label and validity mask; with regions one channel each, and the ignore label's, in
-                place of the label; with deep supervision a list, full resolution first.
-        """
-        labeled = self.labeled_batch_size
-        scales = target if isinstance(target, list) else [target]
-        valid = scales[0][labeled:, -1] > 0
-        labels = [scale[:labeled, :-1].to(self.device, non_blocking=True) for scale in scales]
-        # asked on the CPU, where the batch still lies
-        mask = None if bool(valid.all()) else valid.to(self.device, non_blocking=True)
-        return labels if isinstance(target, list) else labels[0], mask
+        self.step = self.current_epoch * self.num_iterations_per_epoch
 
     def stop_on_bad_numbers(self, values: dict[str, float], cases: list[str]) -> None:
         """A NaN or Inf stops training before the optimisers see it; the last checkpoint stays as it is."""
         bad = [key for key, value in values.items() if not np.isfinite(value)]
         if bad:  # on all ranks: the values are those of the whole batch
-            cases = [str(case) for of_rank in of_all_ranks(list(cases)) for case in of_rank]
+            cases = [case for of_rank in of_all_ranks(cases) for case in of_rank]
             raise InputError(
-                f"epoch {self.current_epoch}, iteration {self._step}: {', '.join(bad)} not finite, with cases "
+                f"epoch {self.current_epoch}, iteration {self.step}: {', '.join(bad)} not finite, with cases "
                 f"{', '.join(cases)}; look at these images, or lower the learning rate"
             )
 
@@ -191,22 +200,25 @@ class SemiSupervisedTrainer(DistributedTrainer):
 
     def on_epoch_end(self) -> None:
         super().on_epoch_end()
-        warnings = collapse_warnings(self.history, self.class_names, grace_epochs(self.num_epochs))
+        warnings = collapse_warnings(self.history, self.class_names, self.history_keys, grace_epochs(self.num_epochs))
         for warning in warnings:
             self.print_to_log_file(f"ALHVR WARNING: {warning}")
         if self.local_rank == 0:
-            plot_history(self.history, self.output_folder, self.panels, self.class_names, warnings)
+            panels = all_panels(self.history_keys, self.panels)
+            plot_history(self.history, self.output_folder, panels, self.class_names, warnings)
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
         super().perform_actual_validation(save_probabilities)
-        save_next_stage(self)
+        with self.acting_on(self.predicts_with):
+            save_next_stage(self)
 
     # --- checkpoints ----------------------------------------------------------------------------------------------
 
     def save_checkpoint(self, filename: str) -> None:
         """nnU-Net's checkpoint, which stock nnU-Net reads, all else under the key ``alhvr``; written atomically."""
         stock = io.BytesIO()
-        super().save_checkpoint(stock)  # torch.save takes a buffer as well as a path
+        with self.acting_on(self.predicts_with):
+            super().save_checkpoint(stock)  # torch.save takes a buffer as well as a path
         by_rank = of_all_ranks({"random_states": random_states(), **self.rank_state()})
         if stock.tell() == 0:  # not rank 0, or checkpointing is disabled
             return
@@ -214,6 +226,7 @@ class SemiSupervisedTrainer(DistributedTrainer):
         # our own data a moment ago; but what could not be read again is better noticed now than when training resumes
         checkpoint = load_without_code(stock)
         checkpoint[SETTINGS_KEY] = {
+            **self.networks_state(),
             **self.method_state(),
             "settings": self.settings.as_dict(),
             "seed": self.seed,
@@ -232,13 +245,16 @@ class SemiSupervisedTrainer(DistributedTrainer):
         content = read_checkpoint(checkpoint, self.device) if isinstance(checkpoint, str) else checkpoint
         if not isinstance(content.get(SETTINGS_KEY), dict):
             raise InputError(
-                f"the checkpoint in {self.output_folder} was written by {content.get('trainer_name')}, which has no "
-                f"second network; start a new training, or pass it with -pretrained_weights"
+                f"the checkpoint in {self.output_folder} was written by {content.get('trainer_name')}, which is no "
+                f"semi-supervised trainer; start a new training, or pass it with -pretrained_weights"
             )
+        if not self.was_initialized:
+            self.initialize()
         try:
             # nnU-Net 2.8.1 fails on a dict, so it reads the file once more, and would run code in it: ours comes first
-            super().load_checkpoint(checkpoint)
-            self._take_up(content[SETTINGS_KEY])
+            with self.acting_on(self.predicts_with):
+                super().load_checkpoint(checkpoint)
+            self._take_up(content)
         # a part of the content is missing, or of another kind or shape than these networks and optimisers have
         except (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError) as error:
             raise InputError(
@@ -246,12 +262,14 @@ class SemiSupervisedTrainer(DistributedTrainer):
                 "have changed since, or it is damaged; start a new training"
             ) from error
 
-    def _take_up(self, ours: dict[str, Any]) -> None:
+    def _take_up(self, checkpoint: dict[str, Any]) -> None:
         """What :meth:`save_checkpoint` added to nnU-Net's checkpoint."""
+        ours = checkpoint[SETTINGS_KEY]
+        self.load_networks_state(ours, checkpoint["network_weights"])
         self.load_method_state(ours)
         self.seed = ours["seed"]
         unknown = [float("nan")] * self.current_epoch  # in checkpoints of version 0.1.0, which logged fewer values
-        self.history = {key: list(ours["history"].get(key, unknown)) for key in self.all_history_keys()}
+        self.history = {key: list(ours["history"].get(key, unknown)) for key in self.history_keys.all()}
         by_rank = ours.get("ranks", [ours])  # version 0.1.0 knew one process
         if rank() < len(by_rank):  # a rank that was not there before keeps its fresh draws
             mine = by_rank[rank()]

@@ -36,8 +36,7 @@ def alhvr_channel_terms(
         options: the keyword arguments of :func:`alhvr_terms`.
 
     Returns:
-        As :func:`alhvr_terms`, but gamma is (R,), the masks are (U, R, *S), ``voxels_a`` and ``voxels_b`` count the
-        voxels inside each region, (R,), and ``disagreement`` those whose pseudo-labels differ in any channel.
+        As :func:`alhvr_terms`, but gamma is (R,) and the masks are (U, R, *S).
 
     Raises:
         ValueError: shapes do not fit.
@@ -63,14 +62,10 @@ def alhvr_channel_terms(
         )
         for channel in range(logits_a.shape[1])
     ]
-    different = ((logits_a > 0) != (logits_b > 0)).any(dim=1)
-    valid = options.get("valid")
     return ALHVRTerms(
         gamma=torch.stack([terms.gamma for terms in channels]),
         **{name: torch.stack([getattr(terms, name) for terms in channels], dim=1) for name in _MASKS},
         **{name: torch.stack([getattr(terms, name) for terms in channels]).mean() for name in _SCALARS},
-        **{name: torch.stack([getattr(terms, name)[1] for terms in channels]) for name in ("voxels_a", "voxels_b")},
-        disagreement=(different if valid is None else different & valid).sum(),
     )
 
 

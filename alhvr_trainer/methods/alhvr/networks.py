@@ -14,9 +14,6 @@ from torch import Tensor, nn
 from alhvr_trainer.errors import InputError
 
 FEATURE_STRIDE = 8
-SEGMENTATION_LAYERS = ".seg_layers."
-"""In the names of the parameters that nnU-Net leaves out of pretrained weights."""
-
 UNet = Any
 """nnU-Net's ``PlainConvUNet`` or ``ResidualEncoderUNet``: a module with an ``encoder`` and a staged ``decoder``."""
 
@@ -148,21 +145,6 @@ def check_network(network: UNet, feature_stage: int | None) -> None:
         raise InputError(
             f'"alhvr.feature_stage" is {feature_stage}, but the decoder has stages 0 (deepest) to {len(stages) - 1}'
         )
-
-
-def keep_in_step_with(network: nn.Module, partner: nn.Module) -> None:
-    """Whenever weights are loaded into ``network``, ``partner`` takes them over, all but the segmentation layers.
-
-    nnU-Net loads pretrained weights into the network that it knows, without segmentation layers. Two networks that
-    start alike would agree on every voxel and teach each other nothing: their own random segmentation layers, and from
-    then on their own feature perturbations, make them different.
-    """
-
-    def take_over(source: nn.Module, _incompatible: Any) -> None:
-        own = {key: value for key, value in partner.state_dict().items() if SEGMENTATION_LAYERS in key}
-        partner.load_state_dict({**source.state_dict(), **own})
-
-    network.register_load_state_dict_post_hook(take_over)
 
 
 def _dimensions(network: UNet) -> int:

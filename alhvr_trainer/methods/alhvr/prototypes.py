@@ -15,7 +15,7 @@ _EPS_NORM_SQUARED = 1e-16  # torch.nn.functional.cosine_similarity's eps 1e-8, s
 
 def class_prototypes(
     features: Tensor, labels: Tensor, classes: int, valid: Tensor | None = None, group: Group = None
-) -> tuple[Tensor, Tensor]:
+) -> Tensor:
     """Mean feature of each pseudo-class, averaged over the samples (Eq. 5-6, 15).
 
     ``proto[c] = (1/U) sum_i [ sum_v Up(F)[i,:,v] 1(y[i,v]=c) / (count_i(c) + 1e-5) ]``; an absent class gives 0.
@@ -28,7 +28,7 @@ def class_prototypes(
         group: the ranks that the samples are spread over.
 
     Returns:
-        The prototypes, (C, K), the same on every rank, and how many voxels each class has in this rank's samples, (C,).
+        (C, K), the same on every rank.
     """
     with torch.no_grad():
         members = torch.stack([labels == c for c in range(classes)], dim=1).to(features.dtype)  # (U, C, *S)
@@ -39,8 +39,7 @@ def class_prototypes(
             counts.view(*counts.shape, *[1] * (features.ndim - 2)) + _EPS_VOXELS
         )
         samples = len(features) if group is None else total(features.new_tensor(len(features)), group)
-    prototypes = total(torch.einsum("ucv,ukv->ck", weights.flatten(2), features.flatten(2)), group) / samples
-    return prototypes, counts.sum(dim=0)
+    return total(torch.einsum("ucv,ukv->ck", weights.flatten(2), features.flatten(2)), group) / samples
 
 
 def prototype_similarity(features: Tensor, prototypes: Tensor, shape: tuple[int, ...], scale: float = 1.0) -> Tensor:

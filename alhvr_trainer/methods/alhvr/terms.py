@@ -11,19 +11,17 @@ from alhvr_trainer.methods.alhvr.prototypes import cgcpcl_terms, class_prototype
 from alhvr_trainer.methods.alhvr.regions import split_regions
 from alhvr_trainer.methods.alhvr.teaching import competing_teacher, dtct_term
 from alhvr_trainer.methods.ranks import Group, total
-from alhvr_trainer.methods.voxels import count_classes, valid_voxels
+from alhvr_trainer.methods.voxels import valid_voxels
 
 
 @dataclass(frozen=True)
 class ALHVRTerms:
     """The terms of both networks (scalars) and the regions that they act on (masks (U, *S) bool).
 
-    ``gamma`` is NaN if any logit is NaN or Inf. The last three fields enter no term: they tell whether the networks
-    still see all classes, and whether they still differ.
+    ``gamma`` is NaN if any logit is NaN or Inf.
 
-    Where the samples are spread over the ranks of a process group, gamma is that of the whole batch, masks and counts
-    are those of this rank's samples, and each term is this rank's share: the sum over the ranks is the term of the
-    whole batch.
+    Where the samples are spread over the ranks of a process group, gamma is that of the whole batch, masks are those of
+    this rank's samples, and each term is this rank's share: the sum over the ranks is the term of the whole batch.
     """
 
     gamma: Tensor
@@ -37,12 +35,6 @@ class ALHVRTerms:
     ce_b: Tensor
     cos_a: Tensor
     cos_b: Tensor
-    voxels_a: Tensor
-    """Voxels of each class among network a's pseudo-labels (its clean predictions), background included, (C,)."""
-    voxels_b: Tensor
-    """The same of network b."""
-    disagreement: Tensor
-    """Voxels whose pseudo-label is another one in network a than in network b, scalar."""
 
     @property
     def total(self) -> Tensor:
@@ -124,17 +116,14 @@ def alhvr_terms(
         dtct_b = dtct_term(p_b1, p_b2, teacher, regions.mask_for("b", dtct_regions), voxels, process_group)
     if cgcpcl_regions:
         shape = tuple(logits_a.shape[2:])
-        prototypes_a, voxels_a = class_prototypes(features_a, labels_a, logits_a.shape[1], valid, process_group)
-        prototypes_b, voxels_b = class_prototypes(features_b, labels_b, logits_b.shape[1], valid, process_group)
+        prototypes_a = class_prototypes(features_a, labels_a, logits_a.shape[1], valid, process_group)
+        prototypes_b = class_prototypes(features_b, labels_b, logits_b.shape[1], valid, process_group)
         # "cross": each network's features against the OTHER's prototypes and pseudo-labels
         similarity_a = prototype_similarity(perturbed_features_a, prototypes_b, shape, prototype_scale)
         similarity_b = prototype_similarity(perturbed_features_b, prototypes_a, shape, prototype_scale)
         mask_a, mask_b = regions.mask_for("a", cgcpcl_regions), regions.mask_for("b", cgcpcl_regions)
         ce_a, cos_a = cgcpcl_terms(similarity_a, labels_b, mask_a, voxels, official_ce_broadcast, process_group)
         ce_b, cos_b = cgcpcl_terms(similarity_b, labels_a, mask_b, voxels, official_ce_broadcast, process_group)
-    else:
-        voxels_a, voxels_b = (count_classes(y, logits_a.shape[1], valid) for y in (labels_a, labels_b))
-    different = labels_a != labels_b
     masks = {name: getattr(regions, name) for name in ("omega1", "omega2a", "omega2b", "omega3")}
     return ALHVRTerms(
         gamma,
@@ -145,9 +134,6 @@ def alhvr_terms(
         ce_b=ce_b,
         cos_a=cos_a,
         cos_b=cos_b,
-        voxels_a=voxels_a,
-        voxels_b=voxels_b,
-        disagreement=(different if valid is None else different & valid).sum(),
     )
 
 

@@ -1,0 +1,11 @@
+"""Names that users meet: of trainer, planner, plans, folders and keys."""
+
+from __future__ import annotations
+
+TRAINER_NAME = "ALHVRTrainer"
+PLANNER_NAME = "ALHVRPlanner"
+PLANS_NAME = "ALHVRPlans"
+SETTINGS_KEY = "alhvr"
+UNLABELED_FOLDER = "imagesTr_unlabeled"
+UNLABELED_KEY = "unlabeled"
+UNLABELED_SUFFIX = "_unlabeled"
