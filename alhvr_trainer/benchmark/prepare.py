@@ -48,7 +48,7 @@ def dataset_of(suite: Suite) -> str:
         InputError: no such data set, or phantoms of other numbers are in its place.
     """
     if suite.dataset != PHANTOM:
-        name = resolve_dataset(suite.dataset)
+        name = resolve_dataset(_numbered(suite.dataset))
     else:
         name = f"Dataset{PHANTOM_ID}_Phantom"
         _generate(Path(raw_folder(name)), suite.phantom)
@@ -56,6 +56,12 @@ def dataset_of(suite: Suite) -> str:
         if not os.path.isdir(os.path.join(raw_folder(name), folder)):
             raise InputError(f'suite {suite.name} has "test: true", but {raw_folder(name)} has no folder {folder}')
     return name
+
+
+def _numbered(dataset: str) -> str:
+    """``Dataset027_ACDC`` for ``ACDC``, if nnUNet_raw has it under one number; else the text itself."""
+    found = [folder.name for folder in Path(os.environ[FOLDERS[0]]).glob(f"Dataset[0-9][0-9][0-9]_{dataset}")]
+    return found[0] if len(found) == 1 else dataset
 
 
 def _generate(folder: Path, numbers: dict[str, int]) -> None:

@@ -206,7 +206,7 @@ _METHOD_RULES: dict[str, Any] = {
 _RULES: dict[str, Any] = {
     "name": (is_name, "text that can name a file"),
     "description": (_is_text, "text"),
-    "dataset": (is_name, f'a data set in nnUNet_raw, e.g. Dataset027_ACDC, or "{PHANTOM}"'),
+    "dataset": (is_name, f'a data set in nnUNet_raw, as Dataset027_ACDC or ACDC, or "{PHANTOM}"'),
     "configuration": (is_name, "a configuration of the plans, e.g. 2d"),
     "plans": (_is_text, "a ready plan (plans/*.json) or a JSON file"),
     "splits": (_is_text, "a file of splits"),

@@ -3,7 +3,6 @@
 It serves nnUNet_extTrainer as it is; `alhvr link` copies it into nnU-Net, `alhvr unlink` removes the copies.
 """
 
-
 METHODS = ("ALHVR", "Supervised", "MeanTeacher", "UAMT", "FixMatch", "CPS", "MCNet")
 
 
