@@ -158,7 +158,7 @@ def _run(
     log.parent.mkdir(parents=True, exist_ok=True)
     log.touch()
     progress.start(job, epochs, log)
-    module = [sys.executable, "-m", "alhvr_trainer.benchmark.one_run"]
+    module = [sys.executable, "-m", "alhvr_trainer.benchmark"]
     words = [json.dumps(asdict(job)), plans, str(output), device]
     problem = run_logged([*module, *words], log, environment, progress.look)
     progress.finish(problem)

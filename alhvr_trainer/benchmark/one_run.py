@@ -1,7 +1,6 @@
 """One run of a benchmark, a process of its own: train, segment with the last and the best checkpoint, measure both.
 
-``python -m alhvr_trainer.benchmark.one_run JOB PLANS OUTPUT DEVICE`` with the job as JSON; the runner starts it. Every
-part that is done is kept: started again, it goes on where it stopped.
+Every part that is done is kept: started again, it goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -9,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import platform
-import sys
 import time
 from dataclasses import asdict
 from importlib.metadata import version
@@ -179,10 +177,3 @@ def _surroundings(device: str) -> dict[str, Any]:
             **{package: version(package) for package in packages},
         },
     }
-
-
-if __name__ == "__main__":
-    try:
-        run(Job(**json.loads(sys.argv[1])), sys.argv[2], Path(sys.argv[3]), sys.argv[4])
-    except InputError as error:
-        sys.exit(str(error))
