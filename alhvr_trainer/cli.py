@@ -18,6 +18,7 @@ COMMANDS = {
     "link": ("alhvr_trainer.link", "make nnU-Net's own commands find ALHVR's trainers and planner"),
     "unlink": ("alhvr_trainer.link", "take 'link' back"),
     "trainer_path": ("alhvr_trainer.link", "print the folder for nnUNet_extTrainer, instead of 'link'"),
+    "convert": ("alhvr_trainer.convert.convert", "released data sets as nnU-Net raw datasets, with the papers' splits"),
     "plan_and_preprocess": (
         "alhvr_trainer.planning.plan_and_preprocess",
         "nnU-Net's planning and preprocessing for labelled and unlabelled cases",

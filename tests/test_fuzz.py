@@ -36,7 +36,7 @@ from alhvr_trainer import cli
 from alhvr_trainer.errors import InputError
 from alhvr_trainer.methods.alhvr.trainer import ALHVRTrainer
 from alhvr_trainer.planning.templates import apply_template, load_template
-from alhvr_trainer.settings import settings_from_plans
+from alhvr_trainer.settings import ALHVRSettings
 from alhvr_trainer.unlabeled.images import read_case
 
 pytest_plugins = ["planned_dataset"]
@@ -238,7 +238,7 @@ def test_plans_of_a_training(dataset: Path):
 
 
 def test_alhvr_block_of_a_training(dataset: Path):
-    block = {key: value for key, value in settings_from_plans({}).as_dict().items() if value is not None}
+    block = {key: value for key, value in ALHVRSettings().as_dict().items() if value is not None}
     plans = small_plans(dataset)
     plans["configurations"]["2d"]["alhvr"].update(block)
     inputs = documents(plans, ("configurations", "2d", "alhvr"))

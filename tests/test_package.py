@@ -52,6 +52,7 @@ def build(kind: str, source: Path, output: Path) -> Path:
 def shipped_files() -> set[str]:
     """What the wheel must hold, by its paths there."""
     files = {path.relative_to(REPOSITORY) for path in (REPOSITORY / "alhvr_trainer").rglob("*.py")}
+    files |= {path.relative_to(REPOSITORY) for path in (REPOSITORY / "alhvr_trainer").rglob("*.json")}
     for name in ("bundle", "plans"):
         folder = REPOSITORY / name
         files |= {Path("alhvr_trainer", path.relative_to(REPOSITORY)) for path in folder.rglob("*") if path.is_file()}

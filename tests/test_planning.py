@@ -22,7 +22,7 @@ from alhvr_trainer.planning.make_split import make_split
 from alhvr_trainer.planning.plan_and_preprocess import plan_and_preprocess
 from alhvr_trainer.planning.planner import PLANNERS, ALHVRPlanner
 from alhvr_trainer.resources import plans_folder
-from alhvr_trainer.settings import settings_from_plans, split_batch
+from alhvr_trainer.settings import ALHVRSettings, settings_from_plans, split_batch
 from alhvr_trainer.unlabeled.fingerprint import add_unlabeled_to_fingerprint
 
 pytest_plugins = ["planned_dataset"]
@@ -85,7 +85,7 @@ def test_plans_are_those_of_nnunet_and_the_alhvr_block(planned: Path, stock_plan
             "unlabeled_batch_size": unlabeled,
             "threshold_proportion": beta,
         }
-        settings_from_plans(ours.configuration)
+        settings_from_plans(ours.configuration, ALHVRSettings)
     # nnU-Net's own copy of dataset.json must not show the number of cases that the planner counts with
     assert read_json(planned, "dataset.json")["numTraining"] == 6
 

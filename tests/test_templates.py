@@ -12,7 +12,7 @@ from data_builders import NAME, read_json
 from alhvr_trainer.errors import InputError
 from alhvr_trainer.planning.plan_and_preprocess import plan_and_preprocess
 from alhvr_trainer.planning.templates import apply_template, load_template, shipped_templates
-from alhvr_trainer.settings import settings_from_plans
+from alhvr_trainer.settings import ALHVRSettings, settings_from_plans
 
 pytest_plugins = ["planned_dataset"]
 
@@ -46,7 +46,7 @@ def test_there_are_ready_plans_for_the_papers_settings() -> None:
     brats = load_template("brats2019_3d").configurations["3d_fullres"]
     assert (brats["batch_size"], brats["patch_size"]) == (4, [96, 96, 96])
     for configuration, beta, iterations in ((acdc, 0.8, 30_000), (brats, 0.7, 15_000)):
-        settings = settings_from_plans(configuration)
+        settings = settings_from_plans(configuration, ALHVRSettings)
         assert settings.unlabeled_batch_size == configuration["batch_size"] // 2
         assert settings.threshold_proportion == beta
         assert settings.num_epochs * settings.num_iterations_per_epoch == iterations

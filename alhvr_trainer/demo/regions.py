@@ -15,7 +15,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from alhvr_trainer.demo.figures import REGIONS
 from alhvr_trainer.methods.alhvr import FeaturePerturbation, alhvr_terms
 from alhvr_trainer.methods.alhvr.networks import TwoPass
-from alhvr_trainer.settings import SETTINGS_KEY, settings_from_plans, threshold_proportion
+from alhvr_trainer.settings import SETTINGS_KEY, ALHVRSettings, settings_from_plans, threshold_proportion
 
 PERTURBATION_SEED = 0
 
@@ -41,7 +41,7 @@ def regions_of(checkpoint: dict[str, Any], slices: np.ndarray) -> tuple[dict[str
     arguments = checkpoint["init_args"]
     plans = PlansManager(arguments["plans"])
     configuration = plans.get_configuration(arguments["configuration"])
-    settings = settings_from_plans(configuration.configuration)
+    settings = settings_from_plans(configuration.configuration, ALHVRSettings)
     data, valid = _padded(slices, configuration.pool_op_kernel_sizes)
     inputs = []
     both = checkpoint["network_weights"], checkpoint[SETTINGS_KEY]["network_b_weights"]

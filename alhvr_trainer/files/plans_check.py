@@ -17,7 +17,7 @@ from alhvr_trainer.errors import InputError, cut, one_line, shown
 from alhvr_trainer.files.dataset_json import channel_names, check_dataset_json
 from alhvr_trainer.files.json_files import is_list_of, is_name, is_positive, is_whole
 from alhvr_trainer.files.plans_rules import CONFIGURATION, TOP, Rule, in_nnunet, is_finite
-from alhvr_trainer.settings import settings_from_plans, split_batch
+from alhvr_trainer.settings import Settings, settings_from_plans, split_batch, without_strangers
 
 MOST_PARAMETERS = 10**9
 MOST_LAYERS = 100
@@ -28,7 +28,13 @@ MOST_VOXELS = 2**36
 """In a batch."""
 
 
-def check_plans(plans: dict[str, Any], configuration: str, dataset_json: dict[str, Any], where: str) -> None:
+def check_plans(
+    plans: dict[str, Any],
+    configuration: str,
+    dataset_json: dict[str, Any],
+    where: str,
+    kind: type[Settings] | None = None,
+) -> None:
     """One configuration of the plans can be used with a dataset: forms, names, and a network that works.
 
     Args:
@@ -36,6 +42,7 @@ def check_plans(plans: dict[str, Any], configuration: str, dataset_json: dict[st
         configuration: e.g. ``"2d"``.
         dataset_json: content of ``dataset.json``.
         where: how messages name the plans.
+        kind: settings of the method that will train; None: keys of methods that are unknown here are let pass.
 
     Raises:
         InputError: names the key, what was found, and what belongs there.
@@ -56,7 +63,7 @@ def check_plans(plans: dict[str, Any], configuration: str, dataset_json: dict[st
     _check_stages(plans, resolved, where)
     _check_intensities(plans, resolved, channel_names(dataset_json), where)
     check_labels_fit(dataset_json)
-    _settings(resolved, where)
+    _check_settings(resolved, where, kind)
     check_network(where, manager, configuration, dataset_json)
 
 
@@ -215,9 +222,9 @@ def _check_intensities(plans: dict[str, Any], configuration: dict[str, Any], cha
             )
 
 
-def _settings(configuration: dict[str, Any], where: str) -> None:
+def _check_settings(configuration: dict[str, Any], where: str, kind: type[Settings] | None) -> None:
     try:
-        settings = settings_from_plans(configuration)
+        settings = settings_from_plans(configuration if kind else without_strangers(configuration), kind or Settings)
         split_batch(configuration["batch_size"], settings.unlabeled_batch_size)
     except InputError as error:
         raise InputError(f"{where}: {error}") from error

@@ -6,7 +6,7 @@ import torch
 
 from alhvr_trainer.files.checkpoints import seed_everything
 from alhvr_trainer.files.plans_check import check_plans
-from alhvr_trainer.settings import set_training_length, settings_from_plans, split_batch
+from alhvr_trainer.settings import Settings, set_training_length, settings_from_plans, split_batch
 from alhvr_trainer.training.checks import check_batch_fits_ranks
 from alhvr_trainer.training.distributed.ranks import ranks
 from alhvr_trainer.training.distributed.trainer import DistributedTrainer
@@ -30,10 +30,10 @@ class SupervisedTrainer(DistributedTrainer):
         dataset_json: dict,
         device: torch.device = torch.device("cuda"),  # noqa: B008  nnU-Net's signature
     ):
-        check_plans(plans, configuration, dataset_json, "the plans")
+        check_plans(plans, configuration, dataset_json, "the plans", Settings)
         super().__init__(plans, configuration, fold, dataset_json, device)
         respect_thread_limit(device)
-        self.settings = settings_from_plans(self.configuration_manager.configuration)
+        self.settings = settings_from_plans(self.configuration_manager.configuration, Settings)
         set_training_length(self, self.settings)
         self.seed = self.settings.seed
 

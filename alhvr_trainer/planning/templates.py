@@ -26,6 +26,7 @@ from alhvr_trainer.settings import (
     SETTINGS_KEY,
     THRESHOLD_PROPORTION_2D,
     THRESHOLD_PROPORTION_3D,
+    Settings,
     settings_from_plans,
     split_batch,
 )
@@ -138,7 +139,7 @@ def _checked_entries(where: str, entries: object, complete: bool) -> dict[str, A
         entries = {key: value for key, value in entries.items() if key in TRAINING_KEYS}
     _check_keys(entries, TRAINING_KEYS + DATA_KEYS, where)
     try:
-        settings_from_plans(entries)
+        settings_from_plans(entries, Settings)
     except InputError as error:
         raise InputError(f"{where}: {error}") from error
     return entries

@@ -25,7 +25,7 @@ from alhvr_trainer.settings.names import (
     UNLABELED_KEY,
     UNLABELED_SUFFIX,
 )
-from alhvr_trainer.settings.plans import set_training_length, settings_from_plans, split_batch
+from alhvr_trainer.settings.plans import set_training_length, settings_from_plans, split_batch, without_strangers
 from alhvr_trainer.settings.rules import Choice, Flag, Number, Words, setting
 
 __all__ = [
@@ -51,4 +51,5 @@ __all__ = [
     "settings_from_plans",
     "split_batch",
     "threshold_proportion",
+    "without_strangers",
 ]

@@ -6,14 +6,14 @@ from dataclasses import fields
 from typing import Any, TypeVar
 
 from alhvr_trainer.errors import InputError, cut, shown
-from alhvr_trainer.settings.methods import METHODS, ALHVRSettings, Settings
+from alhvr_trainer.settings.methods import METHODS, Settings
 from alhvr_trainer.settings.names import SETTINGS_KEY
 from alhvr_trainer.settings.rules import Rule
 
 AnySettings = TypeVar("AnySettings", bound=Settings)
 
 
-def settings_from_plans(configuration: dict[str, Any], kind: type[AnySettings] = ALHVRSettings) -> AnySettings:  # type: ignore[assignment]
+def settings_from_plans(configuration: dict[str, Any], kind: type[AnySettings]) -> AnySettings:
     """A method's settings in a configuration of the plans, defaults filled in.
 
     The block may hold keys of other methods, so that one plans file serves all; they are left out.
@@ -26,7 +26,7 @@ def settings_from_plans(configuration: dict[str, Any], kind: type[AnySettings] =
         InputError: a key is unknown (the valid ones are listed) or its value is out of range.
 
     Example:
-        >>> settings_from_plans({"alhvr": {"threshold_proportion": 0.9}}).threshold_proportion
+        >>> settings_from_plans({"alhvr": {"threshold_proportion": 0.9}}, ALHVRSettings).threshold_proportion
         0.9
     """
     block = configuration.get(SETTINGS_KEY, {})
@@ -42,7 +42,17 @@ def settings_from_plans(configuration: dict[str, Any], kind: type[AnySettings] =
     for key, value in block.items():
         if not rules[key].accepts(value):
             raise InputError(f'"{SETTINGS_KEY}.{key}" in the plans is {shown(value)}; it must be {rules[key]}')
-    return kind(**{key: tuple(v) if isinstance(v, list) else v for key, v in block.items() if key in own})
+    values: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in block.items() if key in own}
+    return kind(**values)
+
+
+def without_strangers(configuration: dict[str, Any]) -> dict[str, Any]:
+    """The configuration with those keys of its block that methods of this package know: for plans of any method."""
+    block = configuration.get(SETTINGS_KEY)
+    if not isinstance(block, dict):
+        return configuration
+    known = {key for method in METHODS for key in _rules(method)}
+    return configuration | {SETTINGS_KEY: {key: value for key, value in block.items() if key in known}}
 
 
 def _rules(kind: type[Settings]) -> dict[str, Rule]:

@@ -31,6 +31,7 @@ class SeveralNetworksTrainer(TwoStreamTrainer):
     """The network that nnU-Net validates, saves as ``network_weights`` and predicts with."""
     trained_with_a: tuple[str, ...] = ()
     """Partners that are parts of one model with network a: one optimiser, one norm of the gradients."""
+    network: nn.Module
     partners: dict[str, nn.Module]
     optimizers: dict[str, Optimizer]
     """Of "a" and of the partners that are trained on their own."""
@@ -111,9 +112,10 @@ class SeveralNetworksTrainer(TwoStreamTrainer):
     def set_deep_supervision_enabled(self, enabled: bool) -> None:
         """Of all networks; nnU-Net knows its own."""
         super().set_deep_supervision_enabled(enabled)
-        for partner in map(unwrapped, self.partners.values()):
-            if hasattr(partner, "decoder"):
-                partner.decoder.deep_supervision = enabled
+        for partner in self.partners.values():
+            decoder: Any = getattr(unwrapped(partner), "decoder", None)
+            if decoder is not None:
+                decoder.deep_supervision = enabled
 
     # --- training -------------------------------------------------------------------------------------------------
 
@@ -137,20 +139,21 @@ class SeveralNetworksTrainer(TwoStreamTrainer):
             check: gets the norms of the gradients before any network takes the step, unless there is a scaler; raises
                 an error to prevent it.
         """
-        norms, scaled = {}, {}
+        norms: dict[str, Tensor] = {}
+        scaled: list[str] = []
         for name, optimizer in self.optimizers.items():
             parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
             sum_gradients(parameters, self.group)
-            scaled[name] = self.grad_scaler is not None and any(p.grad is not None for p in parameters)
-            if scaled[name]:
+            if self.grad_scaler is not None and any(parameter.grad is not None for parameter in parameters):
                 self.grad_scaler.unscale_(optimizer)
+                scaled.append(name)
             norms[f"gradient_{name}"] = nn.utils.clip_grad_norm_(parameters, GRADIENT_NORM_LIMIT)
         if self.grad_scaler is None:
             check({name: float(norm) for name, norm in norms.items()})
         for name, optimizer in self.optimizers.items():
             if self.grad_scaler is None:
                 optimizer.step()
-            elif scaled[name]:  # a scaler refuses what it did not see
+            elif name in scaled:  # a scaler refuses what it did not see
                 self.grad_scaler.step(optimizer)
         if self.grad_scaler is not None:
             self.grad_scaler.update()

@@ -49,7 +49,7 @@ class TwoStreamTrainer(DistributedTrainer):
     ):
         check_environment()
         respect_thread_limit(device)
-        check_plans(plans, configuration, dataset_json, "the plans")
+        check_plans(plans, configuration, dataset_json, "the plans", self.settings_class)
         super().__init__(plans, configuration, fold, dataset_json, device)
         self.settings = settings_from_plans(self.configuration_manager.configuration, self.settings_class)
         set_training_length(self, self.settings)

@@ -1,0 +1,1 @@
+"""Converting released data sets into nnU-Net's raw layout, with the splits of the semi-supervised papers."""
