@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import asdict
 from pathlib import Path
 
@@ -229,6 +230,8 @@ def test_runs_take_the_suites_environment_unless_the_user_set_it(monkeypatch):
     suite = parse_suite(suite_content(environment={"OMP_NUM_THREADS": "1", "nnUNet_n_proc_DA": "0"}), "suite")
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
     monkeypatch.delenv("nnUNet_n_proc_DA", raising=False)
+    monkeypatch.setenv(command.TRAINERS, "/my/methods")
     environment = command._environment(suite)
     assert (environment["OMP_NUM_THREADS"], environment["nnUNet_n_proc_DA"]) == ("7", "0")
-    assert Path(environment["nnUNet_extTrainer"]).is_dir() and "PATH" in environment
+    ours, theirs = environment[command.TRAINERS].split(os.pathsep)
+    assert (Path(ours) / "alhvr.py").is_file() and theirs == "/my/methods"

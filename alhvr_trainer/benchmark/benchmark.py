@@ -24,6 +24,8 @@ from alhvr_trainer.processes import interrupted_by, run_logged
 from alhvr_trainer.resources import ext_trainer_folder
 from alhvr_trainer.settings import SETTINGS_KEY
 
+TRAINERS = "nnUNet_extTrainer"
+
 
 def benchmark(
     suite: str,
@@ -171,6 +173,7 @@ def _remove_checkpoints(job: Job, plans: str) -> None:
 
 
 def _environment(suite: Suite) -> dict[str, str]:
-    """The user's variables, the suite's for what the user has not set, and where nnU-Net finds our trainers."""
-    ours = {"nnUNet_extTrainer": str(ext_trainer_folder()), "PYTHONUNBUFFERED": "1"}
-    return {**suite.environment, **os.environ, **ours}
+    """The user's variables, the suite's for what the user has not set; nnU-Net finds our trainers and the user's."""
+    folders = [str(ext_trainer_folder()), *os.environ.get(TRAINERS, "").split(os.pathsep)]
+    trainers = os.pathsep.join(dict.fromkeys(folder for folder in folders if folder))
+    return {**suite.environment, **os.environ, TRAINERS: trainers, "PYTHONUNBUFFERED": "1"}

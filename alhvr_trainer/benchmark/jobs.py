@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from alhvr_trainer.benchmark.suites import SUPERVISED, Suite, file_name
+from alhvr_trainer.benchmark.suites import Suite, file_name
 from alhvr_trainer.compatibility import nnunet_folder
 from alhvr_trainer.errors import InputError, shown
 from alhvr_trainer.files.json_files import read_object
@@ -96,7 +96,7 @@ def jobs_of(
         for seed in numbers
         for fold_name in fractions
         for method in suite.methods
-        if method.name in names and (method.trainer == SUPERVISED or fold_name not in suite.fully_labeled)
+        if method.name in names and (method.supervised or fold_name not in suite.fully_labeled)
     ]
 
 

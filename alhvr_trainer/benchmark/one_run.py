@@ -142,7 +142,7 @@ def _cases(job: Job) -> dict[str, int]:
     splits = load_splits(raw, preprocessed)
     labeled, validation = splits[job.fold]["train"], splits[job.fold]["val"]
     unlabeled = {}
-    if job.trainer != SUPERVISED:
+    if not job.trainer.startswith(SUPERVISED):
         dataset_json = read_object(os.path.join(raw, "dataset.json"))
         unlabeled = unlabeled_cases_of_fold(raw, dataset_json, splits, job.fold, labeled, validation)
     return {"labeled": len(labeled), "unlabeled": len(unlabeled), "validation": len(validation)}

@@ -9,7 +9,7 @@ from statistics import fmean
 from alhvr_trainer.benchmark.aggregate import Result, Row, class_names, rows_of
 from alhvr_trainer.benchmark.jobs import write_text
 from alhvr_trainer.benchmark.plots import box_plots
-from alhvr_trainer.benchmark.suites import SUPERVISED, Suite
+from alhvr_trainer.benchmark.suites import Suite
 from alhvr_trainer.benchmark.tables import comma_separated, markdown
 
 CHECKPOINTS = {"final": "last checkpoint", "best": "best checkpoint"}
@@ -73,7 +73,7 @@ def run_table(suite: Suite, results: Sequence[Result]) -> str:
     lines = ["| Method | Fraction | Seeds | Iterations | Minutes of training | Device |", "|---|---|---|---|---|---|"]
     for method in suite.methods:
         for fold in suite.all_folds:
-            if fold in suite.fully_labeled and method.trainer != SUPERVISED:
+            if fold in suite.fully_labeled and not method.supervised:
                 continue
             runs = [r for r in results if (r["job"]["method"], r["job"]["fold_name"]) == (method.name, fold)]
             if not runs:

@@ -31,7 +31,7 @@ from alhvr_trainer.files.json_files import is_list_of, is_name, is_whole
 FOLDER = Path(__file__).resolve().parent / "suites"
 PHANTOM = "phantom"
 SUPERVISED = "SupervisedTrainer"
-"""The trainer that takes no unlabelled cases."""
+"""The trainer that takes no unlabelled cases; its variants have names that begin like it."""
 TABLES = ("comparison", "ablation", "regions")
 """The layouts of the paper's Tables 1 to 3, of its Table 5, and of the slides' Table 1."""
 ENVIRONMENT = ("OMP_NUM_THREADS", "nnUNet_n_proc_DA", "nnUNet_def_n_proc", "nnUNet_compile")
@@ -46,6 +46,11 @@ class Method:
     name: str
     trainer: str
     settings: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def supervised(self) -> bool:
+        """Whether it takes labelled cases alone."""
+        return self.trainer.startswith(SUPERVISED)
 
 
 @dataclass(frozen=True)
