@@ -99,7 +99,7 @@ def test_files_that_are_no_suite(tmp_path):
 
 def test_jobs_go_seed_by_seed():
     suite = parse_suite(suite_content(fully_labeled={"2 labelled": 1}), "suite")
-    jobs = jobs_of(suite, "Dataset001_X", SPLITS)
+    jobs = jobs_of(suite, "Dataset001_X", SPLITS, "1234")
     assert [str(job) for job in jobs] == [
         f"{method}, seed {seed}"
         for seed in (0, 1)
@@ -111,7 +111,7 @@ def test_jobs_go_seed_by_seed():
 
 def test_a_part_of_the_jobs():
     suite = parse_suite(suite_content(), "suite")
-    (job,) = jobs_of(suite, "Dataset001_X", SPLITS, methods=["ALHVR"], seeds=[1], folds=["1 labelled"])
+    (job,) = jobs_of(suite, "Dataset001_X", SPLITS, "1234", methods=["ALHVR"], seeds=[1], folds=["1 labelled"])
     assert str(job) == "ALHVR, 1 labelled, seed 1"
     for part, message in (
         ({"methods": ["CPS"]}, "methods: the suite has no 'CPS'; there are Supervised, ALHVR"),
@@ -119,23 +119,26 @@ def test_a_part_of_the_jobs():
         ({"folds": ["x"]}, "folds: the suite has no 'x'; there are 1 labelled"),
     ):
         with pytest.raises(InputError, match=message):
-            jobs_of(suite, "Dataset001_X", SPLITS, **part)
+            jobs_of(suite, "Dataset001_X", SPLITS, "1234", **part)
     with pytest.raises(InputError, match=r'"1 labelled" is fold 5, but .* has only 2 folds'):
-        jobs_of(parse_suite(suite_content(folds={"1 labelled": 5}), "suite"), "Dataset001_X", SPLITS)
+        jobs_of(parse_suite(suite_content(folds={"1 labelled": 5}), "suite"), "Dataset001_X", SPLITS, "1234")
 
 
 def test_results_of_other_settings_are_an_error(tmp_path):
-    (job,) = jobs_of(parse_suite(suite_content(seeds=[0]), "suite"), "Dataset001_X", SPLITS, methods=["ALHVR"])
+    (job,) = jobs_of(parse_suite(suite_content(seeds=[0]), "suite"), "Dataset001_X", SPLITS, "1234", methods=["ALHVR"])
     assert not is_done(tmp_path, job)
     write_text(result_file(tmp_path, job), json.dumps({"job": asdict(job), "metrics": {}}))
     assert is_done(tmp_path, job) and len(read_results(tmp_path, "small")) == 1
     changed = parse_suite(suite_content(seeds=[0], settings={"num_epochs": 9}), "suite")
-    (other,) = jobs_of(changed, "Dataset001_X", SPLITS, methods=["ALHVR"])
+    (other,) = jobs_of(changed, "Dataset001_X", SPLITS, "1234", methods=["ALHVR"])
     with pytest.raises(InputError, match=r"\"settings\" \{'num_epochs': 2\}, now it is \{'num_epochs': 9\}: remove"):
         is_done(tmp_path, other)
     moved = [{**SPLITS[0], "val": ["d"]}, SPLITS[1]]
-    (other,) = jobs_of(parse_suite(suite_content(seeds=[0]), "suite"), "Dataset001_X", moved, methods=["ALHVR"])
+    (other,) = jobs_of(parse_suite(suite_content(seeds=[0]), "suite"), "Dataset001_X", moved, "1234", methods=["ALHVR"])
     with pytest.raises(InputError, match='was made with "split"'):
+        is_done(tmp_path, other)
+    (other,) = jobs_of(parse_suite(suite_content(seeds=[0]), "suite"), "Dataset001_X", SPLITS, "9", methods=["ALHVR"])
+    with pytest.raises(InputError, match='was made with "plans_digest"'):
         is_done(tmp_path, other)
     with pytest.raises(InputError, match="is no result of the suite other"):
         read_results(tmp_path, "other")
@@ -173,6 +176,12 @@ def test_lists_of_the_command_line():
 def test_nothing_to_tabulate(tmp_path):
     with pytest.raises(InputError, match=r"there is no finished run in .*runs"):
         benchmark("phantom-quick", output=str(tmp_path), tables_only=True)
+
+
+def test_a_device_that_is_not_there(tmp_path):
+    with pytest.raises(InputError, match='device is \'gpu\'; it must be "cuda", "cpu" or "mps"'):
+        benchmark("phantom-quick", output=str(tmp_path / "out"), device="gpu")
+    assert not (tmp_path / "out").exists()
 
 
 def test_other_splits_stay_as_they_are(tmp_path):

@@ -11,11 +11,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from alhvr_trainer.benchmark.jobs import LOGS, RUNS, Job, is_done, jobs_of, model_folder, read_results
-from alhvr_trainer.benchmark.prepare import dataset_of, locked, plans_of, prepare, set_folders, splits_of
+from alhvr_trainer.benchmark.jobs import LOGS, RUNS, Job, digest, is_done, jobs_of, model_folder, read_results
+from alhvr_trainer.benchmark.prepare import dataset_of, locked, plans_file, plans_of, prepare, set_folders, splits_of
 from alhvr_trainer.benchmark.progress import Progress
 from alhvr_trainer.benchmark.report import write_report
 from alhvr_trainer.benchmark.suites import Suite, load_suite
+from alhvr_trainer.devices import check_device
 from alhvr_trainer.errors import InputError
 from alhvr_trainer.files.json_files import read_object
 from alhvr_trainer.link import check_nnunet_finds_us
@@ -108,11 +109,12 @@ def run_suite(
     Raises:
         InputError: nothing could be run, as data, plans or the suite are wrong.
     """
+    check_device(device)
     check_nnunet_finds_us()
     set_folders(suite, output)
     dataset = dataset_of(suite)
     splits = splits_of(suite, dataset)
-    jobs = jobs_of(suite, dataset, splits, **part)
+    jobs = jobs_of(suite, dataset, splits, digest(read_object(plans_file(suite))), **part)
     waiting = [job for job in jobs if not is_done(output, job)]
     print(f"{suite.name}: {len(jobs)} runs, {len(jobs) - len(waiting)} of them done, in {output}", flush=True)
     if not waiting:

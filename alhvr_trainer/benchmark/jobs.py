@@ -31,6 +31,8 @@ class Job:
     configuration: str
     plans: str
     """The ready plan that the suite names."""
+    plans_digest: str
+    """Of the ready plan's content."""
     fold_name: str
     fold: int
     split: str
@@ -52,6 +54,7 @@ def jobs_of(
     suite: Suite,
     dataset: str,
     splits: Sequence[dict[str, Any]],
+    plans_digest: str,
     methods: Collection[str] | None = None,
     seeds: Collection[int] | None = None,
     folds: Collection[str] | None = None,
@@ -62,6 +65,7 @@ def jobs_of(
         suite: the suite.
         dataset: ``DatasetNNN_Name``.
         splits: the folds of the suite's split.
+        plans_digest: :func:`digest` of the ready plan.
         methods: names; default all, as for the others.
         seeds: numbers.
         folds: names of labelled fractions.
@@ -86,6 +90,7 @@ def jobs_of(
             dataset=dataset,
             configuration=suite.configuration,
             plans=Path(suite.plans).stem,
+            plans_digest=plans_digest,
             fold_name=fold_name,
             fold=suite.all_folds[fold_name],
             split=digest(splits[suite.all_folds[fold_name]]),
@@ -135,7 +140,7 @@ def is_done(output: Path, job: Job) -> bool:
     if not isinstance(found, dict):
         raise InputError(f'{file} is no result of a benchmark: "job" is missing; remove it to run it again')
     for key, value in asdict(job).items():
-        if found.get(key) != value:
+        if key in found and found[key] != value:  # earlier versions of the package knew fewer keys
             was, now = _difference(found.get(key), value)
             raise InputError(
                 f'{file} was made with "{key}" {was}, now it is {now}: remove the file to run it again, or choose '

@@ -103,7 +103,7 @@ def prepare(suite: Suite, dataset: str, splits: list[dict[str, Any]], log: Path,
     Raises:
         InputError: another split is in place, there is no such plan, or planning failed (its log is named).
     """
-    plan = _plans_file(suite)
+    plan = plans_file(suite)
     content = read_object(plan)
     name = str(content.get("plans_name", plan.stem))
     folder = Path(preprocessed_folder(dataset))
@@ -124,7 +124,12 @@ def prepare(suite: Suite, dataset: str, splits: list[dict[str, Any]], log: Path,
     return name
 
 
-def _plans_file(suite: Suite) -> Path:
+def plans_file(suite: Suite) -> Path:
+    """The suite's ready plan.
+
+    Raises:
+        InputError: there is none of that name.
+    """
     candidates = (Path(suite.plans), plans_folder() / f"{suite.plans}.json")
     file = next((path for path in candidates if path.is_file()), None)
     if file is None:
