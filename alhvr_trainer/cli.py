@@ -32,6 +32,7 @@ COMMANDS = {
     "export_bundle": ("alhvr_trainer.export.bundle", "write a trained model as a MONAI bundle"),
     "export_nnunet": ("alhvr_trainer.export.nnunet", "write a trained model as a stock nnU-Net model"),
     "evaluate": ("alhvr_trainer.evaluation.evaluate", "Dice, Jaccard, HD95 and ASD of predictions"),
+    "benchmark": ("alhvr_trainer.benchmark.benchmark", "compare methods, seeds and labelled fractions, with tables"),
     "demo": ("alhvr_trainer.demo.run", "the whole way on an embedded data set, with a report"),
     "version": ("alhvr_trainer.cli", "print the version"),
 }

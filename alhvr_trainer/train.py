@@ -17,6 +17,7 @@ from torch import distributed as dist
 from torch.multiprocessing.spawn import ProcessException
 
 from alhvr_trainer.compatibility import nnunet_folder
+from alhvr_trainer.devices import check_device
 from alhvr_trainer.errors import InputError
 from alhvr_trainer.export.models import parse_folds
 from alhvr_trainer.files.json_files import read_object
@@ -124,10 +125,7 @@ def _check_flags(
     device: str,
 ) -> None:
     started_by_torchrun = "WORLD_SIZE" in os.environ
-    if device not in ("cuda", "cpu", "mps"):
-        raise InputError(f'device is {device!r}; it must be "cuda", "cpu" or "mps"')
-    if device == "cuda" and not torch.cuda.is_available():
-        raise InputError("there is no CUDA device here: use --device cpu")
+    check_device(device)
     if gpus < 1 or (gpus > 1 and (started_by_torchrun or device != "cuda")):
         raise InputError(f"gpus is {gpus}; more than 1 is for device cuda without torchrun")
     if continue_training and (validation_only or weights):

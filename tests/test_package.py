@@ -52,7 +52,8 @@ def build(kind: str, source: Path, output: Path) -> Path:
 def shipped_files() -> set[str]:
     """What the wheel must hold, by its paths there."""
     files = {path.relative_to(REPOSITORY) for path in (REPOSITORY / "alhvr_trainer").rglob("*.py")}
-    files |= {path.relative_to(REPOSITORY) for path in (REPOSITORY / "alhvr_trainer").rglob("*.json")}
+    for kind in ("json", "yaml"):
+        files |= {path.relative_to(REPOSITORY) for path in (REPOSITORY / "alhvr_trainer").rglob(f"*.{kind}")}
     for name in ("bundle", "plans"):
         folder = REPOSITORY / name
         files |= {Path("alhvr_trainer", path.relative_to(REPOSITORY)) for path in folder.rglob("*") if path.is_file()}
@@ -109,6 +110,7 @@ def test_what_is_imported_is_required():
     # a line with a marker stands for what nnU-Net needs on some Python versions
     lines = [line for line in lines if line and not line.startswith("#") and ";" not in line]
     required = {re.split(r"[\[<>=]", line)[0].replace("-", "_") for line in lines}
+    required = {"yaml" if name == "pyyaml" else name for name in required}  # its module's name is another
     required |= {"ignite"} if any(line.startswith("monai[ignite]") for line in lines) else set()
     imported = set()
     for path in [*(REPOSITORY / "alhvr_trainer").rglob("*.py"), *(REPOSITORY / "bundle" / "scripts").rglob("*.py")]:

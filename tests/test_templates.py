@@ -38,7 +38,7 @@ def test_ready_plans_fit_a_dataset(planned: Path, name: str) -> None:
 
 
 def test_there_are_ready_plans_for_the_papers_settings() -> None:
-    assert shipped_templates() == ["abdomenct1k_3d", "acdc_2d", "brats2019_3d", "demo"]
+    assert shipped_templates() == ["abdomenct1k_3d", "acdc_2d", "brats2019_3d", "demo", "hippocampus_2d"]
     acdc = load_template("acdc_2d").configurations["2d"]
     assert (acdc["batch_size"], acdc["patch_size"]) == (16, [256, 256])
     assert acdc["architecture"]["arch_kwargs"]["features_per_stage"] == [16, 32, 64, 128, 256]

@@ -8,16 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shlex
 import shutil
 import signal
-import subprocess
 import sys
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +21,7 @@ from alhvr_trainer import __version__
 from alhvr_trainer.demo.steps import CONFIGURATION, STAMPS, Layout, Step, plan_steps
 from alhvr_trainer.errors import InputError
 from alhvr_trainer.link import check_nnunet_finds_us
+from alhvr_trainer.processes import interrupted_by, last_line, run_logged
 from alhvr_trainer.resources import bundle_folder, plans_folder
 
 
@@ -124,7 +119,7 @@ def run_steps(steps: list[Step], layout: Layout, settings: str, fresh: bool = Fa
     seconds = sum(step.seconds for step in steps[first:])
     already = f" ({first} of {len(steps)} steps are done already)" if first else ""
     print(f"demo in {layout.output}: about {_clock(seconds)} minutes on two CPU cores{already}", flush=True)
-    with _interrupted_by(signal.SIGTERM, signal.SIGHUP), _Progress(steps, first) as progress:
+    with interrupted_by(signal.SIGTERM, signal.SIGHUP), _Progress(steps, first) as progress:
         for number in range(first, len(steps)):
             step, log = steps[number], layout.output / "logs" / f"{names[number]}.log"
             took = round(_run(step, log, layout.environment(), progress), 1)
@@ -140,66 +135,22 @@ def _run(step: Step, log: Path, environment: dict[str, str], progress: _Progress
     """Run one command; its seconds."""
     for path in step.stale:
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-    log.parent.mkdir(parents=True, exist_ok=True)
     start = time.monotonic()
     progress.start(step)
-    with open(log, "w", encoding="utf-8") as file:
-        print(f"$ {shlex.join(step.command)}", file=file, flush=True)
-        # in a session of its own, so that its worker processes can be ended with it
-        process = subprocess.Popen(
-            step.command,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=file,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-        try:
-            while process.poll() is None:
-                progress.show(step, time.monotonic() - start)
-                if step.meanwhile:
-                    step.meanwhile()
-                time.sleep(0.2)
-        finally:
-            _end(process)
-    if process.returncode == 0 and step.afterwards:
+
+    def meanwhile() -> None:
+        progress.show(step, time.monotonic() - start)
+        if step.meanwhile:
+            step.meanwhile()
+
+    problem = run_logged(step.command, log, environment, meanwhile)
+    if problem is None and step.afterwards:
         step.afterwards()
-    if process.returncode != 0 or not step.result.exists():
-        raise InputError(f"step {step.title!r} failed: {_last_line(log)} (all that it said: {log})")
+    if problem is not None or not step.result.exists():
+        raise InputError(f"step {step.title!r} failed: {problem or last_line(log)} (all that it said: {log})")
     seconds = time.monotonic() - start
     progress.finish(step, seconds)
     return seconds
-
-
-def _end(process: subprocess.Popen) -> None:
-    """End a command that still runs, with its worker processes."""
-    for ending in (signal.SIGTERM, signal.SIGKILL):
-        if process.poll() is None:
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, ending)
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(timeout=10)
-
-
-@contextmanager
-def _interrupted_by(*signals: signal.Signals) -> Iterator[None]:
-    """Being ended from outside counts as Ctrl-C, so that the running command ends as well."""
-
-    def interrupt(number: int, frame: object) -> None:
-        raise KeyboardInterrupt
-
-    in_main_thread = threading.current_thread() is threading.main_thread()  # others cannot set handlers
-    previous = {each: signal.signal(each, interrupt) for each in signals if in_main_thread}
-    try:
-        yield
-    finally:
-        for each, handler in previous.items():
-            signal.signal(each, handler)
-
-
-def _last_line(log: Path) -> str:
-    lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines()]
-    return next((line for line in reversed(lines) if line), "no output")
 
 
 class _Progress:

@@ -1,0 +1,131 @@
+"""Tables of a benchmark as Markdown, in the layout of the paper, and as CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable, Sequence
+from itertools import groupby
+from typing import Any
+
+from alhvr_trainer.benchmark.aggregate import Row, Statistic, ranked
+from alhvr_trainer.evaluation.metrics import METRICS
+
+HEADINGS = {"Dice": "Dice (%) ↑", "Jaccard": "Jaccard (%) ↑", "HD95": "95HD (mm) ↓", "ASD": "ASD (mm) ↓"}
+_PERCENT = ("Dice", "Jaccard")
+Column = tuple[str, Callable[[Row], str]]
+
+
+def _tick(key: str, region: str | None = None) -> Callable[[Row], str]:
+    """A column that says whether a list of regions in the settings has any entry, or this one."""
+
+    def cell(row: Row) -> str:
+        regions = row.settings.get(key) or []
+        return "✓" if (region in regions if region else regions) else ""
+
+    return cell
+
+
+_CASES: tuple[Column, ...] = (
+    ("Labelled", lambda row: str(row.labeled)),
+    ("Unlabelled", lambda row: str(row.unlabeled)),
+)
+_METHOD: Column = ("Method", lambda row: row.method)
+COLUMNS: dict[str, tuple[Column, ...]] = {
+    "comparison": (_METHOD, *_CASES),
+    "classes": (("Class", lambda row: row.class_name), _METHOD, *_CASES),
+    "ablation": (("CG-CPCL", _tick("cgcpcl_regions")), ("DTCT", _tick("dtct_regions")), _METHOD, *_CASES),
+    "regions": (
+        *((f"Ω{number}", _tick("cps_regions", f"omega{number}")) for number in (1, 2, 3)),
+        _METHOD,
+        *_CASES,
+    ),
+}
+"""Table -> the columns before the metrics. Comparison: the paper's Tables 1 to 3; ablation: its Table 5; regions: the
+slides' Table 1, cross pseudo-supervision on a union of regions."""
+
+
+def markdown(table: str, rows: Sequence[Row]) -> str:
+    """A table as Markdown: per fraction (and class) the best mean of each metric bold, the second underlined.
+
+    Args:
+        table: key of :data:`COLUMNS`.
+        rows: see :func:`alhvr_trainer.benchmark.aggregate.rows_of`.
+    """
+    columns = COLUMNS[table]
+    headings = [*(heading for heading, _ in columns), "Seeds", *HEADINGS.values(), "p"]
+    lines = [headings, ["---"] * len(headings)]
+    for _, group in groupby(rows, key=_block):
+        block = list(group)
+        for row in block:
+            metrics = [_emphasised(metric, row, block) for metric in METRICS]
+            lines.append([*(cell(row) for _, cell in columns), str(len(row.seeds)), *metrics, p_cell(row)])
+    return "\n".join([*(f"| {' | '.join(line)} |" for line in lines), *_notes(rows)]) + "\n"
+
+
+def _block(row: Row) -> tuple[str, str]:
+    return row.fold, row.class_name
+
+
+def _emphasised(metric: str, row: Row, block: Sequence[Row]) -> str:
+    text, mean = mean_and_sd(metric, row.statistics[metric]), row.statistics[metric].mean
+    order = ranked(block, metric)
+    if len(block) < 2 or mean is None:
+        return text
+    if mean == order[0]:
+        return f"**{text}**"
+    return f"<u>{text}</u>" if mean == order[1] else text
+
+
+def mean_and_sd(metric: str, statistic: Statistic) -> str:
+    """``89.12 ± 0.34``; overlaps in per cent; a dash where nothing is defined.
+
+    Example:
+        >>> mean_and_sd("Dice", Statistic(0.8912, 0.0034, 3))
+        '89.12 ± 0.34'
+    """
+    if statistic.mean is None:
+        return "–"
+    factor = 100 if metric in _PERCENT else 1
+    spread = "" if statistic.sd is None else f" ± {factor * statistic.sd:.2f}"
+    return f"{factor * statistic.mean:.2f}{spread}"
+
+
+def p_cell(row: Row) -> str:
+    """The test against the runner-up; the runner-up itself says so."""
+    if row.runner_up == row.method:
+        return "runner-up"
+    if row.test is None:
+        return "–"
+    return "< 0.001" if row.test.p < 0.001 else f"{row.test.p:.3f}"
+
+
+def _notes(rows: Sequence[Row]) -> list[str]:
+    """What a reader of the rows must know: which distances are left out."""
+    missing = [
+        f"{row.method} ({row.fold}{f', {row.class_name}' if row.class_name else ''}): {row.without_distance}"
+        for row in rows
+        if row.without_distance
+    ]
+    if not missing:
+        return []
+    return [
+        "",
+        f"Without 95HD and ASD, as prediction or reference is empty (all seeds together): {'; '.join(missing)}.",
+    ]
+
+
+def comma_separated(rows: Sequence[Row]) -> str:
+    """The same numbers unrounded, overlaps as shares from 0 to 1."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    statistics = [f"{metric}_{part}" for metric in METRICS for part in ("mean", "sd")]
+    heads = ["fold", "class", "method", "labeled", "unlabeled", "seeds", *statistics, "without_distance"]
+    writer.writerow([*heads, "runner_up", "p", "cases", "common_seeds", "cases_better"])
+    for row in rows:
+        numbers: list[Any] = [x for metric in METRICS for x in (row.statistics[metric].mean, row.statistics[metric].sd)]
+        test = ["", "", "", ""] if row.test is None else [row.test.p, row.test.cases, row.test.seeds, row.test.better]
+        cases = [row.labeled, row.unlabeled, " ".join(map(str, row.seeds))]
+        start, end = [row.fold, row.class_name or "mean", row.method], [row.without_distance, row.runner_up]
+        writer.writerow([*start, *cases, *numbers, *end, *test])
+    return text.getvalue()

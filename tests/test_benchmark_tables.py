@@ -1,0 +1,218 @@
+"""Aggregation and tables of a benchmark, against numbers computed by hand."""
+
+from __future__ import annotations
+
+import csv
+import io
+from math import isnan
+
+import pytest
+from benchmark_results import result, scores
+from scipy.stats import wilcoxon
+
+from alhvr_trainer.benchmark.aggregate import (
+    Statistic,
+    case_values,
+    class_names,
+    measured_cases,
+    over_seeds,
+    paired_test,
+    rows_of,
+)
+from alhvr_trainer.benchmark.plots import box_plots, values_by_fold
+from alhvr_trainer.benchmark.report import write_report
+from alhvr_trainer.benchmark.suites import load_suite, parse_suite
+from alhvr_trainer.benchmark.tables import comma_separated, markdown, mean_and_sd
+
+pytestmark = pytest.mark.any_nnunet
+
+METHODS = ["A", "B", "C"]
+SUITE = {
+    "name": "made-up",
+    "dataset": "Dataset001_X",
+    "configuration": "2d",
+    "plans": "demo",
+    "splits": "phantom.json",
+    "folds": {"5 labelled": 0},
+    "seeds": [0, 1],
+    "methods": [{"name": name, "trainer": "SupervisedTrainer"} for name in METHODS],
+}
+
+
+def cases(*dice: float) -> dict:
+    """Case k with the class "organ"."""
+    return {f"case{number}": {"organ": scores(value)} for number, value in enumerate(dice)}
+
+
+@pytest.fixture
+def three_methods() -> list[dict]:
+    """Mean Dice: A 0.8 (seeds 0.7, 0.9), B 0.6 (0.6, 0.6), C 0.5 (seed 0 alone)."""
+    return [
+        result("A", cases(0.6, 0.7, 0.8), seed=0),
+        result("A", cases(0.8, 0.9, 1.0), seed=1),
+        result("B", cases(0.5, 0.6, 0.7), seed=0),
+        result("B", cases(0.7, 0.6, 0.5), seed=1),
+        result("C", cases(0.4, 0.5, 0.6), seed=0),
+    ]
+
+
+def test_mean_over_classes_then_cases_then_seeds():
+    first = {"x": {"a": scores(0.2), "b": scores(0.4)}, "y": {"a": scores(None, None, "both"), "b": scores(0.9)}}
+    second = {"x": {"a": scores(0.6), "b": scores(0.8)}, "y": {"a": scores(0.5), "b": scores(0.5)}}
+    (row,) = rows_of([result("A", first, 0), result("A", second, 1)], "final", ["A"])
+    # seed 0: x (0.2 + 0.4) / 2 = 0.3, y 0.9 -> 0.6; seed 1: x 0.7, y 0.5 -> 0.6
+    assert row.statistics["Dice"] == Statistic(pytest.approx(0.6), pytest.approx(0.0, abs=1e-12), 2)
+    assert row.without_distance == 1 and row.seeds == (0, 1) and row.test is None and row.runner_up == ""
+
+
+def test_sample_standard_deviation_over_seeds(three_methods):
+    row = rows_of(three_methods, "final", METHODS)[0]
+    assert row.statistics["Dice"].mean == pytest.approx(0.8)
+    assert row.statistics["Dice"].sd == pytest.approx(0.02**0.5)  # of 0.7 and 0.9, n - 1
+    assert over_seeds([None, None]) == Statistic(None, None, 0)
+    assert over_seeds([0.5, None]) == Statistic(0.5, None, 1)
+
+
+def test_undefined_distances_are_left_out_and_counted():
+    runs = [result("A", {"x": {"a": scores(0.0, None, "prediction")}, "y": {"a": scores(0.8, 3.0)}})]
+    (row,) = rows_of(runs, "final", ["A"])
+    assert (row.statistics["Dice"].mean, row.statistics["HD95"].mean) == (pytest.approx(0.4), 3.0)
+    assert row.without_distance == 1
+    assert "as prediction or reference is empty (all seeds together): A (5 labelled): 1." in markdown(
+        "comparison", [row]
+    )
+    everywhere = [result("A", {"x": {"a": scores(0.0, None, "prediction")}})]
+    assert rows_of(everywhere, "final", ["A"])[0].statistics["ASD"] == Statistic(None, None, 0)
+    assert isnan(measured_cases(everywhere[0], "final")["x"]["a"]["ASD"])
+
+
+def test_runner_up_and_paired_test(three_methods):
+    rows = {row.method: row for row in rows_of(three_methods, "final", METHODS)}
+    assert {row.runner_up for row in rows.values()} == {"B"}
+    assert rows["B"].test is None
+    # A: 0.7, 0.8, 0.9; B: 0.6, 0.6, 0.6 -> all three positive: two-sided exact p = 2 / 2^3
+    assert (rows["A"].test.p, rows["A"].test.cases, rows["A"].test.seeds, rows["A"].test.better) == (0.25, 3, 2, 3)
+    # C has seed 0 alone, so B's seed 0 alone stands against it: 0.1 less in each case
+    assert (rows["C"].test.seeds, rows["C"].test.better, rows["C"].test.p) == (1, 0, 0.25)
+
+
+def test_paired_test_is_wilcoxons():
+    ours = {str(k): 0.5 + 0.01 * k for k in range(12)}
+    theirs = {str(k): 0.55 + 0.003 * k * (-1) ** k for k in range(11)}
+    test = paired_test(ours, theirs)
+    assert test.cases == 11
+    assert test.p == wilcoxon([ours[c] for c in theirs], list(theirs.values())).pvalue
+    assert paired_test(ours, ours).p == 1.0
+    assert paired_test(ours, {"other": 1.0}) is None
+
+
+def test_case_values_average_the_seeds(three_methods):
+    assert case_values(three_methods[:2], "final") == pytest.approx({"case0": 0.7, "case1": 0.8, "case2": 0.9})
+
+
+def test_one_class_alone():
+    both = {"x": {"a": scores(0.2), "b": scores(0.4)}, "y": {"a": scores(0.4), "b": scores(0.9)}}
+    runs = [result("A", both), result("B", {case: dict(classes) for case, classes in both.items()})]
+    assert class_names(runs) == ["a", "b"]
+    row = rows_of(runs, "final", ["A", "B"], "a")[0]
+    assert row.statistics["Dice"].mean == pytest.approx(0.3) and row.class_name == "a"
+    assert row.test is None or row.test.p == 1.0
+
+
+def test_checkpoints_and_test_cases_are_apart():
+    run = result("A", cases(0.5), best=cases(0.7), test=True)
+    run["metrics"]["final"]["validation"] = cases(0.1)
+    means = [rows_of([run], checkpoint, ["A"])[0].statistics["Dice"].mean for checkpoint in ("final", "best")]
+    assert means == [0.5, 0.7]
+
+
+def test_fractions_are_compared_apart(three_methods):
+    twenty = [result("B", cases(0.9, 0.9, 0.9), fold=("20 labelled", 1)), *three_methods]
+    rows = rows_of(twenty, "final", METHODS)
+    assert [(row.fold, row.method) for row in rows] == [
+        ("5 labelled", "A"),
+        ("5 labelled", "B"),
+        ("5 labelled", "C"),
+        ("20 labelled", "B"),
+    ]
+    assert rows[3].runner_up == "" and rows[0].runner_up == "B"
+
+
+def test_markdown_marks_best_and_second(three_methods):
+    lines = markdown("comparison", rows_of(three_methods, "final", METHODS)).splitlines()
+    assert lines[0].startswith("| Method | Labelled | Unlabelled | Seeds | Dice (%) ↑ |")
+    assert lines[2].startswith("| A | 5 | 155 | 2 | **80.00 ± 14.14** |") and lines[2].endswith("| 0.250 |")
+    assert lines[3].startswith("| B | 5 | 155 | 2 | <u>60.00 ± 0.00</u> |") and lines[3].endswith("| runner-up |")
+    assert lines[4].startswith("| C | 5 | 155 | 1 | 50.00 |")
+
+
+def test_smaller_distances_are_better():
+    near, far = ({"x": {"a": scores(0.5, distance)}} for distance in (1.0, 4.0))
+    text = markdown("comparison", rows_of([result("A", far), result("B", near)], "final", ["A", "B"]))
+    assert "<u>4.00</u> | <u>2.00</u>" in text and "**1.00** | **0.50**" in text
+    assert text.count("**50.00**") == 2  # equals share the first place
+
+
+def test_ticks_of_ablation_and_regions():
+    both = result("both", cases(0.5), settings={"dtct_regions": ["omega3"], "cgcpcl_regions": ["omega2"]})
+    one = result("one", cases(0.4), settings={"dtct_regions": [], "cgcpcl_regions": ["omega2"]})
+    lines = markdown("ablation", rows_of([both, one], "final", ["one", "both"])).splitlines()
+    assert lines[0].startswith("| CG-CPCL | DTCT | Method |")
+    assert lines[2].startswith("| ✓ |  | one |") and lines[3].startswith("| ✓ | ✓ | both |")
+    cps = result("CPS", cases(0.5), settings={"cps_regions": ["omega1", "omega3"]})
+    lines = markdown("regions", rows_of([cps], "final", ["CPS"])).splitlines()
+    assert lines[0].startswith("| Ω1 | Ω2 | Ω3 |") and lines[2].startswith("| ✓ |  | ✓ | CPS |")
+
+
+def test_csv_has_the_numbers_unrounded(three_methods):
+    rows = list(csv.DictReader(io.StringIO(comma_separated(rows_of(three_methods, "final", METHODS)))))
+    assert (rows[0]["method"], rows[0]["seeds"], rows[0]["class"], rows[0]["p"]) == ("A", "0 1", "mean", "0.25")
+    assert float(rows[0]["Dice_sd"]) == pytest.approx(0.02**0.5, abs=1e-15)
+    assert (rows[1]["p"], rows[2]["Dice_sd"]) == ("", "")
+
+
+def test_numbers_as_in_papers():
+    assert mean_and_sd("Dice", Statistic(0.89123, 0.00345, 3)) == "89.12 ± 0.34"
+    assert mean_and_sd("HD95", Statistic(1.5, None, 1)) == "1.50"
+    assert mean_and_sd("ASD", Statistic(None, None, 0)) == "–"
+
+
+def test_box_plots_show_cases(three_methods, tmp_path):
+    values = values_by_fold(three_methods, "final", METHODS, "Dice")
+    assert values["5 labelled"]["A"] == pytest.approx([70, 80, 90])
+    box_plots(three_methods, "final", METHODS, tmp_path / "plots" / "cases.png")
+    assert (tmp_path / "plots" / "cases.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_report_holds_tables_plots_and_what_is_missing(three_methods, tmp_path):
+    text = write_report(parse_suite(SUITE, "suite"), three_methods, tmp_path).read_text()
+    assert "### Comparison, last checkpoint" in text and "### Comparison, class by class, best checkpoint" in text
+    assert "### Parts of ALHVR" not in text  # the suite has no such table
+    assert "| A | 5 labelled | 0, 1 | 100 | 1.0 | cpu, 1 threads |" in text
+    files = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file())
+    assert files == [
+        "plots/cases_best.png",
+        "plots/cases_final.png",
+        "report.md",
+        *(
+            f"tables/{table}_{point}.{kind}"
+            for table in ("classes", "comparison")
+            for point in ("best", "final")
+            for kind in ("csv", "md")
+        ),
+    ]
+    assert all(name in text for name in files[:2])
+    without_c = write_report(parse_suite(SUITE, "suite"), three_methods[:4], tmp_path).read_text()
+    assert "| C | 5 labelled | none | | | |" in without_c
+
+
+def test_table_of_distances_that_no_method_has(tmp_path):
+    nothing = {"x": {"a": scores(0.0, None, "prediction")}}
+    results = [result("A", nothing), result("B", nothing)]
+    text = write_report(parse_suite(SUITE, "suite"), results, tmp_path).read_text()
+    assert "| **0.00** | **0.00** | – | – |" in text
+
+
+def test_shipped_tables_name_methods():
+    tables = load_suite("acdc").tables
+    assert len(tables["regions"]) == 7 and tables["ablation"][-1] == "ALHVR"
