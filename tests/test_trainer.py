@@ -400,9 +400,7 @@ def test_missing_environment_variable(tiny: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_bad_settings_stop_before_anything_else(tiny: Path):
     change_settings(tiny, treshold_proportion=0.5)
-    with pytest.raises(
-        InputError, match=r"unknown key treshold_proportion.*valid keys: unlabeled_batch_size, .*thresh"
-    ):
+    with pytest.raises(InputError, match=r"unknown key treshold_proportion.*valid keys: unlabeled_batch_size, .*thr"):
         make_trainer(tiny)
 
 

@@ -14,19 +14,15 @@ from alhvr_trainer.export.bundle.plots import copy_training_plots, plot_dice
 from alhvr_trainer.export.bundle.results import KEYS, Measured, Results, Spread
 from alhvr_trainer.export.models import Member, TrainedModel
 from alhvr_trainer.files.json_files import is_whole
+from alhvr_trainer.methods.papers import paper_of
 from alhvr_trainer.settings import SETTINGS_KEY
 
 PLACEHOLDER = re.compile(r"<!-- (\w+): [^>]* -->\n?", re.DOTALL)
 """``<!-- key: what will stand here -->`` in the template."""
 DATA_LICENCE = "data_license.txt"
-_ALHVR = (
-    "The model was trained with ALHVR (adaptive learning of high-value regions) [1], which learns from labelled and "
-    "unlabelled images. Two networks of the same architecture train together from different initial weights, on "
-    "labelled images with nnU-Net's own loss. On unlabelled images each predicts from clean and from perturbed "
-    "features, and its confidence sorts the voxels into regions: where both networks are sure there is nothing to "
-    "learn, where one is sure it teaches the other through class prototypes of its features, and where both are "
-    "unsure the more confident prediction of each voxel teaches both. Preprocessing, augmentation and prediction "
-    "are nnU-Net's [2]. To predict, one network is enough."
+_SEMI_SUPERVISED = (
+    "The model was trained with {method} [1], which learns from labelled and unlabelled images. {summary} "
+    "Preprocessing, augmentation and prediction are nnU-Net's [2]."
 )
 _NNUNET = (
     "The model was trained with nnU-Net [1], which plans preprocessing, network and training from the properties of "
@@ -132,7 +128,7 @@ def _data(model: TrainedModel, details: Details) -> str:
         "licence": licence(model, details) or NOT_STATED,
     }
     text = _table("training data", "", {key: value for key, value in rows.items() if value})
-    if facts.is_semi_supervised(model):
+    if paper_of(model.trainer):
         text += "\n\nThe model learnt from unlabelled images as well; some of the labels may have been hidden from it."
     return text
 
@@ -142,7 +138,13 @@ def _method(model: TrainedModel) -> str:
     options: dict[str, Any] = manager.network_arch_init_kwargs
     sizes = options.get("features_per_stage")
     features = f" with {', '.join(map(str, sizes))} features per stage" if isinstance(sizes, list) else ""
-    text = _ALHVR if facts.is_semi_supervised(model) else _NNUNET.format(trainer=model.trainer)
+    paper = paper_of(model.trainer)
+    known = (
+        {"method": f"{paper.name} ({paper.long_name})", "summary": paper.summary}
+        if paper
+        else {"trainer": model.trainer}
+    )
+    text = (_SEMI_SUPERVISED if paper else _NNUNET).format(**known)
     return f"{text}\n\nThe network is a `{manager.network_arch_class_name.rsplit('.', 1)[-1]}`{features}."
 
 

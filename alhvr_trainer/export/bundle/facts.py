@@ -6,11 +6,7 @@ from typing import Any
 
 from alhvr_trainer.export.models import TrainedModel
 from alhvr_trainer.files.dataset_json import channel_names
-from alhvr_trainer.settings import TRAINER_NAME
 
-ALHVR_PAPER = (
-    "Lei T. et al. Adaptive Learning of High-Value Regions for Semi-Supervised Medical Image Segmentation. ICCV 2025."
-)
 _FORMATS = {
     ".nii.gz": "NIfTI",
     ".nii": "NIfTI",
@@ -28,11 +24,6 @@ _SCHEMES = {
     "RescaleTo01Normalization": "each image rescaled from its minimum and maximum to 0 and 1",
     "RGBTo01Normalization": "divided by 255",
 }
-
-
-def is_semi_supervised(model: TrainedModel) -> bool:
-    """Whether one of ALHVR's trainers made it."""
-    return model.trainer.startswith(TRAINER_NAME)
 
 
 def channels(model: TrainedModel) -> dict[str, str]:

@@ -9,6 +9,7 @@ from alhvr_trainer import __version__
 from alhvr_trainer.export.bundle import facts
 from alhvr_trainer.export.bundle.details import Details
 from alhvr_trainer.export.models import Member, TrainedModel
+from alhvr_trainer.methods.papers import paper_of
 
 NATIVE_PACKAGES = "native_packages_version"
 EXPORTED_BY = "exported_by"
@@ -37,8 +38,8 @@ def fill_metadata(
     Returns:
         A new object with the template's keys, in its order, and ours after them.
     """
-    ours = facts.is_semi_supervised(model)
-    method = "nnU-Net model" + (" trained with ALHVR on labelled and unlabelled images" if ours else "")
+    paper = paper_of(model.trainer)
+    trained = f" trained with {paper.name} on labelled and unlabelled images" if paper else ""
     classes = ", ".join(facts.foreground(model))
     filled = {
         "version": details.version,
@@ -49,7 +50,7 @@ def fill_metadata(
         **_packages(template, model),
         "name": details.name or f"{model.dataset} {model.configuration}",
         "task": f"Segmentation of {classes}",
-        "description": f"Segments {classes} in {facts.modality(model)} images: {method}, "
+        "description": f"Segments {classes} in {facts.modality(model)} images: nnU-Net model{trained}, "
         f"configuration {model.configuration}, data set {model.dataset}",
         "authors": ", ".join(details.authors) or NOT_STATED,
         "copyright": licence(model, details) or NOT_STATED,
@@ -57,7 +58,7 @@ def fill_metadata(
         "data_type": facts.data_format(model),
         **_classes(model),
         "eval_metrics": metrics,
-        "references": [*([facts.ALHVR_PAPER] if ours else []), *template["references"]],
+        "references": [*([paper.reference] if paper else []), *template["references"]],
         "network_data_format": _network_data_format(template["network_data_format"], model),
         "nnunet": {
             "dataset": model.dataset,
