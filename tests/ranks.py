@@ -89,13 +89,14 @@ def my_part(batch: dict[str, Any], labeled: int, unlabeled: int) -> dict[str, An
     }
 
 
-def train_steps(plans: dict, dataset_json: dict, steps: int = 2) -> dict[str, torch.Tensor]:
-    """Losses, and gradients and weights of both networks, after a few steps on given batches."""
-    from alhvr_trainer.methods.alhvr.trainer import ALHVRTrainer
+def train_steps(plans: dict, dataset_json: dict, kind: str = "ALHVRTrainer", steps: int = 2) -> dict[str, torch.Tensor]:
+    """Losses, and gradients and weights of all networks, after a few steps on given batches."""
+    from alhvr_trainer.methods.variants import trainer_named
     from alhvr_trainer.settings import split_batch
     from alhvr_trainer.training.distributed.trainer import unwrapped
 
-    trainer: Any = ALHVRTrainer(plans | {"continue_training": False}, "2d", 0, dataset_json, torch.device("cpu"))
+    plans = plans | {"continue_training": False}
+    trainer: Any = trainer_named(kind)(plans, "2d", 0, dataset_json, torch.device("cpu"))
     trainer.initialize()
     trainer.settings_batch = split_batch(
         trainer.configuration_manager.batch_size, trainer.settings.unlabeled_batch_size
@@ -108,11 +109,11 @@ def train_steps(plans: dict, dataset_json: dict, steps: int = 2) -> dict[str, to
     for step in range(steps):
         values = trainer.train_step(my_part(make_batch(trainer, step), *trainer.settings_batch))
         result |= {f"{step} {key}": torch.tensor(value) for key, value in values.items()}
-    for letter, network in (("a", trainer.network), ("b", trainer.partners["b"])):
+    for network_name, network in trainer.networks().items():
         for name, parameter in unwrapped(network).named_parameters():
-            result[f"{letter} {name}"] = parameter.detach()
+            result[f"{network_name} {name}"] = parameter.detach()
             if parameter.grad is not None:
-                result[f"gradient {letter} {name}"] = parameter.grad
+                result[f"gradient {network_name} {name}"] = parameter.grad
     return result
 
 
@@ -138,7 +139,7 @@ def main(folder: str) -> None:
         if rank() == 0:
             write_json(Path(nnUNet_preprocessed).parent, "dataset.json", content["dataset_json"])
         wait_for_all()
-        found[file.stem] = train_steps(content["plans"], content["dataset_json"])
+        found[file.stem] = train_steps(**content)
     found["baseline"] = baseline(content["plans"], content["dataset_json"])
     if rank() == 0:
         torch.save(found, Path(folder) / f"found_{ranks()}.pt")

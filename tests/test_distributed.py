@@ -37,6 +37,7 @@ LABELS = {
         "regions_class_order": [1, 2],
     },
 }
+OTHER_METHODS = {"CPSTrainer": "labels", "MCNetTrainer": "regions_ignore"}
 
 
 @pytest.fixture
@@ -76,13 +77,15 @@ def test_ranks_equal_one_process(uneven: Path, tmp_path: Path):
     """Losses and gradients of the method and of whole training steps, 2 and 4 ranks, uneven batches."""
     expected = {f"method {name}": ranks.method_results(name, None) for name in ranks.METHOD_CASES}
     plans, dataset_json = read_json(uneven, "ALHVRPlans.json"), read_json(uneven, "dataset.json")
-    for name, changes in LABELS.items():
-        content = {"plans": copy.deepcopy(plans), "dataset_json": {**dataset_json, **changes}}
+    cases = {name: ("ALHVRTrainer", changes) for name, changes in LABELS.items()}
+    cases |= {kind: (kind, LABELS[name]) for kind, name in OTHER_METHODS.items()}
+    for name, (kind, changes) in cases.items():
+        content = {"plans": copy.deepcopy(plans), "dataset_json": {**dataset_json, **changes}, "kind": kind}
         content["dataset_json"].pop("batch_dice", None)
         content["plans"]["configurations"]["2d"]["batch_dice"] = changes.get("batch_dice", True)
         write_json(uneven, "dataset.json", content["dataset_json"])
         (tmp_path / f"trainer_{name}.json").write_text(json.dumps(content))
-        expected[f"trainer_{name}"] = ranks.train_steps(content["plans"], content["dataset_json"])
+        expected[f"trainer_{name}"] = ranks.train_steps(**content)
     worst: dict[str, float] = {}
     for number in (2, 4):
         process = torchrun(Path(ranks.__file__), tmp_path, processes=number)

@@ -1,4 +1,4 @@
-"""Ramp-up of the unsupervised weight."""
+"""What changes with the training step: the unsupervised weight, the decay of a moving average."""
 
 from __future__ import annotations
 
@@ -23,3 +23,23 @@ def consistency_weight(step: int, ramp_steps: float, maximum: float = 0.1) -> fl
         return maximum
     remaining = 1.0 - min(step, ramp_steps) / ramp_steps
     return maximum * math.exp(-5.0 * remaining**2)
+
+
+def average_decay(step: int, decay: float) -> float:
+    """Decay of the moving average of a network's weights, ``min(1 - 1 / (t + 1), alpha)``.
+
+    At first the average is the plain mean of all weights since the first step: the random initial weights leave no
+    trace, however short the training.
+
+    Args:
+        step: iterations done before this one, t.
+        decay: alpha, in force from t = alpha / (1 - alpha) on.
+
+    Source: not in the papers. The released code of Mean Teacher (PyTorch) and of UA-MT does so; the former counts from
+    t = 1, so that half of the first average are the initial weights. FixMatch's code has alpha from the start.
+
+    Example:
+        >>> average_decay(0, 0.99), average_decay(1, 0.99), average_decay(1000, 0.99)
+        (0.0, 0.5, 0.99)
+    """
+    return min(1.0 - 1.0 / (step + 1), decay)

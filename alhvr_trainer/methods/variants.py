@@ -11,9 +11,25 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.find_class_by_name import recursive_find_python_class
 
 from alhvr_trainer.methods.alhvr.trainer import ALHVRTrainer
+from alhvr_trainer.methods.cps import CPSTrainer
+from alhvr_trainer.methods.fixmatch import FixMatchTrainer
+from alhvr_trainer.methods.mcnet import MCNetTrainer
+from alhvr_trainer.methods.mean_teacher import MeanTeacherTrainer
 from alhvr_trainer.methods.supervised import SupervisedTrainer
+from alhvr_trainer.methods.uamt import UAMTTrainer
 
-TRAINERS: dict[str, type[nnUNetTrainer]] = {trainer.__name__: trainer for trainer in (ALHVRTrainer, SupervisedTrainer)}
+TRAINERS: dict[str, type[nnUNetTrainer]] = {
+    trainer.__name__: trainer
+    for trainer in (
+        ALHVRTrainer,
+        SupervisedTrainer,
+        MeanTeacherTrainer,
+        UAMTTrainer,
+        FixMatchTrainer,
+        CPSTrainer,
+        MCNetTrainer,
+    )
+}
 
 KEPT = ("train_step", "get_dataloaders", "run_training", "on_train_epoch_start", "load_checkpoint", "save_checkpoint")
 """Methods that a variant of nnU-Net must leave alone to be combined with ours: there the two would contradict."""

@@ -48,6 +48,9 @@ class LabeledAndUnlabeled:
         unlabeled_batch_size: U.
     """
 
+    inside_unlabeled = 1
+    """In that channel, inside an unlabelled image. A method whose augmentation must tell the kinds apart sets 2."""
+
     def __init__(
         self,
         labeled: nnUNetBaseDataset,
@@ -65,9 +68,10 @@ class LabeledAndUnlabeled:
     def load_case(self, identifier: str) -> tuple[Any, SegmentationChannels, None, dict[str, Any]]:
         """As nnU-Net's data sets give it: data, segmentations (label, in a cascade the previous stage's, inside),
         nothing in the place of the previous stage, and properties."""
-        source = self.unlabeled if identifier in self._unlabeled_cases else self.labeled
-        data, seg, previous, properties = source.load_case(identifier)
-        inside = np.broadcast_to(np.int8(1), data.shape[1:])  # takes no memory
+        unlabeled = identifier in self._unlabeled_cases
+        data, seg, previous, properties = (self.unlabeled if unlabeled else self.labeled).load_case(identifier)
+        value = np.int8(self.inside_unlabeled if unlabeled else 1)
+        inside = np.broadcast_to(value, data.shape[1:])  # takes no memory
         parts = [part for part in (seg, previous, inside) if part is not None]
         return data, SegmentationChannels(parts), None, {"class_locations": None, **properties}
 

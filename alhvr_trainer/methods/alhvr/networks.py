@@ -138,7 +138,7 @@ def check_network(network: UNet, feature_stage: int | None) -> None:
     stages = getattr(getattr(network, "decoder", None), "stages", None)
     if stages is None or not hasattr(network, "encoder"):
         raise InputError(
-            f"the plans' architecture {type(network).__name__} has no encoder and staged decoder; ALHVR needs "
+            f"the plans' architecture {type(network).__name__} has no encoder and staged decoder; the method needs "
             "nnU-Net's PlainConvUNet or ResidualEncoderUNet"
         )
     if feature_stage is not None and feature_stage >= len(stages):
