@@ -139,12 +139,10 @@ def _method(model: TrainedModel) -> str:
     sizes = options.get("features_per_stage")
     features = f" with {', '.join(map(str, sizes))} features per stage" if isinstance(sizes, list) else ""
     paper = paper_of(model.trainer)
-    known = (
-        {"method": f"{paper.name} ({paper.long_name})", "summary": paper.summary}
-        if paper
-        else {"trainer": model.trainer}
-    )
-    text = (_SEMI_SUPERVISED if paper else _NNUNET).format(**known)
+    if paper:
+        text = _SEMI_SUPERVISED.format(method=f"{paper.name} ({paper.long_name})", summary=paper.summary)
+    else:
+        text = _NNUNET.format(trainer=model.trainer)
     return f"{text}\n\nThe network is a `{manager.network_arch_class_name.rsplit('.', 1)[-1]}`{features}."
 
 
