@@ -18,6 +18,7 @@ from alhvr_trainer.benchmark.progress import clock, epoch_in, seconds_left
 from alhvr_trainer.benchmark.suites import SUPERVISED, load_suite, parse_suite, shipped_suites
 from alhvr_trainer.errors import InputError
 from alhvr_trainer.resources import plans_folder
+from alhvr_trainer.settings import SETTINGS_KEY, Settings, settings_from_plans
 
 pytestmark = pytest.mark.any_nnunet
 
@@ -60,6 +61,18 @@ def test_shipped_suites(name):
 
 def test_there_are_the_announced_suites():
     assert shipped_suites() == ["abdomenct1k", "acdc", "brats2019", "hippocampus-cpu", "phantom-quick"]
+
+
+@pytest.mark.parametrize("name", shipped_suites())
+def test_settings_of_shipped_suites_are_the_methods_own(name):
+    from alhvr_trainer.methods.variants import TRAINERS
+
+    suite = load_suite(name)
+    for method in suite.methods:
+        kind = getattr(TRAINERS[method.trainer], "settings_class", Settings)
+        settings = settings_from_plans({SETTINGS_KEY: suite.settings_of(method, 7)}, kind).as_dict()
+        assert settings["seed"] == 7
+        assert method.settings == {key: settings[key] for key in method.settings}
 
 
 @pytest.mark.parametrize(
