@@ -19,7 +19,8 @@ import pytest
 
 import alhvr_trainer
 from alhvr_trainer import resources
-from alhvr_trainer.settings import ALHVRSettings
+from alhvr_trainer.methods.papers import PAPERS
+from alhvr_trainer.settings import METHODS, ALHVRSettings, Settings
 
 pytestmark = pytest.mark.any_nnunet
 
@@ -138,6 +139,25 @@ def test_readme_lists_every_setting(setting):
     default = ALHVRSettings().as_dict()[setting.name]
     if default is not None:
         assert row.split("|")[2].strip().strip("`") == json.dumps(default)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in METHODS if kind is not ALHVRSettings])
+def test_page_of_methods_lists_their_settings(kind):
+    """Every key that a rival adds or gives another default, in its section; numbers are compared."""
+    paper = PAPERS[kind.__name__.replace("Settings", "Trainer")]
+    section = re.split(r"^## ", (REPOSITORY / "docs" / "methods.md").read_text(encoding="utf-8"), flags=re.MULTILINE)
+    (text,) = [part for part in section if part.startswith(f"{paper.name}\n")]
+    listed: dict[str, str] = {}
+    for row in re.findall(r"^\| (`.+?) \| (.+?) \|", text, re.MULTILINE):
+        names = re.findall(r"`(\w+)`", row[0])
+        listed |= dict(zip(names, row[1].split(", ") if len(names) > 1 else [row[1]], strict=True))
+    common = Settings().as_dict()
+    for name, default in kind().as_dict().items():
+        if name in common and default == common[name]:
+            continue
+        assert name in listed, name
+        if isinstance(default, (float, int)) and not isinstance(default, bool):
+            assert float(listed[name]) == default, name
 
 
 def test_command_is_installed():

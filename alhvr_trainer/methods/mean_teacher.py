@@ -113,6 +113,7 @@ class MeanTeacherTrainer(SemiSupervisedTrainer):
 
     def after_step(self) -> None:
         """Move the teacher; alpha is smaller during the ramp-up, when the student improves quickly."""
-        in_ramp_up = self.progress < self.settings.ramp_fraction
-        decay = self.settings.ramp_ema_decay if in_ramp_up else self.settings.ema_decay
+        decay, in_ramp_up = self.settings.ema_decay, self.progress < self.settings.ramp_fraction
+        if in_ramp_up and self.settings.ramp_ema_decay is not None:
+            decay = self.settings.ramp_ema_decay
         move_average(self.partners["teacher"], self.network, average_decay(self.step, decay))

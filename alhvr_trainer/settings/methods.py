@@ -69,8 +69,8 @@ class MeanTeacherSettings(Settings):
     """Share of all training iterations over which the weight ramps up."""
     ema_decay: float = setting(0.999, Number(0.0, 1.0))
     """Decay of the teacher's moving average after the ramp-up [alpha]."""
-    ramp_ema_decay: float = setting(0.99, Number(0.0, 1.0))
-    """The same during the ramp-up."""
+    ramp_ema_decay: float | None = setting(0.99, Number(0.0, 1.0, optional=True))
+    """The same during the ramp-up; null: no other."""
     input_noise: float = setting(0.15, Number(0.0))
     """Standard deviation of the Gaussian noise on the input, in normalised intensities."""
     input_noise_bound: float | None = setting(None, Number(0.0, optional=True))
@@ -87,6 +87,8 @@ class UAMTSettings(MeanTeacherSettings):
     """Share of all training iterations over which the weight ramps up."""
     ema_decay: float = setting(0.99, Number(0.0, 1.0))
     """Decay of the teacher's moving average [alpha]."""
+    ramp_ema_decay: float | None = setting(None, Number(0.0, 1.0, optional=True))
+    """The same during the ramp-up; null: no other."""
     input_noise: float = setting(0.1, Number(0.0))
     """Standard deviation of the Gaussian noise on the teacher's input, in normalised intensities."""
     input_noise_bound: float | None = setting(0.2, Number(0.0, optional=True))
