@@ -89,31 +89,39 @@ def my_part(batch: dict[str, Any], labeled: int, unlabeled: int) -> dict[str, An
     }
 
 
-def train_steps(plans: dict, dataset_json: dict, kind: str = "ALHVRTrainer", steps: int = 2) -> dict[str, torch.Tensor]:
+def train_steps(
+    plans: dict, dataset_json: dict, method: str = "ALHVRTrainer", steps: int = 2
+) -> dict[str, torch.Tensor]:
     """Losses, and gradients and weights of all networks, after a few steps on given batches."""
     from alhvr_trainer.methods.variants import trainer_named
     from alhvr_trainer.settings import split_batch
     from alhvr_trainer.training.distributed.trainer import unwrapped
 
-    plans = plans | {"continue_training": False}
-    trainer: Any = trainer_named(kind)(plans, "2d", 0, dataset_json, torch.device("cpu"))
+    trainer: Any = trainer_named(method)(
+        plans | {"continue_training": False}, "2d", 0, dataset_json, torch.device("cpu")
+    )
     trainer.initialize()
     trainer.settings_batch = split_batch(
         trainer.configuration_manager.batch_size, trainer.settings.unlabeled_batch_size
     )
     # the draws are shared by the samples of a batch; ranks draw their own, here all must draw as one process does
     trainer.perturbations = {"a": FeaturePerturbation(1), "b": FeaturePerturbation(2)}
+    for parameter in [p for partner in trainer.partners.values() for p in partner.parameters() if not p.requires_grad]:
+        parameter *= 1.5  # a teacher that agrees with its student, or is as unsure as an untrained one, teaches nothing
     trainer.set_deep_supervision_enabled(True)
     trainer.on_train_epoch_start()
     result = {}
     for step in range(steps):
-        values = trainer.train_step(my_part(make_batch(trainer, step), *trainer.settings_batch))
+        batch = make_batch(trainer, step)
+        if method == "FixMatchTrainer":  # its loader gives every patch in two views
+            batch["data"] = torch.cat((batch["data"], batch["data"].flip(0)), dim=1)
+        values = trainer.train_step(my_part(batch, *trainer.settings_batch))
         result |= {f"{step} {key}": torch.tensor(value) for key, value in values.items()}
-    for network_name, network in trainer.networks().items():
-        for name, parameter in unwrapped(network).named_parameters():
-            result[f"{network_name} {name}"] = parameter.detach()
+    for network, module in trainer.networks().items():
+        for name, parameter in unwrapped(module).named_parameters():
+            result[f"{network} {name}"] = parameter.detach()
             if parameter.grad is not None:
-                result[f"gradient {network_name} {name}"] = parameter.grad
+                result[f"gradient {network} {name}"] = parameter.grad
     return result
 
 
@@ -139,7 +147,7 @@ def main(folder: str) -> None:
         if rank() == 0:
             write_json(Path(nnUNet_preprocessed).parent, "dataset.json", content["dataset_json"])
         wait_for_all()
-        found[file.stem] = train_steps(**content)
+        found[file.stem] = train_steps(content["plans"], content["dataset_json"], content["method"])
     found["baseline"] = baseline(content["plans"], content["dataset_json"])
     if rank() == 0:
         torch.save(found, Path(folder) / f"found_{ranks()}.pt")

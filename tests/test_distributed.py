@@ -37,7 +37,16 @@ LABELS = {
         "regions_class_order": [1, 2],
     },
 }
-OTHER_METHODS = {"CPSTrainer": "labels", "MCNetTrainer": "regions_ignore"}
+METHODS = {
+    # ranks draw noise and dropout of their own; here they must draw as one process does: nothing
+    "MeanTeacherTrainer": {"input_noise": 0.0},
+    "UAMTTrainer": {"input_noise": 0.0, "dropout": 0.0, "uncertainty_passes": 1},
+    "FixMatchTrainer": {"confidence_threshold": 0.34},
+    "CPSTrainer": {},
+    "MCNetTrainer": {},
+}
+"""The other methods, and settings for them."""
+LABELS_OF = {"MCNetTrainer": "regions_ignore"}
 
 
 @pytest.fixture
@@ -77,15 +86,18 @@ def test_ranks_equal_one_process(uneven: Path, tmp_path: Path):
     """Losses and gradients of the method and of whole training steps, 2 and 4 ranks, uneven batches."""
     expected = {f"method {name}": ranks.method_results(name, None) for name in ranks.METHOD_CASES}
     plans, dataset_json = read_json(uneven, "ALHVRPlans.json"), read_json(uneven, "dataset.json")
-    cases = {name: ("ALHVRTrainer", changes) for name, changes in LABELS.items()}
-    cases |= {kind: (kind, LABELS[name]) for kind, name in OTHER_METHODS.items()}
-    for name, (kind, changes) in cases.items():
-        content = {"plans": copy.deepcopy(plans), "dataset_json": {**dataset_json, **changes}, "kind": kind}
+    for name, changes in {**LABELS, **{method: LABELS[LABELS_OF.get(method, "labels")] for method in METHODS}}.items():
+        content = {"plans": copy.deepcopy(plans), "dataset_json": {**dataset_json, **changes}}
+        content["method"] = name if name in METHODS else "ALHVRTrainer"
+        content["plans"]["configurations"]["2d"]["alhvr"].update(METHODS.get(name, {}))
         content["dataset_json"].pop("batch_dice", None)
         content["plans"]["configurations"]["2d"]["batch_dice"] = changes.get("batch_dice", True)
         write_json(uneven, "dataset.json", content["dataset_json"])
         (tmp_path / f"trainer_{name}.json").write_text(json.dumps(content))
-        expected[f"trainer_{name}"] = ranks.train_steps(**content)
+        expected[f"trainer_{name}"] = ranks.train_steps(content["plans"], content["dataset_json"], content["method"])
+    for method, term in {"MeanTeacher": "consistency", "UAMT": "consistency", "FixMatch": "pseudo_label"}.items():
+        assert expected[f"trainer_{method}Trainer"][f"0 {term}"] > 0.01, method
+    assert 0 < expected["trainer_UAMTTrainer"]["0 certain"] < 1
     worst: dict[str, float] = {}
     for number in (2, 4):
         process = torchrun(Path(ranks.__file__), tmp_path, processes=number)

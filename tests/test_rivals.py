@@ -243,24 +243,53 @@ def test_fixmatch_views_share_a_cascades_previous_stage():
     assert weak.flatten().tolist() == [0, 1, 4, 5, 6] and second.flatten().tolist() == [2, 3, 4, 5, 6]
 
 
-def test_mean_teacher_disturbs_images_alone_and_each_network_by_itself(tiny: Path):
+def test_mean_teacher_disturbs_the_image_alone(tiny: Path):
     trainer: Any = make_trainer(tiny, MeanTeacherTrainer)
     trainer.initialize()
     data = torch.zeros(2, 3, 8, 8)  # one image channel, then a cascade's labels
     one, two = trainer.perturbed(data), trainer.perturbed(data)
-    assert not torch.equal(one[:, 0], two[:, 0])
-    assert not one[:, 1:].any()
+    assert not torch.equal(one[:, 0], two[:, 0]) and not one[:, 1:].any()
+
+
+def inputs_of_networks(trainer: Any) -> tuple[Any, dict[str, list[torch.Tensor]]]:
+    """A batch, and what each network sees of it."""
+    trainer.initialize()
+    seen: dict[str, list[torch.Tensor]] = {name: [] for name in trainer.networks()}
+    for name, network in trainer.networks().items():
+        unwrapped(network).register_forward_pre_hook(lambda _, inputs, at=name: seen[at].append(inputs[0]))
     samples = trainer.samples(next(trainer.get_dataloaders()[0]))
-    seen = []
-    for name in ("a", "teacher"):
-        unwrapped(trainer.networks()[name]).register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     trainer.forward(samples)
-    student, teacher = seen
+    return samples, seen
+
+
+def test_mean_teacher_has_noise_on_unlabeled_patches_for_each_network_its_own(tiny: Path):
+    samples, seen = inputs_of_networks(make_trainer(tiny, MeanTeacherTrainer))
+    (student,), (teacher,) = seen["a"], seen["teacher"]
     labeled = samples.labeled
-    assert torch.equal(student[:labeled], samples.data[:labeled])  # nnU-Net's own augmentation is there already
+    assert torch.equal(student[:labeled], samples.data[:labeled])
     for unlabeled in (student[labeled:], teacher):
         assert (unlabeled - samples.data[labeled:]).std().item() == pytest.approx(0.15, rel=0.1)
     assert not torch.equal(student[labeled:], teacher)
+
+
+def test_uamt_has_noise_on_the_teachers_patches_in_every_pass_another(tiny: Path):
+    samples, seen = inputs_of_networks(make_trainer(tiny, UAMTTrainer))
+    (student,), passes = seen["a"], seen["teacher"]
+    assert torch.equal(student, samples.data)
+    assert len(passes) == 1 + 8
+    noise = torch.stack(passes) - samples.data[samples.labeled :]
+    assert noise.abs().max().item() == pytest.approx(0.2, rel=1e-3) and noise.std().item() == pytest.approx(
+        0.096, rel=0.1
+    )
+    assert (noise[1:] != noise[:1]).flatten(1).any(dim=1).all()
+
+
+def test_fixmatch_learns_from_the_second_views_and_targets_come_from_the_weak_ones(tiny: Path):
+    trainer: Any = make_trainer(tiny, FixMatchTrainer)
+    samples, seen = inputs_of_networks(trainer)
+    weak, second = trainer.views(samples.data)
+    assert torch.equal(seen["a"][0], second) and torch.equal(seen["a"][1], weak[samples.labeled :])
+    assert len(seen["a"]) == 2 and seen["average"] == []
 
 
 def test_mean_teacher_forgets_faster_during_the_ramp_up(tiny: Path):

@@ -15,7 +15,7 @@ from alhvr_trainer.methods.alhvr.regions import split_regions
 from alhvr_trainer.methods.ranks import Group
 from alhvr_trainer.methods.voxels import masked_mean
 from alhvr_trainer.settings import REGIONS, CPSSettings, threshold_proportion
-from alhvr_trainer.training.samples import Forward, Predictions, Samples, first, full_resolution
+from alhvr_trainer.training.samples import Predictions, Samples
 from alhvr_trainer.training.semi_supervised import SemiSupervisedTrainer
 
 
@@ -111,17 +111,10 @@ class CPSTrainer(SemiSupervisedTrainer):
     supervised = ("a", "b")
     terms = ("cps_a", "cps_b")
     co_trained = True
+    compares_labeled = True
 
     def build_partners(self) -> dict[str, nn.Module]:
         return {"b": self.another_network()}
-
-    def forward(self, samples: Samples) -> Forward:
-        """Both networks on all samples."""
-        outputs = {name: self.run(name, samples.data) for name in self.supervised}
-        return Forward(
-            labeled={name: first(output, samples.labeled) for name, output in outputs.items()},
-            logits={name: full_resolution(output) for name, output in outputs.items()},
-        )
 
     def unsupervised(self, predictions: Predictions, samples: Samples) -> dict[str, Tensor]:
         """L_cps^u of each network, and L_cps^l unless the settings leave it out; each has regions of its own."""

@@ -19,7 +19,7 @@ from alhvr_trainer.methods.voxels import masked_mean
 from alhvr_trainer.settings import MCNetSettings
 from alhvr_trainer.training.distributed.trainer import unwrapped
 from alhvr_trainer.training.networks import keep_in_step_with
-from alhvr_trainer.training.samples import Forward, Predictions, Samples, first, full_resolution
+from alhvr_trainer.training.samples import Forward, Predictions, Samples
 from alhvr_trainer.training.semi_supervised import SemiSupervisedTrainer
 
 
@@ -126,6 +126,7 @@ class MCNetTrainer(SemiSupervisedTrainer):
     supervised = ("a", "auxiliary")
     terms = ("consistency_a", "consistency_auxiliary")
     co_trained = True
+    compares_labeled = True
     trained_with_a = ("auxiliary",)
 
     def build_partners(self) -> dict[str, nn.Module]:
@@ -147,11 +148,7 @@ class MCNetTrainer(SemiSupervisedTrainer):
     def forward(self, samples: Samples) -> Forward:
         """The encoder and both decoders on all samples."""
         features = self._parts["encoder"](samples.data)
-        outputs = {name: self._parts[name](features) for name in self.supervised}
-        return Forward(
-            labeled={name: first(output, samples.labeled) for name, output in outputs.items()},
-            logits={name: full_resolution(output) for name, output in outputs.items()},
-        )
+        return self.sorted_outputs({name: self._parts[name](features) for name in self.supervised}, samples)
 
     def unsupervised(self, predictions: Predictions, samples: Samples) -> dict[str, Tensor]:
         """L_c in both directions."""

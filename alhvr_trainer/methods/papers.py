@@ -26,9 +26,9 @@ PAPERS: dict[str, Paper] = {
         "ALHVR",
         "adaptive learning of high-value regions",
         f"{_TWO_NETWORKS} On unlabelled images each predicts from clean and from perturbed features, and its "
-        "confidence sorts the voxels into regions: where both networks are sure there is nothing to learn, where one is sure it "
-        "teaches the other through class prototypes of its features, and where both are unsure the more confident "
-        f"prediction of each voxel teaches both. {_ONE_IS_ENOUGH}",
+        "confidence sorts the voxels into regions: where both networks are sure there is nothing to learn, where one "
+        "is sure it teaches the other through class prototypes of its features, and where both are unsure the more "
+        f"confident prediction of each voxel teaches both. {_ONE_IS_ENOUGH}",
         "Lei T. et al. Adaptive Learning of High-Value Regions for Semi-Supervised Medical Image Segmentation. "
         "ICCV 2025.",
     ),

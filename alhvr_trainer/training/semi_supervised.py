@@ -60,6 +60,8 @@ class SemiSupervisedTrainer(SeveralNetworksTrainer):
     """Names of further values that :meth:`unsupervised` returns for the log."""
     co_trained: bool = False
     """Whether the networks teach each other as equals: then they must not become identical."""
+    compares_labeled: bool = False
+    """Whether the terms take in the labelled samples; :attr:`Forward.logits` are then those of all samples."""
     panels: Panels = ()
     """Plots of the terms and the observed values: title, names; empty: one of the terms, one per observed value."""
 
@@ -67,10 +69,14 @@ class SemiSupervisedTrainer(SeveralNetworksTrainer):
 
     def forward(self, samples: Samples) -> Forward:
         """Run the networks; under autocast on CUDA. Default: each network of :attr:`supervised` on all samples."""
-        outputs: dict[str, Outputs] = {name: self.run(name, samples.data) for name in self.supervised}
+        return self.sorted_outputs({name: self.run(name, samples.data) for name in self.supervised}, samples)
+
+    def sorted_outputs(self, outputs: dict[str, Outputs], samples: Samples) -> Forward:
+        """What networks give for all samples, as :meth:`forward` returns it."""
+        start = 0 if self.compares_labeled else samples.labeled
         return Forward(
             labeled={name: first(output, samples.labeled) for name, output in outputs.items()},
-            logits={name: full_resolution(output)[samples.labeled :] for name, output in outputs.items()},
+            logits={name: full_resolution(output)[start:] for name, output in outputs.items()},
         )
 
     def supervised_losses(self, forward: Forward, samples: Samples) -> dict[str, Tensor]:
