@@ -26,7 +26,7 @@ COMMANDS = {
     "make_split": ("alhvr_trainer.planning.make_split", "write a split that hides labels from training"),
     "train": ("alhvr_trainer.train", "nnU-Net's training, on several machines as well"),
     "predict_next_stage": (
-        "alhvr_trainer.training.predict_next_stage",
+        "alhvr_trainer.predict_next_stage",
         "segment unlabelled cases for the next stage of a cascade",
     ),
     "export_bundle": ("alhvr_trainer.export.bundle", "write a trained model as a MONAI bundle"),

@@ -11,8 +11,8 @@ import scenario
 from scenario_checks import FOLDS, UNLABELED, assert_predicts, assert_trained, model_folder, planned
 
 from alhvr_trainer.errors import InputError
+from alhvr_trainer.predict_next_stage import predict_next_stage
 from alhvr_trainer.training.cascade import FOLDER
-from alhvr_trainer.training.predict_next_stage import predict_next_stage
 
 pytestmark = pytest.mark.slow
 pytest_plugins = ["scenario_checks"]

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from alhvr_trainer.methods.mean_teacher import consistency_term, noisy
-from alhvr_trainer.methods.schedule import average_decay
 from alhvr_trainer.training.networks import move_average
+from alhvr_trainer.training.schedule import average_decay
 
 pytestmark = pytest.mark.any_nnunet
 

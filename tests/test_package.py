@@ -19,7 +19,7 @@ import pytest
 
 import alhvr_trainer
 from alhvr_trainer import resources
-from alhvr_trainer.methods.papers import PAPERS
+from alhvr_trainer.papers import PAPERS
 from alhvr_trainer.settings import METHODS, ALHVRSettings, Settings
 
 pytestmark = pytest.mark.any_nnunet

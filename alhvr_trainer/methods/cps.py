@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from alhvr_trainer.methods.alhvr.regions import split_regions
-from alhvr_trainer.methods.ranks import Group
-from alhvr_trainer.methods.voxels import masked_mean
 from alhvr_trainer.settings import REGIONS, CPSSettings, threshold_proportion
+from alhvr_trainer.training.distributed.sums import Group
 from alhvr_trainer.training.samples import Predictions, Samples
 from alhvr_trainer.training.semi_supervised import SemiSupervisedTrainer
+from alhvr_trainer.training.voxels import masked_mean
 
 
 @dataclass(frozen=True)

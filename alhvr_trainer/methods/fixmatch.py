@@ -11,15 +11,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from alhvr_trainer.methods.ranks import Group
-from alhvr_trainer.methods.schedule import average_decay
 from alhvr_trainer.methods.views import INSIDE_UNLABELED, two_view_pipeline
-from alhvr_trainer.methods.voxels import masked_mean
 from alhvr_trainer.settings import FixMatchSettings
+from alhvr_trainer.training.distributed.sums import Group
 from alhvr_trainer.training.distributed.trainer import unwrapped
 from alhvr_trainer.training.networks import move_average
 from alhvr_trainer.training.samples import Forward, Predictions, Samples, first, full_resolution
+from alhvr_trainer.training.schedule import average_decay
 from alhvr_trainer.training.semi_supervised import SemiSupervisedTrainer
+from alhvr_trainer.training.voxels import masked_mean
 
 
 def confident_labels(weak: Tensor, threshold: float) -> tuple[Tensor, Tensor]:

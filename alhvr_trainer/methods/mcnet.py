@@ -14,13 +14,13 @@ from torch.nn.functional import interpolate
 
 from alhvr_trainer.methods.alhvr.networks import check_network
 from alhvr_trainer.methods.alhvr.teaching import sharpen
-from alhvr_trainer.methods.ranks import Group
-from alhvr_trainer.methods.voxels import masked_mean
 from alhvr_trainer.settings import MCNetSettings
+from alhvr_trainer.training.distributed.sums import Group
 from alhvr_trainer.training.distributed.trainer import unwrapped
 from alhvr_trainer.training.networks import keep_in_step_with
 from alhvr_trainer.training.samples import Forward, Predictions, Samples
 from alhvr_trainer.training.semi_supervised import SemiSupervisedTrainer
+from alhvr_trainer.training.voxels import masked_mean
 
 
 def mutual_consistency(

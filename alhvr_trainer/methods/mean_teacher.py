@@ -9,14 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from alhvr_trainer.methods.dropout import add_dropout
-from alhvr_trainer.methods.ranks import Group
-from alhvr_trainer.methods.schedule import average_decay
-from alhvr_trainer.methods.voxels import masked_mean
 from alhvr_trainer.settings import MeanTeacherSettings
+from alhvr_trainer.training.distributed.sums import Group
 from alhvr_trainer.training.distributed.trainer import unwrapped
 from alhvr_trainer.training.networks import move_average
 from alhvr_trainer.training.samples import Forward, Predictions, Samples, first, full_resolution
+from alhvr_trainer.training.schedule import average_decay
 from alhvr_trainer.training.semi_supervised import SemiSupervisedTrainer
+from alhvr_trainer.training.voxels import masked_mean
 
 
 def noisy(images: Tensor, deviation: float, bound: float | None = None) -> Tensor:

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from alhvr_trainer.methods.mean_teacher import MeanTeacherTrainer, squared_distance
-from alhvr_trainer.methods.ranks import Group, total
 from alhvr_trainer.settings import UAMTSettings
+from alhvr_trainer.training.distributed.sums import Group, total
 from alhvr_trainer.training.samples import Forward, Predictions, Samples, as_classes, first, full_resolution
 
 

@@ -14,7 +14,7 @@ from alhvr_trainer.export.bundle.plots import copy_training_plots, plot_dice
 from alhvr_trainer.export.bundle.results import KEYS, Measured, Results, Spread
 from alhvr_trainer.export.models import Member, TrainedModel
 from alhvr_trainer.files.json_files import is_whole
-from alhvr_trainer.methods.papers import paper_of
+from alhvr_trainer.papers import paper_of
 from alhvr_trainer.settings import SETTINGS_KEY
 
 PLACEHOLDER = re.compile(r"<!-- (\w+): [^>]* -->\n?", re.DOTALL)

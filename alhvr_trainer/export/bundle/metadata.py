@@ -9,7 +9,7 @@ from alhvr_trainer import __version__
 from alhvr_trainer.export.bundle import facts
 from alhvr_trainer.export.bundle.details import Details
 from alhvr_trainer.export.models import Member, TrainedModel
-from alhvr_trainer.methods.papers import paper_of
+from alhvr_trainer.papers import paper_of
 
 NATIVE_PACKAGES = "native_packages_version"
 EXPORTED_BY = "exported_by"

@@ -10,6 +10,6 @@ from __future__ import annotations
 from alhvr_trainer.methods.alhvr.channels import alhvr_channel_terms
 from alhvr_trainer.methods.alhvr.perturbation import FeaturePerturbation
 from alhvr_trainer.methods.alhvr.terms import ALHVRTerms, alhvr_terms
-from alhvr_trainer.methods.schedule import consistency_weight
+from alhvr_trainer.training.schedule import consistency_weight
 
 __all__ = ["ALHVRTerms", "FeaturePerturbation", "alhvr_channel_terms", "alhvr_terms", "consistency_weight"]

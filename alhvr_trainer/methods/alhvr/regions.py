@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from alhvr_trainer.methods.ranks import Group, gathered
+from alhvr_trainer.training.distributed.sums import Group, gathered
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from torch import Tensor
 from alhvr_trainer.methods.alhvr.prototypes import cgcpcl_terms, class_prototypes, prototype_similarity
 from alhvr_trainer.methods.alhvr.regions import split_regions
 from alhvr_trainer.methods.alhvr.teaching import competing_teacher, dtct_term
-from alhvr_trainer.methods.ranks import Group, total
-from alhvr_trainer.methods.voxels import valid_voxels
+from alhvr_trainer.training.distributed.sums import Group, total
+from alhvr_trainer.training.voxels import valid_voxels
 
 
 @dataclass(frozen=True)

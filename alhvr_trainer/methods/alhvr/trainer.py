@@ -10,12 +10,12 @@ from alhvr_trainer.methods.alhvr.channels import alhvr_channel_terms
 from alhvr_trainer.methods.alhvr.networks import TwoPass, TwoPassOutput
 from alhvr_trainer.methods.alhvr.perturbation import FeaturePerturbation
 from alhvr_trainer.methods.alhvr.terms import alhvr_terms
-from alhvr_trainer.methods.voxels import valid_voxels
 from alhvr_trainer.settings import ALHVRSettings, threshold_proportion
 from alhvr_trainer.training.distributed.ranks import rank, ranks
 from alhvr_trainer.training.distributed.trainer import unwrapped
 from alhvr_trainer.training.samples import Forward, Predictions, Samples
 from alhvr_trainer.training.semi_supervised import SemiSupervisedTrainer
+from alhvr_trainer.training.voxels import valid_voxels
 
 REGION_MASKS = ("omega1", "omega2a", "omega2b", "omega3")
 
