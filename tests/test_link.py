@@ -121,6 +121,18 @@ print(trainer("ALHVRTrainerX"))
     ]
 
 
+def test_every_trainer_passes_the_shim_and_has_its_paper():
+    from alhvr_trainer.ext_trainer import alhvr
+    from alhvr_trainer.methods.variants import TRAINERS
+    from alhvr_trainer.papers import PAPERS
+    from alhvr_trainer.settings import METHODS
+
+    for name, kind in TRAINERS.items():
+        assert getattr(alhvr, name) is kind
+    assert set(PAPERS) == set(TRAINERS) - {"SupervisedTrainer"}
+    assert [kind.settings_class for kind in TRAINERS.values() if hasattr(kind, "settings_class")] == list(METHODS)
+
+
 @needs_external_trainers
 def test_nnunet_finds_trainers_through_ext_trainer(use, capsys):
     assert cli.main(["trainer_path"]) == 0

@@ -1,0 +1,51 @@
+"""The committed results: the report says what the runs say, and the page says what the report says."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from alhvr_trainer.benchmark.jobs import digest, read_results
+from alhvr_trainer.benchmark.report import write_report
+from alhvr_trainer.benchmark.suites import load_suite
+
+pytestmark = pytest.mark.any_nnunet
+REPOSITORY = Path(__file__).parents[1]
+RESULTS = sorted((REPOSITORY / "benchmarks" / "results").glob("*/runs"))
+
+
+@pytest.mark.parametrize("runs", RESULTS, ids=lambda runs: runs.parent.name)
+def test_report_is_that_of_the_runs(runs: Path, tmp_path: Path):
+    suite = load_suite(runs.parent.name)
+    results = read_results(runs.parent, suite.name)
+    write_report(suite, results, tmp_path)
+    for file in ("report.md", *(f"tables/{file.name}" for file in (tmp_path / "tables").iterdir())):
+        assert (runs.parent / file).read_text() == (tmp_path / file).read_text(), file
+
+
+@pytest.mark.parametrize("runs", RESULTS, ids=lambda runs: runs.parent.name)
+def test_runs_are_those_of_the_suite(runs: Path):
+    """Same settings, plans and length for all: what is compared in one table was run alike."""
+    suite = load_suite(runs.parent.name)
+    methods = {method.name: method for method in suite.methods}
+    plans = json.loads((REPOSITORY / "plans" / f"{suite.plans}.json").read_text())
+    for result in read_results(runs.parent, suite.name):
+        job = result["job"]
+        assert job["settings"] == suite.settings_of(methods[job["method"]], job["seed"])
+        assert job["plans_digest"] == digest(plans)
+        assert result["iterations"] == job["settings"]["num_epochs"] * job["settings"]["num_iterations_per_epoch"]
+        assert not re.search(r"(?<![\w.])/\w", json.dumps(result))  # no path of the machine that ran it
+
+
+def test_page_quotes_the_reports():
+    """Every table row of docs/results.md that names a method of a suite stands in a committed report."""
+    rows = [
+        line for line in (REPOSITORY / "docs" / "results.md").read_text().splitlines() if re.match(r"\| .*±", line)
+    ]
+    reports = "".join((runs.parent / "report.md").read_text() for runs in RESULTS)
+    assert rows
+    for row in rows:
+        assert row in reports, row
