@@ -391,6 +391,17 @@ def test_card_of_an_alhvr_model(bundle):
     assert "not a medical device" in card
 
 
+def test_card_of_a_rivals_model(region_folder, tmp_path):
+    """nnU-Net's folders carry the trainer's name."""
+    folder = tmp_path / "UAMTTrainer_5epochs__nnUNetPlans__2d"
+    shutil.copytree(region_folder, folder)
+    bundle = export_bundle(model_folder=str(folder), output=str(tmp_path / "bundle"))
+    metadata, card = metadata_of(bundle), card_of(bundle)
+    assert "trained with UA-MT (uncertainty-aware mean teacher) [1]" in card and "[1] Yu L." in card
+    assert "unlabelled images as well" in card
+    assert "trained with UA-MT on labelled and unlabelled images" in metadata["description"]
+
+
 def test_sections_stand_in_the_zoos_order(bundle):
     titles = re.findall(r"^##? (.+)$", card_of(bundle), re.MULTILINE)
     wanted = ["Model Overview", "Data", "Method", "Training configuration", "Performance", "Commands", "References"]
