@@ -393,7 +393,7 @@ def test_card_of_an_alhvr_model(bundle):
 
 def test_card_of_a_rivals_model(region_folder, tmp_path):
     """nnU-Net's folders carry the trainer's name."""
-    folder = tmp_path / "UAMTTrainer_5epochs__nnUNetPlans__2d"
+    folder = tmp_path / region_folder.name.replace("nnUNetTrainer", "UAMTTrainer_5epochs")
     shutil.copytree(region_folder, folder)
     bundle = export_bundle(model_folder=str(folder), output=str(tmp_path / "bundle"))
     metadata, card = metadata_of(bundle), card_of(bundle)

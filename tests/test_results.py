@@ -42,9 +42,7 @@ def test_runs_are_those_of_the_suite(runs: Path):
 
 def test_page_quotes_the_reports():
     """Every table row of docs/results.md that names a method of a suite stands in a committed report."""
-    rows = [
-        line for line in (REPOSITORY / "docs" / "results.md").read_text().splitlines() if re.match(r"\| .*±", line)
-    ]
+    rows = [line for line in (REPOSITORY / "docs" / "results.md").read_text().splitlines() if re.match(r"\| .*±", line)]
     reports = "".join((runs.parent / "report.md").read_text() for runs in RESULTS)
     assert rows
     for row in rows:
