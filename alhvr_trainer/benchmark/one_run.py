@@ -52,6 +52,9 @@ def run(job: Job, plans: str, output: Path, device: str) -> Path:
     continued = _train(job, plans, fold, device)
     metrics = {}
     for checkpoint in CHECKPOINTS:
+        if checkpoint == "best" and _best_is_final(fold):
+            metrics[checkpoint] = metrics["final"]
+            continue
         folders = {"validation": _validate(job, plans, fold, checkpoint, device)}
         if job.test:
             folders["test"] = _predict_test(job, plans, fold, checkpoint, device)
@@ -79,6 +82,12 @@ def _train(job: Job, plans: str, fold: Path, device: str) -> bool:
     interrupted = any((fold / f"checkpoint_{name}.pth").exists() for name in ("latest", "best"))
     train(job.dataset, job.configuration, job.fold, plans, job.trainer, continue_training=interrupted, device=device)
     return interrupted
+
+
+def _best_is_final(fold: Path) -> bool:
+    """Whether the two checkpoints hold the same network: the last epoch was the best one."""
+    final, best = (read_checkpoint(fold / f"checkpoint_{name}.pth")["network_weights"] for name in CHECKPOINTS)
+    return all(torch.equal(value, best[key]) for key, value in final.items())
 
 
 def _validate(job: Job, plans: str, fold: Path, checkpoint: str, device: str) -> Path:
