@@ -50,7 +50,7 @@ def run(job: Job, plans: str, output: Path, device: str) -> Path:
     fold = model_folder(job, plans) / f"fold_{job.fold}"
     started = time.time()
     continued = _train(job, plans, fold, device)
-    metrics = {}
+    metrics: dict[str, Any] = {}
     for checkpoint in CHECKPOINTS:
         if checkpoint == "best" and _best_is_final(fold):
             metrics[checkpoint] = metrics["final"]
