@@ -40,8 +40,10 @@ def test_ignored_voxels_change_nothing(variant: str, scenario_root: Path):
     heads = trainer.label_manager.num_segmentation_heads
     label = torch.zeros(2, heads + 1 if trainer.label_manager.has_regions else 1, 24, 24)
     label[:, -1, :, 12:] = 1 if trainer.label_manager.has_regions else trainer.label_manager.ignore_label
-    target, valid = trainer.split_target(torch.cat((label, torch.ones(2, 1, 24, 24)), dim=1).short())
-    assert valid is None and len(target) == trainer.labeled_batch_size == 1
+    target = torch.cat((label, torch.ones(2, 1, 24, 24)), dim=1).short()
+    samples = trainer.samples({"data": torch.zeros(2, 1, 24, 24), "target": target, "keys": ["one", "two"]})
+    target = samples.labels
+    assert samples.valid is None and len(target) == samples.labeled == 1
     loss = trainer.loss.loss if trainer.enable_deep_supervision else trainer.loss
     logits = torch.randn(1, heads, 24, 24)
     changed, seen = logits.clone(), logits.clone()
@@ -64,7 +66,7 @@ def test_batches_of_regions_end_with_the_validity_mask(variant: str, scenario_ro
     batch = next(trainer.dataloader_train)
     full = batch["target"][0]
     assert full.shape[1] == regions + 1 and batch["target"][1].shape[1] == regions + 1
-    _, valid = trainer.split_target(batch["target"])
+    valid = trainer.samples(batch).unlabeled_valid
     assert valid is not None and 0.1 < valid.float().mean() < 0.9
     assert not full[:, :-1][full[:, -1:].expand_as(full[:, :-1]) == 0].any()  # no label in the padding
 
