@@ -159,9 +159,8 @@ class SemiSupervisedTrainer(SeveralNetworksTrainer):
         values = self.unsupervised(predictions(forward, samples, supervised, regions, self.group), samples)
         loss = sum(supervised.values()) + weight * sum(values[name] for name in self.terms)
         self._scaled(loss).backward()
-        found = step_values(self.history_keys, supervised, values, forward, samples, self.label_manager, self.group) | {
-            "weight": weight
-        }
+        found = step_values(self.history_keys, supervised, values, forward, samples, self.label_manager, self.group)
+        found["weight"] = weight
         self.stop_on_bad_numbers(found, samples.cases)
         self.optimizer_step(lambda norms: self.stop_on_bad_numbers(norms, samples.cases))
         self.after_step()
