@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from packaging.version import Version
+from quick_pools import share_imports
 
 # before nnU-Net is imported: each worker process costs seconds of import, and one thread makes runs repeatable
 os.environ.setdefault("nnUNet_def_n_proc", "1")
@@ -33,6 +34,7 @@ def pytest_configure(config: pytest.Config) -> None:
     meant, found = os.environ.get("ALHVR_TEST_NNUNET"), imported_nnunet_version()
     if meant and Version(meant) != Version(found):
         raise pytest.UsageError(f"these tests are to run with nnU-Net {meant}, but import nnunetv2 gives {found}")
+    share_imports()
 
 
 def pytest_report_header(config: pytest.Config) -> str:
