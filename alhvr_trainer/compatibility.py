@@ -25,7 +25,7 @@ def nnunet_folder_if_set(variable: str) -> str | None:
 
     value = getattr(paths, variable)
     folder: str | None = value if value is None or isinstance(value, str) else value.get()
-    return folder
+    return folder or None
 
 
 def nnunet_folder(variable: str) -> str:
@@ -41,6 +41,12 @@ def nnunet_folder(variable: str) -> str:
             f"(export {variable}=/path/to/{variable})"
         )
     return folder
+
+
+def require_nnunet_folders(*variables: str) -> None:
+    """:func:`nnunet_folder` of each, for its error: before anything else is done."""
+    for variable in variables:
+        nnunet_folder(variable)
 
 
 def reads_external_trainers(package: Path) -> bool:

@@ -201,7 +201,7 @@ def test_what_is_missing_is_named(workspace, arguments, message):
 
 def test_results_folder_must_be_set(workspace, monkeypatch):
     set_nnunet(monkeypatch, nnUNet_results=None)
-    with pytest.raises(InputError, match=r"^nnUNet_results is not set: export nnUNet_results="):
+    with pytest.raises(InputError, match=r"^environment variable nnUNet_results is not set; .*export nnUNet_results="):
         find_model(901, "2d")
 
 

@@ -215,7 +215,7 @@ def test_bad_image_is_found_while_planning(planned: Path) -> None:
 @pytest.mark.parametrize("variable", ["nnUNet_raw", "nnUNet_preprocessed"])
 def test_missing_environment_variable(planned: Path, monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
     monkeypatch.delenv(variable)
-    with pytest.raises(InputError, match=f"the environment variable {variable} is not set"):
+    with pytest.raises(InputError, match=f"environment variable {variable} is not set"):
         plan_and_preprocess(901)
 
 

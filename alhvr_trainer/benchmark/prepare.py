@@ -13,10 +13,11 @@ from typing import Any
 
 from alhvr_trainer.benchmark.jobs import Job, digest, write_text
 from alhvr_trainer.benchmark.suites import PHANTOM, Suite, file_name
+from alhvr_trainer.compatibility import require_nnunet_folders
 from alhvr_trainer.demo.phantom import write_dataset
 from alhvr_trainer.errors import InputError
 from alhvr_trainer.files.json_files import read_json, read_object
-from alhvr_trainer.planning.datasets import check_environment, preprocessed_folder, raw_folder, resolve_dataset
+from alhvr_trainer.planning.datasets import preprocessed_folder, raw_folder, resolve_dataset
 from alhvr_trainer.processes import run_logged
 from alhvr_trainer.resources import plans_folder
 from alhvr_trainer.settings import SETTINGS_KEY
@@ -38,7 +39,7 @@ def set_folders(suite: Suite, output: Path) -> None:
         for name in FOLDERS:
             os.environ.setdefault(name, str(output / "nnunet" / name))
             Path(os.environ[name]).mkdir(parents=True, exist_ok=True)
-    check_environment(*FOLDERS)
+    require_nnunet_folders(*FOLDERS)
 
 
 def dataset_of(suite: Suite) -> str:

@@ -15,7 +15,7 @@ from nnunetv2.utilities.label_handling.label_handling import determine_num_input
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import nn
 
-from alhvr_trainer.compatibility import nnunet_folder_if_set
+from alhvr_trainer.compatibility import nnunet_folder
 from alhvr_trainer.errors import InputError, one_line, shown
 from alhvr_trainer.files.checkpoints import read_checkpoint
 from alhvr_trainer.files.dataset_json import check_dataset_json
@@ -282,9 +282,7 @@ def _check_mirroring(model: TrainedModel, member: Member) -> None:
 
 
 def _dataset_name(dataset: int | str) -> str:
-    results = nnunet_folder_if_set("nnUNet_results")
-    if not results:
-        raise InputError("nnUNet_results is not set: export nnUNet_results=<the folder with your trained models>")
+    results = nnunet_folder("nnUNet_results")
     try:
         name = str(maybe_convert_to_dataset_name(dataset))
     except (RuntimeError, ValueError, TypeError) as error:

@@ -6,15 +6,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from alhvr_trainer.compatibility import nnunet_folder
+from alhvr_trainer.compatibility import nnunet_folder, require_nnunet_folders
 from alhvr_trainer.errors import InputError
-
-
-def check_environment(*variables: str) -> None:
-    """InputError naming the first of nnU-Net's environment variables (default: the data's) that is unset."""
-    for variable in variables or ("nnUNet_raw", "nnUNet_preprocessed"):
-        if not os.environ.get(variable):
-            raise InputError(f"the environment variable {variable} is not set: export {variable}=/a/folder")
 
 
 def resolve_dataset(dataset: int | str) -> str:
@@ -23,7 +16,7 @@ def resolve_dataset(dataset: int | str) -> str:
     Raises:
         InputError: an environment variable is missing, or there is no such dataset, or more than one.
     """
-    check_environment()
+    require_nnunet_folders("nnUNet_raw", "nnUNet_preprocessed")
     raw = Path(nnunet_folder("nnUNet_raw"))
     text = str(dataset)
     if not raw.is_dir():

@@ -8,20 +8,9 @@ from batchgenerators.utilities.file_and_folder_operations import load_json
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
-from alhvr_trainer.compatibility import nnunet_folder
 from alhvr_trainer.errors import InputError
 from alhvr_trainer.settings import SETTINGS_KEY
 from alhvr_trainer.unlabeled.cases import SPLITS_FILE, is_in_file, load_splits
-
-
-def check_environment() -> None:
-    """nnU-Net's folders for training are set.
-
-    Raises:
-        InputError: names the missing environment variable.
-    """
-    for variable in ("nnUNet_preprocessed", "nnUNet_results"):
-        nnunet_folder(variable)
 
 
 def check_plans_fit_dataset(trainer: nnUNetTrainer) -> None:

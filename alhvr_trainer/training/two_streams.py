@@ -7,16 +7,12 @@ import os
 import torch
 from torch import Tensor
 
+from alhvr_trainer.compatibility import require_nnunet_folders
 from alhvr_trainer.files.checkpoints import seed_everything
 from alhvr_trainer.files.plans_check import check_plans
 from alhvr_trainer.settings import Settings, set_training_length, settings_from_plans, split_batch
 from alhvr_trainer.training.cascade import check_previous_stage, previous_stage_folder
-from alhvr_trainer.training.checks import (
-    check_batch_fits_ranks,
-    check_environment,
-    check_plans_fit_dataset,
-    check_split,
-)
+from alhvr_trainer.training.checks import check_batch_fits_ranks, check_plans_fit_dataset, check_split
 from alhvr_trainer.training.distributed.ranks import from_rank_0, rank, rank_0_first, ranks, share
 from alhvr_trainer.training.distributed.trainer import DistributedTrainer
 from alhvr_trainer.training.samples import Samples
@@ -47,7 +43,7 @@ class TwoStreamTrainer(DistributedTrainer):
         dataset_json: dict,
         device: torch.device = torch.device("cuda"),  # noqa: B008  nnU-Net's signature
     ):
-        check_environment()
+        require_nnunet_folders("nnUNet_preprocessed", "nnUNet_results")
         respect_thread_limit(device)
         check_plans(plans, configuration, dataset_json, "the plans", self.settings_class)
         super().__init__(plans, configuration, fold, dataset_json, device)
