@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from abc import abstractmethod
 from contextlib import AbstractContextManager, nullcontext
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -110,23 +111,24 @@ class SemiSupervisedTrainer(SeveralNetworksTrainer):
 
     # --- set-up ---------------------------------------------------------------------------------------------------
 
-    def __init__(
-        self,
-        plans: dict,
-        configuration: str,
-        fold: int,
-        dataset_json: dict,
-        device: torch.device = torch.device("cuda"),  # noqa: B008  nnU-Net's signature
-    ):
-        super().__init__(plans, configuration, fold, dataset_json, device)
-        self.class_names = foreground_names(dataset_json["labels"], self.label_manager.has_regions)
-        self.history_keys = HistoryKeys(
-            self.supervised, self.terms, self.observed, self.co_trained, tuple(self.class_names)
-        )
-        self.history: History = {key: [] for key in self.history_keys.all()}
-        self.step = 0
-        """Iterations done so far."""
-        self._states_to_restore: dict[str, Any] | None = None
+    step: int = 0
+    """Iterations done so far."""
+    history: History
+    _states_to_restore: dict[str, Any] | None = None
+
+    def initialize(self) -> None:
+        super().initialize()
+        self.history = {key: [] for key in self.history_keys.all()}
+
+    @cached_property
+    def class_names(self) -> dict[int, str]:
+        """Of the foreground, by number: :func:`foreground_names`."""
+        return foreground_names(self.dataset_json["labels"], self.label_manager.has_regions)
+
+    @cached_property
+    def history_keys(self) -> HistoryKeys:
+        """Of :attr:`history`, and of the logs."""
+        return HistoryKeys(self.supervised, self.terms, self.observed, self.co_trained, tuple(self.class_names))
 
     # --- training -------------------------------------------------------------------------------------------------
 
