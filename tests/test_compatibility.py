@@ -38,7 +38,7 @@ def test_a_folder_of_nnunet(kind: type, monkeypatch: pytest.MonkeyPatch):
     assert nnunet_folder_if_set("nnUNet_raw") == nnunet_folder("nnUNet_raw") == "/data/raw"
 
 
-@pytest.mark.parametrize("unset", [None, FolderOf28(None)], ids=["2.7", "2.8"])
+@pytest.mark.parametrize("unset", [None, FolderOf28(None), FolderOf28("")], ids=["2.7", "2.8", "empty"])
 def test_a_folder_that_is_not_set(unset: object, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(paths, "nnUNet_raw", unset)
     assert nnunet_folder_if_set("nnUNet_raw") is None
