@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from data_builders import HIDDEN_BRIGHTNESS, NAME, SPLIT, read_json, write_json
 from dynamic_network_architectures.architectures.unet import PlainConvUNet
+from nnunet_environment import set_nnunet
 from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class, nnUNetDatasetBlosc2
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
@@ -214,7 +215,7 @@ def test_bad_image_is_found_while_planning(planned: Path) -> None:
 
 @pytest.mark.parametrize("variable", ["nnUNet_raw", "nnUNet_preprocessed"])
 def test_missing_environment_variable(planned: Path, monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
-    monkeypatch.delenv(variable)
+    set_nnunet(monkeypatch, **{variable: None})
     with pytest.raises(InputError, match=f"environment variable {variable} is not set"):
         plan_and_preprocess(901)
 
