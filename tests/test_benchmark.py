@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -60,7 +60,8 @@ def test_shipped_suites(name):
 
 
 def test_there_are_the_announced_suites():
-    assert shipped_suites() == ["abdomenct1k", "acdc", "brats2019", "hippocampus-cpu", "phantom-quick"]
+    hippocampus = ["hippocampus-cpu", "hippocampus-cpu-long"]
+    assert shipped_suites() == ["abdomenct1k", "acdc", "brats2019", *hippocampus, "phantom-quick"]
 
 
 @pytest.mark.parametrize("name", shipped_suites())
@@ -155,6 +156,31 @@ def test_results_of_other_settings_are_an_error(tmp_path):
         is_done(tmp_path, other)
     with pytest.raises(InputError, match="is no result of the suite other"):
         read_results(tmp_path, "other")
+
+
+def test_a_default_that_the_suite_now_names_is_no_other_setting(tmp_path):
+    suite = parse_suite(suite_content(seeds=[0], methods=[{"name": "ALHVR", "trainer": "ALHVRTrainer"}]), "suite")
+    (job,) = jobs_of(suite, "Dataset001_X", SPLITS, "1234")
+    result = {"job": asdict(job), "settings_in_force": {"consistency_weight": 0.3, "num_epochs": 2}, "metrics": {}}
+    write_text(result_file(tmp_path, job), json.dumps(result))
+    (named,) = jobs_of(parse_suite(suite_content(seeds=[0]), "suite"), "Dataset001_X", SPLITS, "1234", ["ALHVR"])
+    assert named.settings["consistency_weight"] == 0.3 and is_done(tmp_path, named)
+    other = replace(named, settings={**named.settings, "consistency_weight": 0.1})
+    with pytest.raises(InputError, match=r"\{'consistency_weight': 0.3\}, now it is \{'consistency_weight': 0.1\}"):
+        is_done(tmp_path, other)
+
+
+def test_seeds_of_a_row_must_have_the_same_settings(tmp_path):
+    jobs = jobs_of(parse_suite(suite_content(), "suite"), "Dataset001_X", SPLITS, "1234", methods=["ALHVR"])
+    for job, temperature in zip(jobs, (0.1, 0.2), strict=True):
+        settings = {"seed": job.seed, "temperature": temperature, **({"later": 1} if job.seed else {})}
+        result = {"job": asdict(job), "settings_in_force": settings, "metrics": {}}
+        write_text(result_file(tmp_path, job), json.dumps(result))
+    with pytest.raises(InputError, match=r"seed1.json ran with \{'temperature': 0.2.*seed0.json .*'temperature': 0.1"):
+        read_results(tmp_path, "small")
+    result["settings_in_force"]["temperature"] = 0.1
+    write_text(result_file(tmp_path, jobs[1]), json.dumps(result))
+    assert len(read_results(tmp_path, "small")) == 2
 
 
 def test_digest_tells_content_apart():

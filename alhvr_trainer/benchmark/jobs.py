@@ -130,15 +130,20 @@ def model_folder(job: Job, plans: str) -> Path:
 def is_done(output: Path, job: Job) -> bool:
     """Whether the result is there.
 
+    Settings are compared by what was in force: a suite may name a default that its finished runs had without naming it.
+
     Raises:
         InputError: it is there, but of a run with other settings, data or trainer; names what differs.
     """
     file = result_file(output, job)
     if not file.exists():
         return False
-    found = read_object(file, "remove it to run it again").get("job")
+    content = read_object(file, "remove it to run it again")
+    found, in_force = content.get("job"), content.get("settings_in_force", {})
     if not isinstance(found, dict):
         raise InputError(f'{file} is no result of a benchmark: "job" is missing; remove it to run it again')
+    if isinstance(found.get("settings"), dict):
+        found["settings"] |= {key: in_force[key] for key in job.settings if key in in_force}
     for key, value in asdict(job).items():
         if key in found and found[key] != value:  # earlier versions of the package knew fewer keys
             was, now = _difference(found.get(key), value)
@@ -161,14 +166,24 @@ def read_results(output: Path, suite: str) -> list[dict[str, Any]]:
     """All results in the output folder, by file name.
 
     Raises:
-        InputError: one is unreadable, or of another suite.
+        InputError: one is unreadable, of another suite, or ran with other settings than another seed of its row.
     """
     results = []
+    rows: dict[tuple[str, str], tuple[Path, dict[str, Any]]] = {}
     for file in sorted((output / RUNS).glob("*.json")):
         content = read_object(file, "remove it to run it again")
         job = content.get("job")
         if not isinstance(job, dict) or job.get("suite") != suite or "metrics" not in content:
             raise InputError(f"{file} is no result of the suite {suite}; remove it, or choose another --output")
+        settings = {key: value for key, value in content.get("settings_in_force", {}).items() if key != "seed"}
+        first, of_first = rows.setdefault((job["method"], job["fold_name"]), (file, settings))
+        # a key that one of them lacks came with a later version of the package
+        other = {key: value for key, value in settings.items() if of_first.get(key, value) != value}
+        if other:
+            raise InputError(
+                f"{file} ran with {shown(other)}, {first.name} of the same row with "
+                f"{shown({key: of_first[key] for key in other})}: a default has changed between them; remove one file"
+            )
         results.append(content)
     return results
 
