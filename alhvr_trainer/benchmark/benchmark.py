@@ -46,7 +46,7 @@ def benchmark(
     suite's settings must not change below finished runs: that is an error.
 
     Args:
-        suite: phantom-quick, hippocampus-cpu, hippocampus-cpu-long, acdc, abdomenct1k, brats2019, or a YAML file.
+        suite: phantom-quick, hippocampus-cpu, acdc, abdomenct1k, brats2019, or a YAML file.
         output: folder for runs, logs, tables and plots; default: benchmark_SUITE.
         methods: only these, separated by commas.
         seeds: only these.
