@@ -1,0 +1,50 @@
+"""An output that is an input is found, however the two paths are written."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from alhvr_trainer.files.overwriting import overwritten_input
+
+pytestmark = pytest.mark.any_nnunet
+
+
+@pytest.fixture
+def scans(tmp_path: Path) -> Path:
+    folder = tmp_path / "scans"
+    folder.mkdir()
+    (folder / "a.nii.gz").write_bytes(b"a")
+    return folder
+
+
+def test_names_both_paths(scans):
+    assert overwritten_input([scans], [scans]) == (
+        f"{scans} would be written over {scans}, which is an input: choose another output"
+    )
+
+
+def test_the_folder_of_an_input_file_is_no_output(scans):
+    assert overwritten_input([scans / "a.nii.gz"], [scans])
+
+
+def test_relative_paths(scans, monkeypatch):
+    monkeypatch.chdir(scans)
+    assert overwritten_input(["a.nii.gz"], ["."])
+    assert overwritten_input(["a.nii.gz"], [scans / "a.nii.gz"])
+    assert overwritten_input([scans], ["../scans/."])
+
+
+def test_links(scans, tmp_path):
+    (tmp_path / "link").symlink_to(scans)
+    os.link(scans / "a.nii.gz", tmp_path / "hard.nii.gz")
+    assert overwritten_input([scans], [tmp_path / "link"])
+    assert overwritten_input([scans / "a.nii.gz"], [tmp_path / "link"])
+    assert overwritten_input([scans / "a.nii.gz"], [tmp_path / "hard.nii.gz"])
+
+
+def test_other_places_are_free(scans, tmp_path):
+    outputs = [tmp_path / "out", scans / "out", scans / "b.nii.gz", tmp_path]
+    assert overwritten_input([scans, scans / "a.nii.gz"], outputs) is None
