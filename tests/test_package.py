@@ -131,10 +131,9 @@ def test_one_version():
 
 
 @pytest.mark.parametrize("setting", fields(ALHVRSettings), ids=lambda setting: setting.name)
-def test_readme_lists_every_setting(setting):
-    table = [
-        line for line in (REPOSITORY / "README.md").read_text(encoding="utf-8").splitlines() if line.startswith("| `")
-    ]
+def test_page_of_settings_lists_every_setting(setting):
+    page = (REPOSITORY / "docs" / "settings.md").read_text(encoding="utf-8")
+    table = [line for line in page.splitlines() if line.startswith("| `")]
     (row,) = [line for line in table if f"`{setting.name}`" in line.split("|")[1]]
     default = ALHVRSettings().as_dict()[setting.name]
     if default is not None:
@@ -158,6 +157,21 @@ def test_page_of_methods_lists_their_settings(kind):
         assert name in listed, name
         if isinstance(default, (float, int)) and not isinstance(default, bool):
             assert float(listed[name]) == default, name
+
+
+@pytest.mark.parametrize("page", ["README.md", *(f"docs/{page.name}" for page in (REPOSITORY / "docs").glob("*.md"))])
+def test_links_lead_somewhere(page):
+    """Pages of the repository, pictures, and headings."""
+    text = (REPOSITORY / page).read_text(encoding="utf-8")
+    for link in re.findall(r"\]\(([^)\s]+)\)", text):
+        target, _, heading = link.partition("#")
+        if "://" in link:
+            continue
+        file = (REPOSITORY / page).parent / target if target else REPOSITORY / page
+        assert file.exists(), link
+        if heading:
+            titles = re.findall(r"^#+ (.+)$", file.read_text(encoding="utf-8"), re.MULTILINE)
+            assert heading in {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}, link
 
 
 def test_command_is_installed():
