@@ -9,6 +9,9 @@ import math
 import numpy as np
 import pytest
 import SimpleITK as sitk
+import torch
+from monai.metrics import compute_average_surface_distance, compute_hausdorff_distance
+from scipy.ndimage import binary_erosion, distance_transform_edt, gaussian_filter
 
 from alhvr_trainer.demo.phantom import write_volume
 from alhvr_trainer.errors import InputError
@@ -49,12 +52,46 @@ def test_asd_is_directed_and_hd95_is_not():
     prediction[1, 1, 0] = 1
     scores = case_metrics(prediction, reference, ORGAN, (5, 5, 2))["organ"]
     assert scores["ASD"] == 0.0  # every voxel of the prediction lies on the reference
-    # the reference's 11 voxels are 0, 2, …, 20 mm away: 95th percentile 19; pooled with the other direction
-    # it would be 18.9
+    # the reference's 11 voxels are 0, 2, …, 20 mm away: 95th percentile 19
     assert scores["HD95"] == pytest.approx(19.0)
+    assert scores["HD95_pooled"] == pytest.approx(18.9)  # the prediction's one distance of 0 among them
     backward = case_metrics(reference, prediction, ORGAN, (5, 5, 2))["organ"]
     assert backward["ASD"] == pytest.approx(10.0)
     assert backward["HD95"] == pytest.approx(19.0)
+
+
+def _by_scipy(prediction: np.ndarray, reference: np.ndarray, spacing) -> tuple[np.ndarray, np.ndarray]:
+    """Surface distances as medpy computes them, in both directions."""
+    surfaces = [mask & ~binary_erosion(mask) for mask in (prediction, reference)]
+    maps = [distance_transform_edt(~surface, sampling=spacing) for surface in surfaces]
+    return maps[1][surfaces[0]], maps[0][surfaces[1]]
+
+
+@pytest.mark.parametrize("spacing", [(1.0, 1.0, 1.0), (4.0, 0.7, 1.3)])
+def test_distances_are_those_of_scipy_and_monai(spacing):
+    noise = gaussian_filter(np.random.default_rng(1).normal(size=(2, 14, 18, 16)), (0, 2, 2, 2))
+    prediction, reference = noise > np.quantile(noise, 0.7)
+    scores = case_metrics(prediction.astype(int), reference.astype(int), ORGAN, spacing)["organ"]
+    there, back = _by_scipy(prediction, reference, spacing)
+    assert scores["HD95"] == pytest.approx(max(np.percentile(there, 95), np.percentile(back, 95)))
+    assert scores["HD95_pooled"] == pytest.approx(np.percentile(np.hstack([there, back]), 95))
+    assert scores["ASD"] == pytest.approx(there.mean())
+    masks = [torch.from_numpy(mask[None, None]).float() for mask in (prediction, reference)]
+    options = {"include_background": True, "spacing": spacing}
+    assert scores["HD95"] == pytest.approx(compute_hausdorff_distance(*masks, percentile=95, **options).item())
+    assert scores["ASD"] == pytest.approx(compute_average_surface_distance(*masks, **options).item())
+
+
+def test_false_blob_that_only_the_larger_percentile_sees():
+    """7 % of the prediction's surface is a blob far from the ball: under 5 % of both surfaces together."""
+    grid = np.indices((40, 40, 80))
+    ball = sum((axis - 19) ** 2 for axis in grid) <= 15**2
+    blob = sum((axis - centre) ** 2 for axis, centre in zip(grid, (19, 19, 60), strict=True)) <= 4.5**2
+    surfaces = [int((mask & ~binary_erosion(mask)).sum()) for mask in (blob, ball)]
+    assert 0.06 < surfaces[0] / sum(surfaces) < 0.08
+    scores = case_metrics((ball | blob).astype(int), ball.astype(int), ORGAN, (1, 1, 1))["organ"]
+    assert scores["HD95_pooled"] == 0.0
+    assert scores["HD95"] > 20
 
 
 def test_classes_are_measured_apart_and_two_dimensions_work():
@@ -74,11 +111,11 @@ def test_empty(predicted, present, side, overlap):
     scores = case_metrics(_cube(2) * predicted, _cube(2) * present, ORGAN, (1, 1, 1))["organ"]
     assert scores["empty"] == side
     assert [scores["Dice"], scores["Jaccard"]] == pytest.approx([overlap, overlap], nan_ok=True)
-    assert math.isnan(scores["HD95"]) and math.isnan(scores["ASD"])
+    assert all(math.isnan(scores[distance]) for distance in ("HD95", "HD95_pooled", "ASD"))
 
 
 def _scores(dice: float, distance: float = 1.0, empty: str = "") -> dict:
-    return {"Dice": dice, "Jaccard": dice, "HD95": distance, "ASD": distance, "empty": empty}
+    return {"Dice": dice, "Jaccard": dice, "HD95": distance, "HD95_pooled": distance, "ASD": distance, "empty": empty}
 
 
 def test_means_leave_out_what_is_undefined_and_say_so():
@@ -100,6 +137,16 @@ def test_means_leave_out_what_is_undefined_and_say_so():
     assert "A is empty in the prediction of 1 case(s): Dice and Jaccard 0, distances left out" in text
     assert "A is empty in both prediction and reference of 1 case(s): left out" in text
     assert "B is predicted in 1 case(s) without it: Dice and Jaccard 0, distances left out" in text
+    assert "HD95 mm" in text and "HD95_pooled mm" in text and "ASD mm" in text
+    assert "ASD: from the prediction's surface to the reference's" in text
+
+
+def test_results_from_before_a_metric_was_measured():
+    old = {"A": {key: value for key, value in _scores(0.8).items() if key != "HD95_pooled"}}
+    result = summarize({"old": old, "new": {"A": _scores(0.6, 3.0)}})
+    assert result["classes"]["A"]["HD95_pooled"] == {"mean": 3.0, "sd": None, "sd_population": 0.0, "n": 1}
+    assert result["overall"]["HD95"]["mean"] == 2.0
+    assert summarize({"old": old})["overall"]["HD95_pooled"]["mean"] is None
 
 
 @pytest.fixture
@@ -119,6 +166,7 @@ def test_folders(folders, capsys):
         "Dice": 1.0,
         "Jaccard": 1.0,
         "HD95": 0.0,
+        "HD95_pooled": 0.0,
         "ASD": 0.0,
         "empty": "",
     }

@@ -1,4 +1,4 @@
-"""Dice, Jaccard, HD95 and ASD of a folder of segmentations."""
+"""Dice, Jaccard and surface distances of a folder of segmentations."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ def evaluate(
       whole volume, in mm; voxels that the reference marks as *ignore* count as empty in both.
     - **Dice**, **Jaccard** (IoU): shares from 0 to 1. Both masks empty: undefined and left out (nnU-Net's
       NaN). One empty: 0.
-    - **HD95**: the larger one of the two directed 95th percentiles of surface distances. medpy's ``hd95``
-      takes the percentile of both directions pooled; the two differ slightly.
+    - **HD95**: the larger one of the two directed 95th percentiles of surface distances (MONAI's).
+    - **HD95_pooled**: the 95th percentile of the distances of both directions pooled: medpy's ``hd95``, which
+      papers report as 95HD. A false part of 7 % of one surface makes HD95 large and leaves HD95_pooled small.
     - **ASD**: mean distance from the prediction's surface to the reference's, *directed*: the default of
       MONAI and the same number as medpy's ``asd``, which SSL4MIS-style papers report. It does not see
       parts of the reference that the prediction misses.
-    - HD95 and ASD of a class that is empty on one or both sides are undefined: left out of the means and
-      counted.
+    - Distances of a class that is empty on one or both sides are undefined: left out of the means and counted.
     - **mean ± SD** of a class: over its cases. "overall": every case's mean over its defined classes
       first, then over the cases. ``sd`` is the sample standard deviation (n - 1, as most papers'
       statistics), ``sd_population`` divides by n (``numpy.std``).
