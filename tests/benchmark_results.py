@@ -9,7 +9,8 @@ NAN = None  # as JSON has it
 
 def scores(dice: float | None, hd95: float | None = 2.0, empty: str = "") -> dict[str, Any]:
     jaccard = None if dice is None else dice / (2 - dice)
-    return {"Dice": dice, "Jaccard": jaccard, "HD95": hd95, "ASD": None if hd95 is None else hd95 / 2, "empty": empty}
+    distances = {"HD95": hd95, "HD95_pooled": hd95, "ASD": None if hd95 is None else hd95 / 2}
+    return {"Dice": dice, "Jaccard": jaccard, **distances, "empty": empty}
 
 
 def result(

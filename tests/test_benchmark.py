@@ -15,7 +15,7 @@ from alhvr_trainer.benchmark import prepare
 from alhvr_trainer.benchmark.benchmark import benchmark
 from alhvr_trainer.benchmark.jobs import digest, is_done, jobs_of, read_results, result_file, write_text
 from alhvr_trainer.benchmark.progress import clock, epoch_in, seconds_left
-from alhvr_trainer.benchmark.suites import SUPERVISED, load_suite, parse_suite, shipped_suites
+from alhvr_trainer.benchmark.suites import load_suite, parse_suite, shipped_suites
 from alhvr_trainer.errors import InputError
 from alhvr_trainer.resources import plans_folder
 from alhvr_trainer.settings import SETTINGS_KEY, Settings, settings_from_plans
@@ -36,7 +36,7 @@ def suite_content(**changes: object) -> dict:
         "seeds": [0, 1],
         "settings": {"num_epochs": 2},
         "methods": [
-            {"name": "Supervised", "trainer": SUPERVISED},
+            {"name": "Supervised", "trainer": "SupervisedTrainer"},
             {"name": "ALHVR", "trainer": "ALHVRTrainer", "settings": {"consistency_weight": 0.3}},
         ],
     }
@@ -83,6 +83,7 @@ def test_settings_of_shipped_suites_are_the_methods_own(name):
         ({"seeds": [1, 1]}, r'"seeds" is \[1, 1\]; it must be a list of different whole numbers'),
         ({"folds": {}}, '"folds" is {}; it must be names of labelled fractions'),
         ({"folds": {"a": -1}}, '"folds" is .* it must be names of labelled fractions'),
+        ({"group": "patient("}, "\"group\" is 'patient\\('; it must be a regular expression"),
         ({"settings": {"seed": 1}}, '"settings" is .* without "seed"'),
         ({"methods": [{"name": "a,b", "trainer": "X"}]}, "method 1: \"name\" is 'a,b'; it must be text of at most 60"),
         ({"methods": [{"name": "a"}]}, 'method 1: "trainer" is missing'),
@@ -141,6 +142,7 @@ def test_results_of_other_settings_are_an_error(tmp_path):
     (job,) = jobs_of(parse_suite(suite_content(seeds=[0]), "suite"), "Dataset001_X", SPLITS, "1234", methods=["ALHVR"])
     assert not is_done(tmp_path, job)
     write_text(result_file(tmp_path, job), json.dumps({"job": asdict(job), "metrics": {}}))
+    (result_file(tmp_path, job).parent / "._hidden.json").write_bytes(b"\x00\x05")  # as macOS leaves them
     assert is_done(tmp_path, job) and len(read_results(tmp_path, "small")) == 1
     changed = parse_suite(suite_content(seeds=[0], settings={"num_epochs": 9}), "suite")
     (other,) = jobs_of(changed, "Dataset001_X", SPLITS, "1234", methods=["ALHVR"])

@@ -6,6 +6,7 @@ import csv
 import io
 from math import isnan
 
+import numpy as np
 import pytest
 from benchmark_results import result, scores
 from scipy.stats import wilcoxon
@@ -23,6 +24,7 @@ from alhvr_trainer.benchmark.plots import box_plots, values_by_fold
 from alhvr_trainer.benchmark.report import write_report
 from alhvr_trainer.benchmark.suites import load_suite, parse_suite
 from alhvr_trainer.benchmark.tables import comma_separated, markdown, mean_and_sd
+from alhvr_trainer.errors import InputError
 
 pytestmark = pytest.mark.any_nnunet
 
@@ -91,7 +93,7 @@ def test_runner_up_and_paired_test(three_methods):
     assert {row.runner_up for row in rows.values()} == {"B"}
     assert rows["B"].test is None
     # A: 0.7, 0.8, 0.9; B: 0.6, 0.6, 0.6 -> all three positive: two-sided exact p = 2 / 2^3
-    assert (rows["A"].test.p, rows["A"].test.cases, rows["A"].test.seeds, rows["A"].test.better) == (0.25, 3, 2, 3)
+    assert (rows["A"].test.p, rows["A"].test.n, rows["A"].test.seeds, rows["A"].test.better) == (0.25, 3, 2, 3)
     # C has seed 0 alone, so B's seed 0 alone stands against it: 0.1 less in each case
     assert (rows["C"].test.seeds, rows["C"].test.better, rows["C"].test.p) == (1, 0, 0.25)
 
@@ -100,10 +102,48 @@ def test_paired_test_is_wilcoxons():
     ours = {str(k): 0.5 + 0.01 * k for k in range(12)}
     theirs = {str(k): 0.55 + 0.003 * k * (-1) ** k for k in range(11)}
     test = paired_test(ours, theirs)
-    assert test.cases == 11
+    assert test.n == 11
     assert test.p == wilcoxon([ours[c] for c in theirs], list(theirs.values())).pvalue
     assert paired_test(ours, ours).p == 1.0
     assert paired_test(ours, {"other": 1.0}) is None
+
+
+def test_cases_of_a_patient_count_as_one():
+    ours = {"p1_ed": 0.9, "p1_es": 0.8, "p2_ed": 0.7, "p2_es": 0.5, "p3_ed": 0.6}
+    theirs = dict.fromkeys(ours, 0.6)
+    alone, grouped = paired_test(ours, theirs), paired_test(ours, theirs, group=r"p\d+")
+    # differences 0.3, 0.2, 0.1, -0.1, 0.0; of the patients 0.25, 0.0, 0.0
+    assert (alone.n, alone.better, alone.difference) == (5, 3, pytest.approx(0.1))
+    assert (grouped.n, grouped.difference) == (3, pytest.approx(0.25 / 3))
+    assert alone.p != grouped.p
+    with pytest.raises(InputError, match='"group" .* finds nothing in the case name "p1_ed"'):
+        paired_test(ours, theirs, group="patient")
+
+
+def test_frames_of_a_patient_as_independent_cases_find_differences_that_are_none():
+    """Twenty patients, two frames that are as good or bad as their patient: the false alarms of p < 0.05."""
+    random = np.random.default_rng(0)
+    alarms = {None: 0, "^p[0-9]+": 0}
+    for _ in range(400):
+        of_patients = np.repeat(random.normal(size=20), 2)
+        values = of_patients + random.normal(scale=0.3, size=40)
+        ours = {f"p{number // 2}_frame{number % 2}": value for number, value in enumerate(values)}
+        for group in alarms:
+            alarms[group] += paired_test(ours, dict.fromkeys(ours, 0.0), group=group).p < 0.05
+    assert alarms[None] / 400 > 0.1 and alarms["^p[0-9]+"] / 400 < 0.075
+
+
+def test_what_earlier_versions_did_not_measure_is_said():
+    def row(method, old):
+        of_case = {key: value for key, value in scores(0.5).items() if not (old and key == "HD95_pooled")}
+        return result(method, {"x": {"a": of_case}})
+
+    both = rows_of([row("A", True), row("B", False)], "final", ["A", "B"])
+    text = markdown("comparison", both)
+    assert "95HD, pooled (mm) ↓" in text and text.splitlines()[2].count(" not measured ") == 1
+    assert list(csv.DictReader(io.StringIO(comma_separated(both))))[0]["HD95_pooled_mean"] == ""
+    text = markdown("comparison", both[:1])
+    assert "95HD, pooled (mm) ↓" not in text and "Not measured: 95HD, pooled." in text
 
 
 def test_case_values_average_the_seeds(three_methods):
@@ -149,7 +189,7 @@ def test_markdown_marks_best_and_second(three_methods):
 def test_smaller_distances_are_better():
     near, far = ({"x": {"a": scores(0.5, distance)}} for distance in (1.0, 4.0))
     text = markdown("comparison", rows_of([result("A", far), result("B", near)], "final", ["A", "B"]))
-    assert "<u>4.00</u> | <u>2.00</u>" in text and "**1.00** | **0.50**" in text
+    assert "<u>4.00</u> | <u>4.00</u> | <u>2.00</u>" in text and "**1.00** | **1.00** | **0.50**" in text
     assert text.count("**50.00**") == 2  # equals share the first place
 
 
@@ -210,7 +250,7 @@ def test_table_of_distances_that_no_method_has(tmp_path):
     nothing = {"x": {"a": scores(0.0, None, "prediction")}}
     results = [result("A", nothing), result("B", nothing)]
     text = write_report(parse_suite(SUITE, "suite"), results, tmp_path).read_text()
-    assert "| **0.00** | **0.00** | – | – |" in text
+    assert "| **0.00** | **0.00** | – | – | – |" in text
 
 
 def test_shipped_tables_name_methods():

@@ -2,12 +2,15 @@
 
 Pure functions of what :func:`alhvr_trainer.benchmark.jobs.read_results` returns. What the numbers mean:
 
-- Of a run: ``alhvr evaluate``'s rule. Each case's mean over its classes, then the mean over the cases. HD95 and ASD of
-  a class that the prediction or the reference lacks are undefined: left out and counted (Dice is 0 then).
-- Of a method: mean and sample standard deviation (n - 1) over the seeds.
+- Of a run: ``alhvr evaluate``'s rule. Each case's mean over its classes, then the mean over the cases. Distances of a
+  class that the prediction or the reference lacks are undefined: left out and counted (Dice is 0 then).
+- Of a method: mean and sample standard deviation (n - 1) over the seeds. A metric that a run did not measure, as the
+  package did not know it then, has no mean.
 - Test: Wilcoxon's signed-rank test, two-sided, over cases. A case's value is its mean over classes, then over the seeds
   that both methods have. It asks whether the trainings that were run differ on cases like these; it does not ask what
-  other seeds would give. Cases count as independent, and p is not corrected for the number of methods.
+  other seeds would give. Cases of one group (the frames of a patient) resemble each other, so the test takes their mean
+  as one value; groups count as independent. p is not corrected for the number of methods, nor for the choice of the
+  runner-up on the same cases.
 """
 
 from __future__ import annotations
@@ -21,8 +24,9 @@ from typing import Any
 from scipy.stats import wilcoxon
 
 from alhvr_trainer.evaluation.metrics import METRICS, summarize
+from alhvr_trainer.planning.splits import groups_of
 
-HIGHER_IS_BETTER = {"Dice": True, "Jaccard": True, "HD95": False, "ASD": False}
+HIGHER_IS_BETTER = {"Dice": True, "Jaccard": True, "HD95": False, "HD95_pooled": False, "ASD": False}
 Result = Mapping[str, Any]
 Cases = dict[str, dict[str, dict[str, Any]]]
 """case -> class -> metric, NaN where undefined, and "empty"."""
@@ -37,15 +41,21 @@ class Statistic:
     n: int
 
 
+_NOTHING = Statistic(None, None, 0)
+
+
 @dataclass(frozen=True)
 class Test:
     """A paired comparison of two methods."""
 
     p: float
-    cases: int
+    n: int
+    """Independent values of each method: cases, or groups of cases."""
     seeds: int
     better: int
-    """Cases with a higher value than the other method's."""
+    """How many of the n are higher than the other method's."""
+    difference: float
+    """Mean of the n differences from the other method."""
 
 
 @dataclass(frozen=True)
@@ -59,8 +69,9 @@ class Row:
     seeds: tuple[int, ...]
     settings: Mapping[str, Any]
     statistics: Mapping[str, Statistic]
+    """Of the metrics that all runs of the row measured."""
     without_distance: int
-    """How many classes of cases, over all seeds, have no HD95 and ASD."""
+    """How many classes of cases, over all seeds, have no distances."""
     class_name: str = ""
     """Empty: the mean over the classes."""
     runner_up: str = ""
@@ -69,7 +80,9 @@ class Row:
     """Against the runner-up; None for itself and without common cases."""
 
 
-def rows_of(results: Sequence[Result], checkpoint: str, methods: Sequence[str], class_name: str = "") -> list[Row]:
+def rows_of(
+    results: Sequence[Result], checkpoint: str, methods: Sequence[str], class_name: str = "", group: str | None = None
+) -> list[Row]:
     """Rows of a table, by labelled fraction in the order of the results, then in the order of ``methods``.
 
     Args:
@@ -77,13 +90,14 @@ def rows_of(results: Sequence[Result], checkpoint: str, methods: Sequence[str], 
         checkpoint: "final" or "best".
         methods: those that the table compares; without a result they are left out.
         class_name: one class; default: the mean over the classes.
+        group: regular expression; cases in whose names it finds the same text count as one in the tests.
     """
     folds = dict.fromkeys(result["job"]["fold_name"] for result in sorted(results, key=lambda r: r["job"]["fold"]))
     rows = []
     for fold in folds:
         of_fold = {method: _runs(results, method, fold) for method in methods}
         block = [_row(method, fold, runs, checkpoint, class_name) for method, runs in of_fold.items() if runs]
-        rows += _with_tests(block, of_fold, checkpoint)
+        rows += _with_tests(block, of_fold, checkpoint, group)
     return rows
 
 
@@ -95,6 +109,7 @@ def _runs(results: Sequence[Result], method: str, fold: str) -> list[Result]:
 def _row(method: str, fold: str, runs: Sequence[Result], checkpoint: str, class_name: str) -> Row:
     of_seeds = [measured_cases(run, checkpoint, class_name) for run in runs]
     means = [summarize(cases)["overall"] for cases in of_seeds]
+    known = [metric for metric in METRICS if all(_measured(run, checkpoint, metric) for run in runs)]
     return Row(
         method=method,
         fold=fold,
@@ -102,23 +117,33 @@ def _row(method: str, fold: str, runs: Sequence[Result], checkpoint: str, class_
         unlabeled=runs[0]["unlabeled"],
         seeds=tuple(run["job"]["seed"] for run in runs),
         settings=runs[0]["settings_in_force"],
-        statistics={metric: over_seeds([mean[metric]["mean"] for mean in means]) for metric in METRICS},
+        statistics={metric: over_seeds([mean[metric]["mean"] for mean in means]) for metric in known},
         without_distance=sum(bool(c["empty"]) for cases in of_seeds for case in cases.values() for c in case.values()),
         class_name=class_name,
     )
 
 
+def _cases(result: Result, checkpoint: str) -> Mapping[str, Mapping[str, Mapping[str, Any]]]:
+    return result["metrics"][checkpoint]["test" if result["job"]["test"] else "validation"]
+
+
+def _measured(result: Result, checkpoint: str, metric: str) -> bool:
+    return all(metric in scores for classes in _cases(result, checkpoint).values() for scores in classes.values())
+
+
 def measured_cases(result: Result, checkpoint: str, class_name: str = "") -> Cases:
-    """The cases that a run is judged by: the test cases if the suite has some, else the validation cases."""
-    cases = result["metrics"][checkpoint]["test" if result["job"]["test"] else "validation"]
+    """The cases that a run is judged by: the test cases if the suite has some, else the validation cases.
+
+    A metric that an earlier version of the package did not measure counts as undefined.
+    """
     return {
-        case: {
-            name: {key: math.nan if value is None else value for key, value in scores.items()}
-            for name, scores in classes.items()
-            if class_name in ("", name)
-        }
-        for case, classes in cases.items()
+        case: {name: _numbers(scores) for name, scores in classes.items() if class_name in ("", name)}
+        for case, classes in _cases(result, checkpoint).items()
     }
+
+
+def _numbers(scores: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: math.nan if value is None else value for key, value in {**dict.fromkeys(METRICS), **scores}.items()}
 
 
 def class_names(results: Sequence[Result]) -> list[str]:
@@ -150,47 +175,63 @@ def case_values(
     return {case: fmean(each) for case, each in sorted(values.items()) if each}
 
 
-def paired_test(ours: Mapping[str, float], theirs: Mapping[str, float], seeds: int = 1) -> Test | None:
+def paired_test(
+    ours: Mapping[str, float], theirs: Mapping[str, float], seeds: int = 1, group: str | None = None
+) -> Test | None:
     """Wilcoxon's signed-rank test, two-sided, over the cases that both have; None if there are none.
 
-    Cases without a difference are left out of the ranks (scipy's "wilcox"); with no difference at all p is 1.
+    Values without a difference are left out of the ranks (scipy's "wilcox"); with no difference at all p is 1.
+
+    Args:
+        ours: case -> value.
+        theirs: the other method's.
+        seeds: how many trainings each value is the mean of.
+        group: regular expression; the values of cases in whose names it finds the same text are averaged first.
+
+    Raises:
+        InputError: the expression finds nothing in the name of a case.
 
     Example:
-        >>> paired_test({"a": 0.9, "b": 0.8, "c": 0.7}, {"a": 0.6, "b": 0.6, "c": 0.6}).p
-        0.25
+        >>> ours, theirs = {"p1_a": 0.9, "p1_b": 0.8, "p2_a": 0.7}, {"p1_a": 0.6, "p1_b": 0.6, "p2_a": 0.6}
+        >>> paired_test(ours, theirs).p, paired_test(ours, theirs, group=r"p\\d+").n
+        (0.25, 2)
     """
-    cases = [case for case in ours if case in theirs]
-    if not cases:
+    differences = {case: ours[case] - theirs[case] for case in ours if case in theirs}
+    if not differences:
         return None
-    differences = [ours[case] - theirs[case] for case in cases]
-    p = float(wilcoxon(differences).pvalue) if any(differences) else 1.0
-    return Test(p, len(cases), seeds, sum(difference > 0 for difference in differences))
+    values = [fmean(differences[case] for case in cases) for cases in groups_of(list(differences), group).values()]
+    p = float(wilcoxon(values).pvalue) if any(values) else 1.0
+    return Test(p, len(values), seeds, sum(value > 0 for value in values), fmean(values))
 
 
 def ranked(rows: Sequence[Row], metric: str) -> list[float]:
     """The different means of a block's rows, best first."""
-    means = {mean for row in rows if (mean := row.statistics[metric].mean) is not None}
+    means = {mean for row in rows if (mean := row.statistics.get(metric, _NOTHING).mean) is not None}
     return sorted(means, reverse=HIGHER_IS_BETTER[metric])
 
 
-def _with_tests(block: list[Row], runs: Mapping[str, Sequence[Result]], checkpoint: str) -> list[Row]:
+def _with_tests(
+    block: list[Row], runs: Mapping[str, Sequence[Result]], checkpoint: str, group: str | None
+) -> list[Row]:
     """The rows of one fraction, each compared with the second best by Dice."""
     scored = [row for row in block if row.statistics["Dice"].mean is not None]
     by_dice = sorted(scored, key=lambda row: row.statistics["Dice"].mean or 0.0, reverse=True)
     if len(by_dice) < 2:
         return block
     second = by_dice[1]
-    return [_compared(row, second, runs[row.method], runs[second.method], checkpoint) for row in block]
+    return [_compared(row, second, (runs[row.method], runs[second.method]), checkpoint, group) for row in block]
 
 
-def _compared(row: Row, second: Row, ours: Sequence[Result], theirs: Sequence[Result], checkpoint: str) -> Row:
+def _compared(
+    row: Row, second: Row, both: tuple[Sequence[Result], Sequence[Result]], checkpoint: str, group: str | None
+) -> Row:
     """The row with its test against the runner-up, over the seeds that both have."""
     common = set(row.seeds) & set(second.seeds)
     test = None
     if row is not second and common:
         values = [
             case_values([run for run in runs if run["job"]["seed"] in common], checkpoint, "Dice", row.class_name)
-            for runs in (ours, theirs)
+            for runs in both
         ]
-        test = paired_test(values[0], values[1], len(common))
+        test = paired_test(values[0], values[1], len(common), group)
     return replace(row, runner_up=second.method, test=test)

@@ -170,7 +170,7 @@ def read_results(output: Path, suite: str) -> list[dict[str, Any]]:
     """
     results = []
     rows: dict[tuple[str, str], tuple[Path, dict[str, Any]]] = {}
-    for file in sorted((output / RUNS).glob("*.json")):
+    for file in sorted((output / RUNS).glob("[!.]*.json")):
         content = read_object(file, "remove it to run it again")
         job = content.get("job")
         if not isinstance(job, dict) or job.get("suite") != suite or "metrics" not in content:

@@ -20,20 +20,25 @@ _TITLES = {
     "regions": "Cross pseudo-supervision on a union of regions",
 }
 _LEGEND = """\
-Mean ± sample SD over the seeds. Of one run: each case's mean over its classes, then the mean over the cases. HD95 and
-ASD of a class that is empty in the prediction or the reference are undefined and left out; where that happened, a line
+Mean ± sample SD over the seeds. Of one run: each case's mean over its classes, then the mean over the cases. Distances
+of a class that is empty in the prediction or the reference are undefined and left out; where that happened, a line
 below the table counts it. **Bold**: best mean, <u>underlined</u>: second, among methods with the same labelled cases.
 
-p: Wilcoxon's signed-rank test, two-sided, on Dice over cases, each method against the runner-up (second best mean
-Dice). A case's value is its mean over classes, then over the seeds that both methods have, so p speaks of the trainings
-that were run, not of other seeds. Cases count as independent; p is not corrected for the number of methods.
+Distances are in mm of the files' spacing. "95HD, pooled" is the papers' (medpy's): the 95th percentile of the surface
+distances of both directions together. "HD95, larger direction" is MONAI's: the larger of the two directions' 95th
+percentiles. ASD is directed: from the prediction's surface to the reference's, so it does not see what was missed.
+
+p: Wilcoxon's signed-rank test, two-sided, on Dice, each method against the runner-up (second best mean Dice). A case's
+value is its mean over classes, then over the seeds that both methods have, so p speaks of the trainings that were run,
+not of other seeds. {independent} p is not corrected for the number of methods, nor for the choice of the runner-up,
+which was made on these same cases.
 """
 
 
 def write_report(suite: Suite, results: Sequence[Result], output: Path) -> Path:
     """Write ``tables/*.md``, ``tables/*.csv``, ``plots/*.png`` and ``report.md``; the latter's path."""
     methods = suite.tables.get("comparison", [method.name for method in suite.methods])
-    parts = [f"# {suite.name}", suite.description, _measured(suite), _LEGEND]
+    parts = [f"# {suite.name}", suite.description, _measured(suite), _LEGEND.format(independent=_independent(suite))]
     for checkpoint, title in CHECKPOINTS.items():
         parts.append(f"## {title.capitalize()}")
         for table, rows in _tables(suite, results, checkpoint, methods).items():
@@ -51,6 +56,14 @@ def write_report(suite: Suite, results: Sequence[Result], output: Path) -> Path:
     return report
 
 
+def _independent(suite: Suite) -> str:
+    if suite.group is None:
+        return "Cases count as independent."
+    return (
+        f"Cases in whose names `{suite.group}` finds the same text are averaged first; these groups are the n values."
+    )
+
+
 def _measured(suite: Suite) -> str:
     if suite.test:
         return "Measured on the test cases (imagesTs), which no training saw."
@@ -61,10 +74,10 @@ def _measured(suite: Suite) -> str:
 
 
 def _tables(suite: Suite, results: Sequence[Result], checkpoint: str, methods: Sequence[str]) -> dict[str, list[Row]]:
-    classes = [row for name in class_names(results) for row in rows_of(results, checkpoint, methods, name)]
-    tables = {"comparison": rows_of(results, checkpoint, methods), "classes": classes}
+    classes = [row for name in class_names(results) for row in rows_of(results, checkpoint, methods, name, suite.group)]
+    tables = {"comparison": rows_of(results, checkpoint, methods, group=suite.group), "classes": classes}
     for table in ("ablation", "regions"):
-        tables[table] = rows_of(results, checkpoint, suite.tables.get(table, []))
+        tables[table] = rows_of(results, checkpoint, suite.tables.get(table, []), group=suite.group)
     return tables
 
 

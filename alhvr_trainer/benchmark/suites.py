@@ -30,8 +30,8 @@ from alhvr_trainer.files.json_files import is_list_of, is_name, is_whole
 
 FOLDER = Path(__file__).resolve().parent / "suites"
 PHANTOM = "phantom"
-SUPERVISED = "SupervisedTrainer"
-"""The trainer that takes no unlabelled cases; its variants have names that begin like it."""
+SUPERVISED = ("SupervisedTrainer", "SupervisedWholeBatchTrainer")
+"""The trainers that take no unlabelled cases; their variants have names that begin like them."""
 TABLES = ("comparison", "ablation", "regions")
 """The layouts of the paper's Tables 1 to 3, of its Table 5, and of the slides' Table 1."""
 ENVIRONMENT = ("OMP_NUM_THREADS", "nnUNet_n_proc_DA", "nnUNet_def_n_proc", "nnUNet_compile")
@@ -69,9 +69,11 @@ class Suite:
     description: str = ""
     settings: dict[str, Any] = field(default_factory=dict)
     fully_labeled: dict[str, int] = field(default_factory=dict)
-    """Further folds, without unlabelled cases: the upper bound, for SupervisedTrainer alone."""
+    """Further folds, without unlabelled cases: the upper bound, for the trainers in SUPERVISED alone."""
     test: bool = False
     """Measure imagesTs against labelsTs; else the fold's validation cases."""
+    group: str | None = None
+    """Regular expression: cases in whose names it finds the same text, as a patient's frames, count as one in tests."""
     tables: dict[str, list[str]] = field(default_factory=dict)
     """Table out of TABLES -> its methods; default: a comparison of all."""
     phantom: dict[str, int] = field(default_factory=dict)
@@ -90,7 +92,7 @@ class Suite:
 
 def shipped_suites() -> list[str]:
     """Names of the suites that come with the package."""
-    return sorted(file.stem for file in FOLDER.glob("*.yaml"))
+    return sorted(file.stem for file in FOLDER.glob("[!.]*.yaml"))
 
 
 def load_suite(name_or_file: str) -> Suite:
@@ -122,7 +124,10 @@ def parse_suite(content: object, where: str) -> Suite:
     """A suite out of a YAML file's content; ``where`` names it in messages (see :func:`load_suite`)."""
     content = _object(content, where)
     _check_keys(
-        content, where, _RULES, ("description", "fully_labeled", "settings", "test", "tables", PHANTOM, "environment")
+        content,
+        where,
+        _RULES,
+        ("description", "fully_labeled", "settings", "test", "group", "tables", PHANTOM, "environment"),
     )
     methods = [_method(entry, f"{where}, method {number}") for number, entry in enumerate(content["methods"], 1)]
     names = [method.name for method in methods]
@@ -187,6 +192,13 @@ def _is_text(value: object) -> bool:
     return isinstance(value, str)
 
 
+def _is_pattern(value: object) -> bool:
+    try:
+        return isinstance(value, str) and bool(value) and bool(re.compile(value))
+    except re.error:
+        return False
+
+
 def _is_settings(value: object) -> bool:
     return isinstance(value, dict) and all(isinstance(key, str) for key in value) and "seed" not in value
 
@@ -227,6 +239,7 @@ _RULES: dict[str, Any] = {
     "settings": (_is_settings, 'settings of the plans\' "alhvr" block, without "seed" (see "seeds")'),
     "methods": (lambda v: isinstance(v, list) and bool(v), "a list of methods: {name, trainer, settings}"),
     "test": (lambda v: isinstance(v, bool), "true or false"),
+    "group": (_is_pattern, r"a regular expression that finds the patient in a case's name, e.g. patient\d+"),
     "tables": (
         lambda v: _is_map(v, lambda k: k in TABLES, lambda rows: _is_distinct(rows, _is_label)),
         f"lists of methods for the tables {', '.join(TABLES)}",

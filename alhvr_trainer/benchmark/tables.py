@@ -11,8 +11,16 @@ from typing import Any
 from alhvr_trainer.benchmark.aggregate import Row, Statistic, ranked
 from alhvr_trainer.evaluation.metrics import METRICS
 
-HEADINGS = {"Dice": "Dice (%) ↑", "Jaccard": "Jaccard (%) ↑", "HD95": "95HD (mm) ↓", "ASD": "ASD (mm) ↓"}
+HEADINGS = {
+    "Dice": "Dice (%) ↑",
+    "Jaccard": "Jaccard (%) ↑",
+    "HD95": "HD95, larger direction (mm) ↓",
+    "HD95_pooled": "95HD, pooled (mm) ↓",
+    "ASD": "ASD, to reference (mm) ↓",
+}
+"""95HD is what the papers call medpy's number; MONAI's is another one."""
 _PERCENT = ("Dice", "Jaccard")
+NOT_MEASURED = "not measured"
 Column = tuple[str, Callable[[Row], str]]
 
 
@@ -53,13 +61,14 @@ def markdown(table: str, rows: Sequence[Row]) -> str:
         rows: see :func:`alhvr_trainer.benchmark.aggregate.rows_of`.
     """
     columns = COLUMNS[table]
-    headings = [*(heading for heading, _ in columns), "Seeds", *HEADINGS.values(), "p"]
+    metrics = [metric for metric in METRICS if any(metric in row.statistics for row in rows)]
+    headings = [*(heading for heading, _ in columns), "Seeds", *(HEADINGS[metric] for metric in metrics), "p"]
     lines = [headings, ["---"] * len(headings)]
     for _, group in groupby(rows, key=_block):
         block = list(group)
         for row in block:
-            metrics = [_emphasised(metric, row, block) for metric in METRICS]
-            lines.append([*(cell(row) for _, cell in columns), str(len(row.seeds)), *metrics, p_cell(row)])
+            cells = [_emphasised(metric, row, block) for metric in metrics]
+            lines.append([*(cell(row) for _, cell in columns), str(len(row.seeds)), *cells, p_cell(row)])
     return "\n".join([*(f"| {' | '.join(line)} |" for line in lines), *_notes(rows)]) + "\n"
 
 
@@ -68,6 +77,8 @@ def _block(row: Row) -> tuple[str, str]:
 
 
 def _emphasised(metric: str, row: Row, block: Sequence[Row]) -> str:
+    if metric not in row.statistics:
+        return NOT_MEASURED
     text, mean = mean_and_sd(metric, row.statistics[metric]), row.statistics[metric].mean
     order = ranked(block, metric)
     if len(block) < 2 or mean is None:
@@ -101,30 +112,36 @@ def p_cell(row: Row) -> str:
 
 
 def _notes(rows: Sequence[Row]) -> list[str]:
-    """What a reader of the rows must know: which distances are left out."""
+    """What a reader of the rows must know: n of the tests, what no run measured, which distances are left out."""
+    notes = []
+    if numbers := sorted({row.test.n for row in rows if row.test}):
+        notes.append(f"p: n = {' or '.join(map(str, numbers))}.")
+    unknown = [HEADINGS[metric].split(" (")[0] for metric in METRICS if not any(metric in r.statistics for r in rows)]
+    if rows and unknown:
+        notes.append(f"{NOT_MEASURED.capitalize()}: {'; '.join(unknown)}.")
     missing = [
         f"{row.method} ({row.fold}{f', {row.class_name}' if row.class_name else ''}): {row.without_distance}"
         for row in rows
         if row.without_distance
     ]
-    if not missing:
-        return []
-    return [
-        "",
-        f"Without 95HD and ASD, as prediction or reference is empty (all seeds together): {'; '.join(missing)}.",
-    ]
+    if missing:
+        said = "Without distances, as prediction or reference is empty (all seeds together)"
+        notes.append(f"{said}: {'; '.join(missing)}.")
+    return ["", " ".join(notes)] if notes else []
 
 
 def comma_separated(rows: Sequence[Row]) -> str:
-    """The same numbers unrounded, overlaps as shares from 0 to 1."""
+    """The same numbers unrounded, overlaps as shares from 0 to 1, distances in mm; empty where not measured."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     statistics = [f"{metric}_{part}" for metric in METRICS for part in ("mean", "sd")]
     heads = ["fold", "class", "method", "labeled", "unlabeled", "seeds", *statistics, "without_distance"]
-    writer.writerow([*heads, "runner_up", "p", "cases", "common_seeds", "cases_better"])
+    writer.writerow([*heads, "runner_up", "p", "n", "common_seeds", "n_better", "mean_difference"])
     for row in rows:
-        numbers: list[Any] = [x for metric in METRICS for x in (row.statistics[metric].mean, row.statistics[metric].sd)]
-        test = ["", "", "", ""] if row.test is None else [row.test.p, row.test.cases, row.test.seeds, row.test.better]
+        known = [row.statistics.get(metric, Statistic(None, None, 0)) for metric in METRICS]
+        numbers: list[Any] = [x for statistic in known for x in (statistic.mean, statistic.sd)]
+        t = row.test
+        test = [""] * 5 if t is None else [t.p, t.n, t.seeds, t.better, t.difference]
         cases = [row.labeled, row.unlabeled, " ".join(map(str, row.seeds))]
         start, end = [row.fold, row.class_name or "mean", row.method], [row.without_distance, row.runner_up]
         writer.writerow([*start, *cases, *numbers, *end, *test])

@@ -41,7 +41,7 @@ def choose_splits(
         >>> choose_splits(["a_1", "a_2", "b_1", "b_2", "c_1"], labeled=1, validation=["c"], group="^.")
         [{'train': ['a_1', 'a_2'], 'unlabeled': ['b_1', 'b_2'], 'val': ['c_1']}]
     """
-    groups = _groups(cases, group)
+    groups = groups_of(cases, group)
     names = sorted(groups)
     shuffled = [names[index] for index in np.random.default_rng(seed).permutation(len(names))]
     parts = _validation_parts(shuffled, folds, validation, groups, seed)
@@ -64,7 +64,16 @@ def split_summary(splits: list[dict[str, list[str]]]) -> list[str]:
     ]
 
 
-def _groups(cases: Sequence[str], group: str | None) -> dict[str, list[str]]:
+def groups_of(cases: Sequence[str], group: str | None) -> dict[str, list[str]]:
+    """Text that the expression finds in the names -> the cases in whose names it does; without one each case by itself.
+
+    Raises:
+        InputError: it is no regular expression, or finds nothing in a name.
+
+    Example:
+        >>> groups_of(["a_1", "a_2", "b_1"], "^.")
+        {'a': ['a_1', 'a_2'], 'b': ['b_1']}
+    """
     if group is None:
         return {case: [case] for case in cases}
     try:
