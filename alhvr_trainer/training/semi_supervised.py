@@ -86,7 +86,7 @@ class SemiSupervisedTrainer(SeveralNetworksTrainer):
 
     @abstractmethod
     def unsupervised(self, predictions: Predictions, samples: Samples) -> dict[str, Tensor]:
-        """A scalar for each name of :attr:`terms` and :attr:`observed`, in float32.
+        """A scalar for each name of :attr:`terms` and :attr:`observed`.
 
         With several ranks each returns its share, such that the sum over the ranks is that of the whole batch:
         :meth:`Predictions.mean` does so.
