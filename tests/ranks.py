@@ -158,14 +158,16 @@ def train_steps(
 
 
 def baseline(plans: dict, dataset_json: dict) -> dict[str, list]:
-    """Of every rank of the supervised baseline: samples per step, share with foreground, and a draw after set-up."""
+    """Of every rank of the supervised baseline, and what its loaders force to show foreground; a draw after set-up."""
     from alhvr_trainer.methods.supervised import SupervisedTrainer
 
     trainer: Any = SupervisedTrainer(plans | {"continue_training": False}, "2d", 0, dataset_json, torch.device("cpu"))
     trainer.initialize()
-    trainer.get_dataloaders()
-    mine = trainer.batch_size, trainer.oversample_foreground_percent, torch.rand(()).item()
-    return dict(zip(("samples", "foreground", "draws"), map(list, zip(*of_all_ranks(mine), strict=True)), strict=True))
+    training, validation = (loader.data_loader for loader in trainer.get_dataloaders())
+    sizes = trainer.batch_size, training.batch_size, validation.batch_size
+    mine = sizes, training.draws.forced, validation.draws.forced, torch.rand(()).item()
+    names = ("samples", "forced", "forced in validation", "draws")
+    return dict(zip(names, map(list, zip(*of_all_ranks(mine), strict=True)), strict=True))
 
 
 def main(folder: str) -> None:

@@ -111,6 +111,11 @@ class ALHVRTrainer(SemiSupervisedTrainer):
         values["gamma"] = terms.gamma.mean() / ranks()  # the same on all ranks
         return values | {f"share_{region}": getattr(terms, region).sum() / voxels for region in REGION_MASKS}
 
+    def observed_in_words(self) -> list[str]:
+        gamma, unsure = self.history["gamma"][-1], self.history["share_omega3"][-1]
+        split = self.history["share_omega2a"][-1] + self.history["share_omega2b"][-1]
+        return [f"gamma {gamma:.3f}", f"of the voxels both unsure {unsure:.1%}", f"one {split:.1%}"]
+
     def rank_state(self) -> dict[str, Any]:
         return {"perturbation": [perturb.state_dict() for perturb in self.perturbations.values()]}
 
