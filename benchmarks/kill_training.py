@@ -33,7 +33,7 @@ SETTINGS = {
     "num_val_iterations_per_epoch": 1,
 }
 CHECKPOINTS = ("checkpoint_latest.pth", "checkpoint_best.pth")
-STARTED = "Epoch time"
+STARTED = "epoch "
 UNFINISHED = ".*.tmp"
 
 

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from data_builders import write_json
 from literal_method import TERMS, draw
 from nnunetv2.paths import nnUNet_preprocessed
+from nnunetv2.training.loss import dice
 from torch import distributed as dist
 
 from alhvr_trainer.methods.alhvr import FeaturePerturbation, alhvr_channel_terms, alhvr_terms
@@ -27,6 +31,28 @@ METHOD_CASES: dict[str, dict[str, Any]] = {
 }
 SAMPLES = 5
 """More than the ranks, and never a multiple of their number."""
+
+
+@contextmanager
+def double_precision() -> Iterator[None]:
+    """Networks, data, losses and terms in float64, nnU-Net's Dice included, which names float32 outright.
+
+    Where rounding is a billion times smaller than in float32, a difference is a fault. In float32, sharpening and norms
+    over few voxels magnify it, by how much depends on the processor.
+    """
+    torch.set_default_dtype(torch.float64)
+    try:
+        with patch.object(dice, "torch", _TorchWithoutFloat32()):
+            yield
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+class _TorchWithoutFloat32:
+    float32 = torch.float64
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(torch, name)
 
 
 def method_results(name: str, group: dist.ProcessGroup | None) -> dict[str, torch.Tensor]:
@@ -108,6 +134,12 @@ def train_steps(
     trainer.perturbations = {"a": FeaturePerturbation(1), "b": FeaturePerturbation(2)}
     for parameter in [p for partner in trainer.partners.values() for p in partner.parameters() if not p.requires_grad]:
         parameter *= 1.5  # a teacher that agrees with its student, or is as unsure as an untrained one, teaches nothing
+    if trainer.is_ddp:  # nnU-Net gives the coarsest output the weight 1e-6 there, for its wrapper of several ranks
+        weights = [*trainer.loss.weight_factors[:-1], 0.0]
+        trainer.loss.weight_factors = [weight / sum(weights) for weight in weights]
+    for module in trainer.loss.modules():  # nnU-Net gives it a float32 target, and torch computes in the target's type
+        if isinstance(module, torch.nn.BCEWithLogitsLoss):
+            module.register_forward_pre_hook(lambda _, tensors: (tensors[0], tensors[1].to(tensors[0])))
     trainer.set_deep_supervision_enabled(True)
     trainer.on_train_epoch_start()
     result = {}
@@ -126,14 +158,16 @@ def train_steps(
 
 
 def baseline(plans: dict, dataset_json: dict) -> dict[str, list]:
-    """Of every rank of the supervised baseline: samples per step, share with foreground, and a draw after set-up."""
+    """Of every rank of the supervised baseline, and what its loaders force to show foreground; a draw after set-up."""
     from alhvr_trainer.methods.supervised import SupervisedTrainer
 
     trainer: Any = SupervisedTrainer(plans | {"continue_training": False}, "2d", 0, dataset_json, torch.device("cpu"))
     trainer.initialize()
-    trainer.get_dataloaders()
-    mine = trainer.batch_size, trainer.oversample_foreground_percent, torch.rand(()).item()
-    return dict(zip(("samples", "foreground", "draws"), map(list, zip(*of_all_ranks(mine), strict=True)), strict=True))
+    training, validation = (loader.data_loader for loader in trainer.get_dataloaders())
+    sizes = trainer.batch_size, training.batch_size, validation.batch_size
+    mine = sizes, training.draws.forced, validation.draws.forced, torch.rand(()).item()
+    names = ("samples", "forced", "forced in validation", "draws")
+    return dict(zip(names, map(list, zip(*of_all_ranks(mine), strict=True)), strict=True))
 
 
 def main(folder: str) -> None:
@@ -147,7 +181,8 @@ def main(folder: str) -> None:
         if rank() == 0:
             write_json(Path(nnUNet_preprocessed).parent, "dataset.json", content["dataset_json"])
         wait_for_all()
-        found[file.stem] = train_steps(content["plans"], content["dataset_json"], content["method"])
+        with double_precision():
+            found[file.stem] = train_steps(content["plans"], content["dataset_json"], content["method"])
     found["baseline"] = baseline(content["plans"], content["dataset_json"])
     if rank() == 0:
         torch.save(found, Path(folder) / f"found_{ranks()}.pt")

@@ -206,6 +206,8 @@ def test_epoch_is_read_from_nnunets_log(tmp_path):
     assert epoch_in(log) is None
     log.write_text("2026-01-01 10:00:00.1: \n2026-01-01 10:00:00.2: Epoch 0 \nEpoch time: 3.1 s\n: Epoch 12 \nloss 1\n")
     assert epoch_in(log) == 13
+    log.write_text("epoch 1/20: loss 0.1\nepoch 12/20: loss 0.1000, Dice 0.2000; 00:03, 00:30 left\n")
+    assert epoch_in(log) == 13
 
 
 def test_lists_of_the_command_line():

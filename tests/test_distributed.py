@@ -94,7 +94,10 @@ def test_ranks_equal_one_process(uneven: Path, tmp_path: Path):
         content["plans"]["configurations"]["2d"]["batch_dice"] = changes.get("batch_dice", True)
         write_json(uneven, "dataset.json", content["dataset_json"])
         (tmp_path / f"trainer_{name}.json").write_text(json.dumps(content))
-        expected[f"trainer_{name}"] = ranks.train_steps(content["plans"], content["dataset_json"], content["method"])
+        with ranks.double_precision():
+            expected[f"trainer_{name}"] = ranks.train_steps(
+                content["plans"], content["dataset_json"], content["method"]
+            )
     for method, term in {"MeanTeacher": "consistency", "UAMT": "consistency", "FixMatch": "pseudo_label"}.items():
         assert expected[f"trainer_{method}Trainer"][f"0 {term}"] > 0.01, method
     assert 0 < expected["trainer_UAMTTrainer"]["0 certain"] < 1
@@ -105,16 +108,19 @@ def test_ranks_equal_one_process(uneven: Path, tmp_path: Path):
         assert process.returncode == 0, output
         found = torch.load(tmp_path / f"found_{number}.pt")
         baseline = found.pop("baseline")  # labelled samples as for ALHVRTrainer, whose batch is 5 + 4
-        assert baseline["samples"] == [len(share(5, rank, number)) for rank in range(number)]
-        forced = [part * samples for part, samples in zip(baseline["foreground"], baseline["samples"], strict=True)]
-        assert sum(forced) == pytest.approx(2)  # nnU-Net's third of five
+        parts, all_parts = ([len(share(samples, rank, number)) for rank in range(number)] for samples in (5, 9))
+        assert baseline["samples"] == [(part, part, whole) for part, whole in zip(parts, all_parts, strict=True)]
+        # nnU-Net forces the last 3 of 9, so 5/3 of 5
+        assert list(itertools.chain(*baseline["forced"])) == pytest.approx([0, 0, 0, 2 / 3, 1])
+        assert list(itertools.chain(*baseline["forced in validation"])) == [0] * 6 + [1] * 3
         assert len(set(baseline["draws"])) == number
         for case, results in expected.items():
             for key, value in results.items():
+                assert value.dtype in (torch.float64, torch.bool), (case, key)
                 difference = (found[case][key].double() - value.double()).abs().max().item()
                 worst[f"{case}, {number} ranks"] = max(difference, worst.get(f"{case}, {number} ranks", 0))
                 torch.testing.assert_close(
-                    found[case][key], value, rtol=1e-5, atol=1e-5, msg=lambda m, w=(case, key): f"{w}: {m}"
+                    found[case][key], value, rtol=1e-8, atol=1e-10, msg=lambda m, w=(case, key): f"{w}: {m}"
                 )
     print(json.dumps(worst, indent=1))
 

@@ -126,11 +126,14 @@ def test_every_trainer_passes_the_shim_and_has_its_paper():
     from alhvr_trainer.methods.variants import TRAINERS
     from alhvr_trainer.papers import PAPERS
     from alhvr_trainer.settings import METHODS
+    from alhvr_trainer.training.semi_supervised import SemiSupervisedTrainer
 
     for name, kind in TRAINERS.items():
         assert getattr(alhvr, name) is kind
-    assert set(PAPERS) == set(TRAINERS) - {"SupervisedTrainer"}
-    assert [kind.settings_class for kind in TRAINERS.values() if hasattr(kind, "settings_class")] == list(METHODS)
+    methods = {name: kind for name, kind in TRAINERS.items() if issubclass(kind, SemiSupervisedTrainer)}
+    assert set(TRAINERS) - set(methods) == {"SupervisedTrainer", "SupervisedWholeBatchTrainer"}
+    assert set(PAPERS) == set(methods)
+    assert [kind.settings_class for kind in methods.values()] == list(METHODS)
 
 
 @needs_external_trainers

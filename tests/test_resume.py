@@ -63,7 +63,7 @@ def child(root: Path, results: str, *flags: str) -> subprocess.Popen[str]:
         **{f"nnUNet_{name}": str(root / name) for name in ("raw", "preprocessed")},
         "nnUNet_results": str(root / results),
         "nnUNet_extTrainer": str(ext_trainer_folder()),
-        "nnUNet_n_proc_DA": "0",
+        "nnUNet_n_proc_DA": "2",
         "OMP_NUM_THREADS": "1",
     }
     command = [sys.executable, __file__, *flags]

@@ -23,7 +23,7 @@ from tiny_training import make_trainer
 from alhvr_trainer.errors import InputError
 from alhvr_trainer.files.checkpoints import read_checkpoint
 from alhvr_trainer.methods.alhvr.trainer import ALHVRTrainer
-from alhvr_trainer.methods.supervised import SupervisedTrainer
+from alhvr_trainer.methods.supervised import SupervisedTrainer, SupervisedWholeBatchTrainer
 from alhvr_trainer.methods.variants import trainer_named
 from alhvr_trainer.planning.plan_and_preprocess import plan_and_preprocess
 
@@ -127,26 +127,78 @@ def test_one_loader_yields_labeled_then_unlabeled_with_validity(tiny: Path):
     assert torch.cat(outside).abs().mean() < 0.3 * torch.cat(inside).abs().mean()
 
 
-def test_a_pool_of_workers_yields_both_kinds(tiny: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("nnUNet_n_proc_DA", "2")
-    trainer = make_trainer(tiny)
+def batches(root: Path, workers: int, kind: type[nnUNetTrainer], epoch: int, monkeypatch: pytest.MonkeyPatch) -> list:
+    """Of the epoch's training and validation, and three more each, as a training finds them that begins there."""
+    monkeypatch.setenv("nnUNet_n_proc_DA", str(workers))
+    trainer = make_trainer(root, kind)
     trainer.initialize()
-    loader, validation = trainer.get_dataloaders()
+    trainer.current_epoch = epoch
+    with torch.random.fork_rng():
+        torch.manual_seed(workers + epoch)  # what else is drawn must not matter
+        loaders = trainer.get_dataloaders()
     try:
-        assert loader.num_processes == 2
-        for batch in (next(loader), next(loader)):
-            assert set(batch["keys"][:2]) <= set(SPLIT["train"]) and not set(batch["keys"][2:]) & set(SPLIT["train"])
+        assert [getattr(loader, "num_processes", 0) for loader in loaders] == [workers, min(workers, 1)]
+        return [next(loader) for loader in loaders for _ in range(5)]
     finally:
-        loader._finish()
-        validation._finish()
+        for loader in loaders if workers else ():
+            loader._finish()
 
 
-def test_foreground_oversampling_acts_on_the_labeled_samples(tiny: Path):
+def same(one: dict, other: dict) -> bool:
+    tensors = zip([one["data"], *one["target"]], [other["data"], *other["target"]], strict=True)
+    return list(one["keys"]) == list(other["keys"]) and all(torch.equal(*pair) for pair in tensors)
+
+
+@pytest.mark.parametrize("kind", [ALHVRTrainer, SupervisedTrainer])
+def test_batches_depend_on_seed_and_number_alone(kind: type[nnUNetTrainer], tiny: Path, monkeypatch):
+    """The same with any number of workers, and in a training that is continued; each another one."""
+    change_settings(tiny, num_iterations_per_epoch=2, num_val_iterations_per_epoch=2)
+    expected = batches(tiny, 0, kind, 0, monkeypatch)
+    if kind is ALHVRTrainer:
+        assert {*expected[0]["keys"][:2]} <= {*SPLIT["train"]} and not {*expected[0]["keys"][2:]} & {*SPLIT["train"]}
+    assert not any(same(expected[0], other) for other in expected[1:5])
+    for workers in (1, 2):  # nnU-Net takes no more than there are cores
+        found = batches(tiny, workers, kind, 0, monkeypatch)
+        assert all(map(same, found, expected))
+    continued = batches(tiny, 2, kind, 1, monkeypatch)
+    assert all(map(same, continued[:3], expected[2:5])) and all(map(same, continued[5:8], expected[7:10]))
+    change_settings(tiny, seed=2)
+    assert not any(map(same, batches(tiny, 0, kind, 0, monkeypatch), expected))
+
+
+def test_loaders_leave_the_global_generators_alone(tiny: Path):
     trainer = make_trainer(tiny)
     trainer.initialize()
     loader, _ = trainer.get_dataloaders()
-    generator = loader.data_loader
-    assert [generator.get_do_oversample(i) for i in range(4)] == [False, True, False, False]
+    before = torch.get_rng_state(), np.random.get_state()[1].tolist()
+    next(loader)
+    assert torch.equal(torch.get_rng_state(), before[0]) and np.random.get_state()[1].tolist() == before[1]
+
+
+@pytest.mark.parametrize(
+    ("kind", "batch", "unlabeled", "training", "validation"),
+    [
+        (ALHVRTrainer, 2, 1, (0.5, 0), (0, 1)),  # nnU-Net forces one of two
+        (ALHVRTrainer, 4, 2, (0, 0.5, 0, 0), (0, 0, 0, 1)),  # ... one of four
+        (SupervisedTrainer, 2, 1, (0.5,), (0, 1)),
+        (SupervisedTrainer, 4, 2, (0, 0.5), (0, 0, 0, 1)),
+        (SupervisedWholeBatchTrainer, 4, 2, (0, 0, 0, 1), (0, 0, 0, 1)),
+        (trainer_named("ALHVRTrainer_probabilisticOversampling_010"), 4, 2, (0.1, 0.1, 0, 0), (0.1,) * 4),
+    ],
+    ids=lambda value: getattr(value, "__name__", None),
+)
+def test_foreground_is_forced_as_often_as_in_nnunets_batch(kind, batch, unlabeled, training, validation, tiny: Path):
+    plans = read_json(tiny, "ALHVRPlans.json")
+    plans["configurations"]["2d"]["batch_size"] = batch
+    plans["configurations"]["2d"]["alhvr"]["unlabeled_batch_size"] = unlabeled
+    write_json(tiny, "ALHVRPlans.json", plans)
+    trainer = make_trainer(tiny, kind)
+    trainer.initialize()
+    loaders = [loader.data_loader for loader in trainer.get_dataloaders()]
+    for loader, forced in zip(loaders, (training, validation), strict=True):
+        assert loader.draws.forced == forced and len(loader.generate_train_batch()["keys"]) == len(forced)
+        draws = [[loader.get_do_oversample(sample) for sample in range(len(forced))] for _ in range(2000)]
+        np.testing.assert_allclose(np.mean(draws, axis=0), forced, atol=0.06)  # five standard errors
 
 
 def test_stock_plans_split_the_batch_and_preprocess_what_is_missing(

@@ -11,7 +11,8 @@ from statistics import fmean
 
 from alhvr_trainer.benchmark.jobs import Job
 
-_EPOCH = re.compile(rb"Epoch (\d+) *\r?$", re.MULTILINE)
+_EPOCH = re.compile(rb"Epoch (\d+) *\r?$|epoch (\d+)/\d+: ", re.MULTILINE)
+"""nnU-Net says which epoch begins, counted from 0; our trainers which is done, counted from 1."""
 _REPORTS = 10
 """Lines per run where nobody watches a terminal."""
 
@@ -21,7 +22,7 @@ def epoch_in(log: Path, tail: int = 20_000) -> int | None:
     with open(log, "rb") as file:
         file.seek(max(0, log.stat().st_size - tail))
         found = _EPOCH.findall(file.read())
-    return int(found[-1]) + 1 if found else None
+    return int(b"".join(found[-1])) + 1 if found else None
 
 
 def seconds_left(
@@ -110,7 +111,8 @@ class Progress:
         if self.epoch_at_start is None:  # a continued run does not begin at 1
             self.epoch_at_start = epoch - 1
         done, all_ = epoch - 1 - self.epoch_at_start, self.epochs - self.epoch_at_start
-        line = f"{self._name()}: epoch {epoch} of {self.epochs}, time left {clock(self._left(done / max(1, all_)))}"
+        left = clock(self._left(done / max(1, all_)))
+        line = f"{self._name()}: epoch {min(epoch, self.epochs)} of {self.epochs}, time left {left}"
         tenth = epoch * _REPORTS // self.epochs
         if self.watched:
             print(f"\r\033[K{line}", end="", file=sys.stderr, flush=True)

@@ -112,7 +112,7 @@ class FixMatchTrainer(SemiSupervisedTrainer):
         strong, valid, group = predictions.logits["strong"], predictions.valid, predictions.group
         return {
             "pseudo_label": pseudo_label_term(strong, labels, confident, valid, group),
-            "confident": predictions.mean(confident.float()),
+            "confident": predictions.mean(confident),
         }
 
     def after_step(self) -> None:

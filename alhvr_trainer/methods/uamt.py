@@ -125,5 +125,5 @@ class UAMTTrainer(MeanTeacherTrainer):
         certain = certain_voxels(predictive_entropy(mean), threshold, predictions.valid)
         return {
             "consistency": certain_consistency_term(student, teacher, certain, predictions.group),
-            "certain": predictions.mean(certain.float()),
+            "certain": predictions.mean(certain),
         }

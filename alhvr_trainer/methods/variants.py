@@ -15,7 +15,7 @@ from alhvr_trainer.methods.cps import CPSTrainer
 from alhvr_trainer.methods.fixmatch import FixMatchTrainer
 from alhvr_trainer.methods.mcnet import MCNetTrainer
 from alhvr_trainer.methods.mean_teacher import MeanTeacherTrainer
-from alhvr_trainer.methods.supervised import SupervisedTrainer
+from alhvr_trainer.methods.supervised import SupervisedTrainer, SupervisedWholeBatchTrainer
 from alhvr_trainer.methods.uamt import UAMTTrainer
 
 TRAINERS: dict[str, type[nnUNetTrainer]] = {
@@ -23,6 +23,7 @@ TRAINERS: dict[str, type[nnUNetTrainer]] = {
     for trainer in (
         ALHVRTrainer,
         SupervisedTrainer,
+        SupervisedWholeBatchTrainer,
         MeanTeacherTrainer,
         UAMTTrainer,
         FixMatchTrainer,

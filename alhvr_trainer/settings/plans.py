@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import fields
+from difflib import get_close_matches
 from typing import Any, TypeVar
 
 from alhvr_trainer.errors import InputError, cut, shown
@@ -36,8 +37,11 @@ def settings_from_plans(configuration: dict[str, Any], kind: type[AnySettings]) 
     rules = {key: rule for method in METHODS for key, rule in _rules(method).items()} | own
     unknown = sorted(set(block) - set(rules))
     if unknown:
+        close = [match for key in unknown for match in get_close_matches(key, rules, n=1)]
+        meant = f" (did you mean {', '.join(close)}?)" if close else ""
         raise InputError(
-            f'unknown key {cut(", ".join(unknown))} in "{SETTINGS_KEY}" of the plans; valid keys: {", ".join(own)}'
+            f'unknown key {cut(", ".join(unknown))} in "{SETTINGS_KEY}" of the plans{meant}; '
+            f"valid keys: {', '.join(own)}"
         )
     for key, value in block.items():
         if not rules[key].accepts(value):

@@ -127,16 +127,16 @@ def step_values(
         label_manager: nnU-Net's, of the dataset.
         group: the ranks that the batch is spread over; losses, terms and counts are shares, whose sum is wanted.
     """
+    device, number = samples.data.device, samples.data.dtype  # float32, whatever type autocast gave the rest
     named = dict(zip(keys.supervised, supervised.values(), strict=True))
     named |= {name: values[name] for name in (*keys.terms, *keys.observed)}
     for name, outputs in forward.labeled.items():
-        named[f"labeled_logits_{name}"] = full_resolution(outputs).sum(dtype=torch.float32)
+        named[f"labeled_logits_{name}"] = full_resolution(outputs).sum(dtype=number)
     for name, logits in forward.logits.items():
-        named[f"logits_{name}"] = logits.sum(dtype=torch.float32)
+        named[f"logits_{name}"] = logits.sum(dtype=number)
     named |= _label_shares(keys, samples, label_manager, group)
     named |= _pseudo_label_shares(keys, forward, samples, label_manager.has_regions, group)
-    device = samples.data.device
-    found = total(torch.stack([torch.as_tensor(value, device=device).float() for value in named.values()]), group)
+    found = total(torch.stack([torch.as_tensor(value, device=device).to(number) for value in named.values()]), group)
     return dict(zip(named, found.tolist(), strict=True))
 
 

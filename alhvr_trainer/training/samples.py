@@ -57,7 +57,7 @@ class Predictions:
     """
 
     logits: dict[str, Tensor]
-    """float32, (B, C, *S); with regions (B * R, 2, *S)."""
+    """float32 (float64 where the networks are), (B, C, *S); with regions (B * R, 2, *S)."""
     valid: Tensor | None
     """Of the same samples, (B, *S) bool or (B * R, *S); None: all voxels are inside the image."""
     supervised: dict[str, Tensor]
@@ -71,9 +71,21 @@ class Predictions:
         """This rank's share of the mean over all voxels inside the image.
 
         Args:
-            values: one per voxel, (B, *S) or (B * R, *S).
+            values: one per voxel, (B, *S) or (B * R, *S), numbers or a mask.
         """
         return masked_mean(values, self.valid, self.group)
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """``x`` in float32; what is more precise stays so.
+
+    Powers, logarithms and sums over many voxels underflow or overflow in half precision.
+
+    Example:
+        >>> at_least_float32(torch.zeros(1, dtype=torch.float16)).dtype, at_least_float32(torch.zeros(1).double()).dtype
+        (torch.float32, torch.float64)
+    """
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def full_resolution(outputs: Outputs) -> Tensor:
@@ -89,8 +101,8 @@ def first(outputs: Outputs, samples: int) -> Outputs:
 def as_classes(logits: Tensor, regions: bool) -> Tensor:
     """Logits for a softmax: as they are, or of region channels (U, R, *S) the two-class form (U * R, 2, *S)."""
     if not regions:
-        return logits.float()
-    inside = logits.float().flatten(0, 1)
+        return at_least_float32(logits)
+    inside = at_least_float32(logits).flatten(0, 1)
     return torch.stack((torch.zeros_like(inside), inside), dim=1)
 
 

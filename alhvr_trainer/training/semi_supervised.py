@@ -86,7 +86,7 @@ class SemiSupervisedTrainer(SeveralNetworksTrainer):
 
     @abstractmethod
     def unsupervised(self, predictions: Predictions, samples: Samples) -> dict[str, Tensor]:
-        """A scalar for each name of :attr:`terms` and :attr:`observed`, in float32.
+        """A scalar for each name of :attr:`terms` and :attr:`observed`.
 
         With several ranks each returns its share, such that the sum over the ranks is that of the whole batch:
         :meth:`Predictions.mean` does so.
@@ -167,6 +167,7 @@ class SemiSupervisedTrainer(SeveralNetworksTrainer):
         self.optimizer_step(lambda norms: self.stop_on_bad_numbers(norms, samples.cases))
         self.after_step()
         self.step += 1
+        self.show_step()
         return {"loss": found[f"supervised_{self.supervised[0]}"], **found}
 
     def autocast(self) -> AbstractContextManager[Any]:
@@ -213,6 +214,13 @@ class SemiSupervisedTrainer(SeveralNetworksTrainer):
         if self.local_rank == 0:
             panels = all_panels(self.history_keys, self.panels)
             plot_history(self.history, self.output_folder, panels, self.class_names, warnings)
+
+    def epoch_in_words(self) -> list[str]:
+        return [*super().epoch_in_words(), f"weight {self.history['weight'][-1]:.4f}", *self.observed_in_words()]
+
+    def observed_in_words(self) -> list[str]:
+        """What the screen says of :attr:`observed` in the last epoch."""
+        return [f"{name} {self.history[name][-1]:.3f}" for name in self.observed]
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
         super().perform_actual_validation(save_probabilities)

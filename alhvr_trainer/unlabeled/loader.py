@@ -11,10 +11,11 @@ import numpy as np
 import torch
 from batchgeneratorsv2.transforms.base.basic_transform import SegOnlyTransform
 from batchgeneratorsv2.transforms.utils.seg_to_regions import ConvertSegmentationToRegionsTransform
-from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetBaseDataset
 from nnunetv2.training.nnUNetTrainer import nnUNetTrainer as trainer_module
 from torch import Tensor
+
+from alhvr_trainer.training.batches import Draws, InOrder, NumberedLoader
 
 
 class SegmentationChannels:
@@ -42,7 +43,7 @@ class LabeledAndUnlabeled:
     and turns that to 0 at the end, so after augmentation the channel is the validity mask, for both kinds of case.
 
     Args:
-        labeled: nnU-Net's data set of the fold's training cases.
+        labeled: nnU-Net's data set of the fold's training cases, with the ``draws`` of the batches of both.
         unlabeled: the same over the ``_unlabeled`` folder; its cases have no label file behind them.
         labeled_batch_size: L.
         unlabeled_batch_size: U.
@@ -63,6 +64,7 @@ class LabeledAndUnlabeled:
         self.labeled_batch_size = labeled_batch_size
         self.unlabeled_batch_size = unlabeled_batch_size
         self.identifiers = [*labeled.identifiers, *unlabeled.identifiers]
+        self.draws: Draws = labeled.draws  # type: ignore[attr-defined]
         self._unlabeled_cases = set(unlabeled.identifiers)
 
     def load_case(self, identifier: str) -> tuple[Any, SegmentationChannels, None, dict[str, Any]]:
@@ -87,12 +89,11 @@ class _RegionsAndInside(SegOnlyTransform):
         return torch.cat((self.conversion._apply_to_segmentation(segmentation, **params), segmentation[-1:] > 0))
 
 
-class SemiSupervisedDataLoader(nnUNetDataLoader):
+class SemiSupervisedDataLoader(NumberedLoader):
     """Batches of L labelled samples and, after them, U unlabelled ones.
 
     ``target`` has one more channel than nnU-Net's, the last: the validity mask. Before it stand the label or the
-    regions, of no meaning for unlabelled samples. Foreground oversampling acts on the labelled samples, as in nnU-Net;
-    unlabelled patches are drawn anywhere.
+    regions, of no meaning for unlabelled samples.
     """
 
     _data: LabeledAndUnlabeled
@@ -111,14 +112,6 @@ class SemiSupervisedDataLoader(nnUNetDataLoader):
         unlabeled = np.random.choice(self._data.unlabeled.identifiers, self._data.unlabeled_batch_size)
         return [*labeled, *unlabeled]
 
-    def _oversample_last_XX_percent(self, sample_idx: int) -> bool:
-        """nnU-Net's rule, over the L labelled samples."""
-        labeled = self._data.labeled_batch_size
-        return round(labeled * (1 - self.oversample_foreground_percent)) <= sample_idx < labeled
-
-    def _probabilistic_oversampling(self, sample_idx: int) -> bool:
-        return sample_idx < self._data.labeled_batch_size and super()._probabilistic_oversampling(sample_idx)
-
     def get_bbox(self, data_shape: Any, force_fg: bool, class_locations: Any, *args: Any, **kwargs: Any) -> Any:
         """nnU-Net's choice of a patch; with an ignore label it aims at annotated voxels, which these cases lack."""
         has_ignore = self.has_ignore
@@ -129,17 +122,17 @@ class SemiSupervisedDataLoader(nnUNetDataLoader):
             self.has_ignore = has_ignore
 
 
-def _loader_for(data: Any, *args: Any, **kwargs: Any) -> nnUNetDataLoader:
-    kind = SemiSupervisedDataLoader if isinstance(data, LabeledAndUnlabeled) else nnUNetDataLoader
+def _loader_for(data: Any, *args: Any, **kwargs: Any) -> NumberedLoader:
+    kind = SemiSupervisedDataLoader if isinstance(data, LabeledAndUnlabeled) else NumberedLoader
     return kind(data, *args, **kwargs)
 
 
 @contextmanager
-def semi_supervised_loaders() -> Iterator[None]:
-    """nnU-Net's ``get_dataloaders`` builds ours for a :class:`LabeledAndUnlabeled`, while the context is open.
+def loaders_in_order() -> Iterator[None]:
+    """nnU-Net's ``get_dataloaders`` builds our loaders and our pool of workers, while the context is open.
 
-    That method names its loader class outright and starts the workers itself; replacing the name for the length of
-    the call leaves all of nnU-Net's set-up (transforms, patch sizes, worker pool) in nnU-Net's hands.
+    That method names these classes outright and starts the workers itself; replacing the names for the length of the
+    call leaves all of nnU-Net's set-up (transforms, patch sizes, number of workers) in nnU-Net's hands.
     """
-    with patch.object(trainer_module, "nnUNetDataLoader", _loader_for):
+    with patch.multiple(trainer_module, nnUNetDataLoader=_loader_for, NonDetMultiThreadedAugmenter=InOrder):
         yield

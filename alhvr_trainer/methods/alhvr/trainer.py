@@ -13,7 +13,7 @@ from alhvr_trainer.methods.alhvr.terms import alhvr_terms
 from alhvr_trainer.settings import ALHVRSettings, threshold_proportion
 from alhvr_trainer.training.distributed.ranks import rank, ranks
 from alhvr_trainer.training.distributed.trainer import unwrapped
-from alhvr_trainer.training.samples import Forward, Predictions, Samples
+from alhvr_trainer.training.samples import Forward, Predictions, Samples, at_least_float32
 from alhvr_trainer.training.semi_supervised import SemiSupervisedTrainer
 from alhvr_trainer.training.voxels import valid_voxels
 
@@ -84,7 +84,7 @@ class ALHVRTrainer(SemiSupervisedTrainer):
         settings, valid, group = self.settings, samples.unlabeled_valid, predictions.group
         outputs: dict[str, TwoPassOutput] = predictions.extra
         inputs = [
-            tensor.float()  # float32 outside autocast: powers and logarithms underflow in half precision
+            at_least_float32(tensor)
             for out in outputs.values()
             for tensor in (
                 out.logits[samples.labeled :],
@@ -110,6 +110,11 @@ class ALHVRTrainer(SemiSupervisedTrainer):
         values = {name: getattr(terms, name) for name in self.terms}
         values["gamma"] = terms.gamma.mean() / ranks()  # the same on all ranks
         return values | {f"share_{region}": getattr(terms, region).sum() / voxels for region in REGION_MASKS}
+
+    def observed_in_words(self) -> list[str]:
+        gamma, unsure = self.history["gamma"][-1], self.history["share_omega3"][-1]
+        split = self.history["share_omega2a"][-1] + self.history["share_omega2b"][-1]
+        return [f"gamma {gamma:.3f}", f"of the voxels both unsure {unsure:.1%}", f"one {split:.1%}"]
 
     def rank_state(self) -> dict[str, Any]:
         return {"perturbation": [perturb.state_dict() for perturb in self.perturbations.values()]}

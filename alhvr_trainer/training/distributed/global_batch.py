@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch import distributed as dist
 
 from alhvr_trainer.training.distributed.ranks import ranks
+from alhvr_trainer.training.samples import at_least_float32
 
 
 def sum_gradients(parameters: Iterable[nn.Parameter], group: dist.ProcessGroup | None) -> None:
@@ -56,12 +57,12 @@ class GlobalBatchLoss(nn.Module):
                 module.register_forward_pre_hook(_fold_samples, with_kwargs=True)
 
     def forward(self, output: Tensor, target: Tensor) -> Tensor:
-        samples = _share(output.new_tensor(len(output), dtype=torch.float32))
+        samples = _share(at_least_float32(output.new_tensor(len(output))))
         if self.ignore_label is not None and self.weight_ce is not None:
             # with regions the last channel says where nobody annotated
             regions = target.shape[1] > 1
             annotated = ~target[:, -1:].bool() if regions else target != self.ignore_label
-            self.loss.weight_ce = self.weight_ce * _share(annotated.sum().float()) / samples
+            self.loss.weight_ce = self.weight_ce * _share(annotated.sum().to(samples)) / samples
         return samples * self.loss(output, target)
 
 

@@ -19,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from alhvr_trainer.files.checkpoints import seed_everything
 from alhvr_trainer.training.distributed.global_batch import global_batch_loss
-from alhvr_trainer.training.distributed.ranks import rank, ranks, share
+from alhvr_trainer.training.distributed.ranks import rank
 
 
 class DistributedTrainer(nnUNetTrainer):
@@ -32,6 +32,7 @@ class DistributedTrainer(nnUNetTrainer):
     is_ddp: bool
     output_folder_base: str
     oversample_foreground_percent: float
+    probabilistic_oversampling: bool
     seed: int | None = None
 
     def __init__(
@@ -68,18 +69,10 @@ class DistributedTrainer(nnUNetTrainer):
         return global_batch_loss(loss, self.label_manager.ignore_label) if self.is_ddp else loss
 
     def _set_batch_size_and_oversample(self) -> None:
-        """The plans' whole batch: nnU-Net's division over ranks knows one kind of sample; see :meth:`my_labeled`."""
+        """The plans' whole batch: nnU-Net's division over ranks knows one kind of sample."""
         distributed, self.is_ddp = self.is_ddp, False
         super()._set_batch_size_and_oversample()
         self.is_ddp = distributed
-
-    def my_labeled(self, labeled: int) -> int:
-        """This rank's number of a batch's labelled samples; foreground is forced in the last ones of the batch."""
-        mine = share(labeled, rank(), ranks())
-        if self.is_ddp and not self.probabilistic_oversampling:
-            first = round(labeled * (1 - self.oversample_foreground_percent))
-            self.oversample_foreground_percent = sum(sample >= first for sample in mine) / len(mine)
-        return len(mine)
 
     def get_dataloaders(self):
         if self.is_ddp and self.seed is not None:
