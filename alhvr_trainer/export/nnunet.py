@@ -20,6 +20,7 @@ from alhvr_trainer.export.models import (
     model_members,
 )
 from alhvr_trainer.files.json_files import read_object
+from alhvr_trainer.files.overwriting import overwritten_input
 from alhvr_trainer.settings import PLANS_NAME, TRAINER_NAME, UNLABELED_KEY
 
 STOCK_TRAINER = "nnUNetTrainer"
@@ -72,6 +73,9 @@ def export_nnunet(
     if target.is_dir():
         raise InputError(f"output {target} is a folder; name a zip file")
     model = find_model(dataset, configuration, fold, plans, trainer, weights_file)
+    problem = overwritten_input([path for path in model.folder.rglob("*") if path.is_file()], [target])
+    if problem:
+        raise InputError(problem)
     members = dict(_numbered(model, model_members(model, network), network))
     try:
         target.parent.mkdir(parents=True, exist_ok=True)

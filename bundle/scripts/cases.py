@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from .dicom import holds_dicom, is_dicom, series_files
 from .errors import InputError
+from .overwriting import overwritten_input
 
 ENDINGS = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".gipl")
 """Files that hold one image; whatever else lies in a folder is passed over."""
@@ -90,12 +91,50 @@ class Cases(list[dict[str, Any]]):
         self.problem = problem
 
 
-def cases_or_problem(dataset_dir: str | Path, num_channels: int, file_ending: str | None = None) -> Cases:
-    """As :func:`find_cases`, but the error is kept for the run, which ends with it."""
+def cases_or_problem(
+    dataset_dir: str | Path,
+    num_channels: int,
+    file_ending: str | None = None,
+    output_dir: str | Path | None = None,
+) -> Cases:
+    """As :func:`find_cases`, but the error is kept for the run, which ends with it.
+
+    Args:
+        output_dir: where the label maps will be written; that they would replace an image is such an error.
+    """
     try:
-        return Cases(find_cases(dataset_dir, num_channels, file_ending))
+        cases = find_cases(dataset_dir, num_channels, file_ending)
+        if output_dir is not None:
+            _keep_images(cases, dataset_dir, Path(output_dir), (*ENDINGS, *filter(None, [file_ending])))
     except InputError as error:
         return Cases(problem=str(error))
+    return Cases(cases)
+
+
+def _keep_images(
+    cases: list[dict[str, Any]], dataset_dir: str | Path, output_dir: Path, endings: tuple[str, ...]
+) -> None:
+    """The output folder holds no image, nor a link to one under a name that will be written."""
+    images = [path for case in cases for path in case["image"]]
+    written = {case["case"] for case in cases}
+    there = list(output_dir.iterdir()) if output_dir.is_dir() else []
+    replaced = [file for file in there if without_ending(file, endings) in written]
+    problem = overwritten_input([dataset_dir, *images], [output_dir, *replaced])
+    if problem:
+        raise InputError(problem)
+
+
+def keep_labels_or_exit(labels_dir: str | Path, output_dir: str | Path) -> None:
+    """See that predictions and metrics are not written over the reference labels.
+
+    Raises:
+        SystemExit: one line.
+    """
+    labels = [*Path(labels_dir).iterdir()] if Path(labels_dir).is_dir() else []
+    outputs = [*Path(output_dir).iterdir()] if Path(output_dir).is_dir() else []
+    problem = overwritten_input([labels_dir, *labels], [output_dir, *outputs])
+    if problem:
+        raise SystemExit(f"bundle: {problem}")
 
 
 def without_ending(file: str | Path, endings: Iterable[str] = ENDINGS) -> str | None:

@@ -15,6 +15,11 @@ COVERED = ("models/*.pt", "plans.json", "dataset.json", "scripts/*.py")
 """What decides about the result. The configs may be edited, so they are not covered."""
 
 
+def bundle_folder() -> str:
+    """The folder of the bundle that this package lies in, for configs: ``bundle_root`` may have lost its ``#``."""
+    return str(BUNDLE)
+
+
 def write_checksums(bundle_root: str | Path) -> Path:
     """Write ``checksums.sha256`` in the format of ``sha256sum``, which can verify it as well.
 

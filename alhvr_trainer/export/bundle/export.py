@@ -193,7 +193,7 @@ def _refuse_cascade(model: TrainedModel) -> None:
 
 
 def _write_bundle(folder: Path, export: Export) -> None:
-    shutil.copytree(bundle_folder(), folder, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(bundle_folder(), folder, ignore=shutil.ignore_patterns("__pycache__", ".*"))
     (folder / "models").mkdir()
     torch.save(export.network.weights, folder / "models" / "model.pt")
     _write_json(folder / "plans.json", export.model.plans)
