@@ -1,15 +1,62 @@
 """ALHVR for nnU-Net: semi-supervised medical image segmentation with nnU-Net v2 and MONAI bundles.
 
-Importing the package is cheap; what needs torch or nnU-Net is imported when first used.
+Each command of ``alhvr`` is a function here, ``from alhvr_trainer import train``. Importing the package is cheap; what
+needs torch or nnU-Net is imported when first used.
 """
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from alhvr_trainer.commands import COMMANDS, command
+
+if TYPE_CHECKING:  # what type checkers and editors see; the names below are the same
+    from alhvr_trainer.benchmark.benchmark import benchmark
+    from alhvr_trainer.cli import version
+    from alhvr_trainer.convert.convert import convert
+    from alhvr_trainer.demo.run import demo
+    from alhvr_trainer.errors import InputError
+    from alhvr_trainer.evaluation.evaluate import evaluate
+    from alhvr_trainer.export.bundle import export_bundle
+    from alhvr_trainer.export.nnunet import export_nnunet
+    from alhvr_trainer.link import link, trainer_path, unlink
+    from alhvr_trainer.methods.alhvr.channels import alhvr_channel_terms
+    from alhvr_trainer.methods.alhvr.terms import alhvr_terms
+    from alhvr_trainer.methods.alhvr.trainer import ALHVRTrainer
+    from alhvr_trainer.planning.make_split import make_split
+    from alhvr_trainer.planning.plan_and_preprocess import plan_and_preprocess
+    from alhvr_trainer.planning.planner import ALHVRPlanner
+    from alhvr_trainer.predict import predict
+    from alhvr_trainer.predict_next_stage import predict_next_stage
+    from alhvr_trainer.train import train
 
 __version__ = "0.1.0"
-__all__ = ["ALHVRPlanner", "ALHVRTrainer", "InputError", "__version__", "alhvr_channel_terms", "alhvr_terms"]
+__all__ = [
+    "ALHVRPlanner",
+    "ALHVRTrainer",
+    "InputError",
+    "__version__",
+    "alhvr_channel_terms",
+    "alhvr_terms",
+    "benchmark",
+    "convert",
+    "demo",
+    "evaluate",
+    "export_bundle",
+    "export_nnunet",
+    "link",
+    "make_split",
+    "plan_and_preprocess",
+    "predict",
+    "predict_next_stage",
+    "train",
+    "trainer_path",
+    "unlink",
+    "version",
+]
 
 _HOMES = {
     "ALHVRPlanner": "alhvr_trainer.planning.planner",
@@ -24,3 +71,24 @@ def __getattr__(name: str) -> Any:
     if name in _HOMES:
         return getattr(import_module(_HOMES[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+class _Package(ModuleType):
+    """This module, with its commands as properties.
+
+    Some commands lie in modules of the same name. Python sets a module, once it is imported, as an attribute of its
+    package, in the function's place; a property that ignores this keeps the name for the function.
+    """
+
+
+def _property(name: str) -> property:
+    return property(lambda package: command(name), lambda package, module: None)
+
+
+for _name in COMMANDS:
+    setattr(_Package, _name, _property(_name))
+sys.modules[__name__].__class__ = _Package

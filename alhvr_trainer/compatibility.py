@@ -49,6 +49,26 @@ def require_nnunet_folders(*variables: str) -> None:
         nnunet_folder(variable)
 
 
+def trainer_class(name: str) -> type | None:
+    """nnU-Net's own look-up of a trainer by its name; None if it finds none."""
+    import nnunetv2
+
+    (package,) = map(Path, nnunetv2.__path__)
+    if reads_external_trainers(package):
+        from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
+
+        try:
+            found: type | None = recursive_find_trainer_class_by_name(name)
+        except RuntimeError:
+            return None
+        return found
+    from nnunetv2.utilities.find_class_by_name import recursive_find_python_class
+
+    folder = package / "training" / "nnUNetTrainer"
+    found = recursive_find_python_class(str(folder), name, "nnunetv2.training.nnUNetTrainer")
+    return found
+
+
 def reads_external_trainers(package: Path) -> bool:
     """Whether the nnU-Net in this folder looks for trainers in ``nnUNet_extTrainer``. Imports nothing."""
     return (package / "utilities" / "find_objects.py").is_file()

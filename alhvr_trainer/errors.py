@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from difflib import get_close_matches
+
 
 class InputError(ValueError):
     """Bad input: the message is one line that names the file or key, what was found, and what to do."""
@@ -20,3 +23,17 @@ def shown(value: object, most: int = 80) -> str:
 def cut(text: str, most: int = 80) -> str:
     """Text from a file, no longer than an error message bears."""
     return text if len(text) <= most else f"{text[: most - 3]}..."
+
+
+def did_you_mean(name: object, known: Iterable[object]) -> str:
+    """The end of a message about a name that is not there: the known one that is closest to it, or nothing.
+
+    Example:
+        >>> "there is no trainer ALHVTrainer" + did_you_mean("ALHVTrainer", ["ALHVRTrainer", "CPSTrainer"])
+        'there is no trainer ALHVTrainer; did you mean ALHVRTrainer?'
+    """
+    by_lower = {str(each).lower(): str(each) for each in known}
+    wanted = str(name).lower()
+    close = get_close_matches(wanted, by_lower, n=1, cutoff=0.6)
+    close = close or [each for each in by_lower if wanted and each.startswith(wanted)]
+    return f"; did you mean {by_lower[close[0]]}?" if close else ""

@@ -16,10 +16,12 @@ from pathlib import Path
 
 from alhvr_trainer.compatibility import reads_external_trainers
 from alhvr_trainer.errors import InputError
+from alhvr_trainer.exception_hook import show_input_errors_in_one_line
 from alhvr_trainer.resources import ext_trainer_folder
 
 SHIM_NAME = "alhvr_link.py"
 SHIM_FOLDERS = ("training/nnUNetTrainer", "experiment_planning/experiment_planners")
+EXTERNAL_TRAINERS = "nnUNet_extTrainer"
 INSTEAD_OF_LINKING = 'leave nnU-Net as it is and use instead: export nnUNet_extTrainer="$(alhvr trainer_path)"'
 NEWER_OR_WRITABLE = "install nnU-Net where you may write, or version 2.8 or newer, which needs no linking"
 NO_EXTERNAL_TRAINERS = (
@@ -105,6 +107,17 @@ def check_nnunet_finds_us() -> None:
         raise InputError(NO_EXTERNAL_TRAINERS)
 
 
+def let_nnunet_find_us() -> None:
+    """nnU-Net in this process finds ALHVR's trainers, and those of the user's ``nnUNet_extTrainer`` as before.
+
+    Raises:
+        InputError: as :func:`check_nnunet_finds_us`.
+    """
+    check_nnunet_finds_us()
+    folders = [*os.environ.get(EXTERNAL_TRAINERS, "").split(os.pathsep), str(ext_trainer_folder())]
+    os.environ[EXTERNAL_TRAINERS] = os.pathsep.join(dict.fromkeys(filter(None, folders)))
+
+
 def class_named(name: str) -> type:
     """The trainer or planner called ``name``.
 
@@ -115,6 +128,7 @@ def class_named(name: str) -> type:
         >>> class_named("ALHVRTrainer_5epochs").__name__
         'ALHVRTrainer_5epochs'
     """
+    show_input_errors_in_one_line()  # whoever looks us up by name is one of nnU-Net's commands
     if "Planner" in name:
         found: type = getattr(import_module("alhvr_trainer.planning.planner"), name)
         return found

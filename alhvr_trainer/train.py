@@ -2,36 +2,24 @@
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import patch
 
-import torch
-from nnunetv2.run import load_pretrained_weights as pretrained_module
-from nnunetv2.run.run_training import run_training
-from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
-from torch import distributed as dist
-from torch.multiprocessing.spawn import ProcessException
-
-from alhvr_trainer.compatibility import nnunet_folder
 from alhvr_trainer.devices import check_device
-from alhvr_trainer.errors import InputError
-from alhvr_trainer.export.models import parse_folds
-from alhvr_trainer.files.json_files import read_object
-from alhvr_trainer.link import check_nnunet_finds_us
-from alhvr_trainer.methods.variants import TRAINERS, trainer_named
-from alhvr_trainer.resources import ext_trainer_folder
-from alhvr_trainer.settings import PLANS_NAME, TRAINER_NAME
+from alhvr_trainer.errors import InputError, did_you_mean
+from alhvr_trainer.settings.names import TRAINER_NAME
 
 
 def train(
     dataset: int | str,
     configuration: str,
     fold: int | str = 0,
-    plans: str = PLANS_NAME,
+    plans: str | None = None,
     trainer: str = TRAINER_NAME,
     continue_training: bool = False,
     validation_only: bool = False,
@@ -41,7 +29,7 @@ def train(
     checkpoints: bool = True,
     gpus: int = 1,
     device: str = "cuda",
-) -> None:
+) -> list[str]:
     """Train one fold as ``nnUNetv2_train`` does, without ``alhvr link``, and on several machines as well.
 
     Several GPUs of one machine: ``--gpus 4``. Several machines: start it with torchrun on each of them, with nnU-Net's
@@ -56,7 +44,7 @@ def train(
         dataset: id or name.
         configuration: e.g. 2d or 3d_fullres.
         fold: a number, or "all".
-        plans: plans identifier.
+        plans: plans identifier; default: the only plans that there are, else ALHVRPlans.
         trainer: name of the trainer.
         continue_training: from the latest checkpoint (nnU-Net's --c).
         validation_only: of a finished training (--val).
@@ -67,6 +55,9 @@ def train(
         gpus: processes on this machine (-num_gpus); under torchrun leave it out.
         device: "cuda", "cpu" or "mps".
 
+    Returns:
+        The stages of a cascade that can be trained next; empty outside a cascade.
+
     Raises:
         InputError: flags that exclude each other, no such device, bad plans or data, or another process ended.
 
@@ -74,16 +65,23 @@ def train(
         alhvr train -d 27 -c 2d -f 0
     """
     _check_flags(continue_training, validation_only, best, weights, checkpoints, gpus, device)
-    check_nnunet_finds_us()
-    name = _check_names(dataset, plans, trainer)
-    os.environ.setdefault("nnUNet_extTrainer", str(ext_trainer_folder()))
+    from alhvr_trainer.export.models import one_fold
+    from alhvr_trainer.link import let_nnunet_find_us
+
+    let_nnunet_find_us()
+    number = one_fold(fold, "each is a training of its own")
+    name, plans, stages = _check_names(dataset, configuration, plans)
+    _check_trainer(trainer)
+    import torch
+    from nnunetv2.run.run_training import run_training
+
     if device == "cuda":
         torch.set_num_threads(1)  # as nnUNetv2_train does
     with _process_group(device):
         run_training(
             name,
             configuration,
-            parse_folds(fold)[0],
+            number,
             trainer,
             plans,
             weights,
@@ -95,24 +93,53 @@ def train(
             best,
             torch.device(device),
         )
+    return stages
 
 
-def _check_names(dataset: int | str, plans: str, trainer: str) -> str:
-    """The dataset's name; plans and trainer of these names exist."""
-    folder = Path(nnunet_folder("nnUNet_preprocessed"))
+def _check_names(dataset: int | str, configuration: str, plans: str | None) -> tuple[str, str, list[str]]:
+    """The dataset's name, the plans' and the next stages of the configuration; all of them exist."""
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+    from alhvr_trainer.compatibility import nnunet_folder
+    from alhvr_trainer.files.json_files import read_object
+    from alhvr_trainer.names import chosen_plans, dataset_in, no_such_plans, plans_in
+
     try:
-        name = str(maybe_convert_to_dataset_name(dataset))
-    except (RuntimeError, ValueError, TypeError) as error:
-        raise InputError(
-            f"no dataset {dataset} in nnU-Net's folders; plan it first: alhvr plan_and_preprocess"
-        ) from error
-    read_object(folder / name / f"{plans}.json", f"make it with: alhvr plan_and_preprocess -d {dataset}")
-    if trainer.startswith(tuple(TRAINERS)):
-        try:
-            trainer_named(trainer)
-        except AttributeError as error:
-            raise InputError(f"{error}; there are {', '.join(TRAINERS)}, and variants of them") from error
-    return name
+        name = dataset_in("nnUNet_preprocessed", dataset)
+    except InputError as error:
+        raise InputError(f"{error}; plan it first: alhvr plan_and_preprocess -d {dataset}") from error
+    folder = Path(nnunet_folder("nnUNet_preprocessed")) / name
+    plans = chosen_plans(plans, plans_in(folder))
+    file = folder / f"{plans}.json"
+    if not file.exists():
+        raise no_such_plans(file)
+    content = read_object(file)
+    configurations = content.get("configurations")
+    if isinstance(configurations, dict) and configuration not in configurations:
+        there = f"{did_you_mean(configuration, configurations)}; there are: {', '.join(configurations)}"
+        raise InputError(f"{file} has no configuration {configuration!r}{there}")
+    try:
+        return name, plans, list(PlansManager(content).get_configuration(configuration).next_stage_names or [])
+    except Exception:  # the trainer checks plans thoroughly, and says what is wrong with them
+        return name, plans, []
+
+
+def _check_trainer(name: str) -> None:
+    """nnU-Net finds a trainer of this name."""
+    from alhvr_trainer.compatibility import trainer_class
+    from alhvr_trainer.methods.variants import TRAINERS, trainer_named
+
+    try:
+        if name.startswith(tuple(TRAINERS)):
+            trainer_named(name)
+            return
+        with redirect_stdout(io.StringIO()):  # where it looks; it says so again when it starts
+            found = trainer_class(name)
+    except AttributeError:
+        found = None
+    if found is None:
+        close = did_you_mean(name, [*TRAINERS, "nnUNetTrainer"])
+        raise InputError(f"no trainer is called {name}{close}; there are {', '.join(TRAINERS)}, and variants of them")
 
 
 def _check_flags(
@@ -143,13 +170,17 @@ def _process_group(device: str) -> Iterator[None]:
     Raises:
         InputError: another rank ended.
     """
+    import torch
+    from nnunetv2.run import load_pretrained_weights as pretrained_module
+    from torch import distributed as dist
+    from torch.multiprocessing.spawn import ProcessException
+
     if "WORLD_SIZE" not in os.environ:
         try:
             yield
         except ProcessException as error:  # of nnU-Net's -num_gpus
-            raise InputError(
-                f"process {error.error_index} of this training ended: {str(error).strip().splitlines()[-1]}"
-            ) from error
+            reason = str(error).strip().splitlines()[-1].removeprefix(f"{InputError.__module__}.InputError: ")
+            raise InputError(f"process {error.error_index} of this training ended: {reason}") from error
         return
     if device == "cuda":
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))

@@ -15,9 +15,14 @@ import pytest
 
 import alhvr_trainer
 from alhvr_trainer import cli
+from alhvr_trainer.arguments import parse
 from alhvr_trainer.errors import InputError
+from alhvr_trainer.next_step import next_step
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+ODD_PATHS = ("20240115", "1e3", "[a]", "{a: 1}", "True", "None", "a,b", "(1)", "0x10", "#1", "a@b", "50%", "$a")
 
 
 def sample(
@@ -28,6 +33,7 @@ def sample(
     output: str | Path = "out",
     check: bool = False,
     verify: bool = True,
+    number: int | None = None,
 ) -> dict:
     """A command.
 
@@ -50,8 +56,9 @@ def sample_command(monkeypatch):
 
 
 def arguments_of(line: str) -> dict:
-    positional, keywords = cli.parse("sample", sample, shlex.split(line))
-    return dict(inspect.signature(sample).bind(*positional, **keywords).arguments)
+    bound = inspect.signature(sample).bind(**parse("sample", sample, shlex.split(line)))
+    bound.apply_defaults()
+    return dict(bound.arguments)
 
 
 @pytest.mark.parametrize(
@@ -70,6 +77,28 @@ def arguments_of(line: str) -> dict:
         ("-d 27 -o 2024", {"output": "2024"}),
         ("-d 27 -o 1e5", {"output": "1e5"}),
         ("-d 27 -o 'a b#c'", {"output": "a b#c"}),
+        *(
+            (f"{before} {shlex.quote(path)}", {"output": path})
+            for before in ("27 2d 0 plans.json", "-d 27 -o", "-d 27 --output")
+            for path in (
+                "20240115",
+                "1e3",
+                "[a]",
+                "{a: 1}",
+                "True",
+                "None",
+                "a,b",
+                "(1)",
+                "0x10",
+                "#1",
+                "a@b",
+                "50%",
+                "$a",
+            )
+        ),
+        ("-d 27 --output=None -p None", {"output": "None", "plans_file": "None"}),
+        ("-d 27 --check true --verify False", {"check": True, "verify": False}),
+        ("--verify False -- 27 -x", {"dataset": 27, "configurations": "-x", "verify": False}),
         ("-d 27 -o=a=b", {"output": "a=b"}),
         ("-d 27 --plans-file my-plans.json", {"plans_file": "my-plans.json"}),
         ("-d 27 --check", {"check": True, "verify": True}),
@@ -85,9 +114,16 @@ def test_values_arrive(line, expected):
 @pytest.mark.parametrize(
     ("line", "reason"),
     [
-        ("", "no value for the required argument: dataset"),
-        ("-d 27 --nonsense 3", "unknown argument --nonsense"),
-        ("-d 27 2d 0 plans out True True one_too_many", "unknown argument one_too_many"),
+        ("", "no value for the required --dataset"),
+        ("-d 27 --nonsense 3", "unknown option --nonsense (see: alhvr sample --help)"),
+        ("-d 27 --plans_fil x", "unknown option --plans_fil; did you mean --plans_file?"),
+        ("-d 27 -conf x", "unknown option -conf; did you mean --configurations?"),
+        ("-d 27 --nooutput", "unknown option --nooutput; did you mean --output?"),
+        ("-d 27 --number many", "--number must be a whole number, found 'many'"),
+        ("-d 27 --number 1.5", "--number must be a whole number, found '1.5'"),
+        ("-d 27 --check=maybe", "--check must be True or False, found 'maybe'"),
+        ("-d", "--dataset needs a value"),
+        ("-d 27 2d 0 plans out True True 1 one_too_many", "unknown argument one_too_many"),
         ("-d 27 -o", "--output needs a value"),
         ("-d 27 -o -f 0", "--output needs a value"),
     ],
@@ -118,7 +154,10 @@ def test_interrupt(sample_command, capsys):
 def test_unknown_command_lists_the_commands(capsys):
     assert cli.main(["trian"]) == 2
     message = capsys.readouterr().err
-    assert message.startswith("alhvr: there is no command 'trian'; commands: ") and message.count("\n") == 1
+    assert (
+        message.startswith("alhvr: there is no command 'trian'; did you mean train?; commands: ")
+        and message.count("\n") == 1
+    )
     assert all(name in message for name in cli.COMMANDS)
 
 
@@ -156,14 +195,14 @@ def test_help_shows_letters_and_switches(sample_command, capsys):
 
 
 def test_quick_commands_import_nothing_heavy():
-    """--help, trainer_path and link must answer at once: no torch, no nnU-Net."""
+    """The help of every command, trainer_path and version must answer at once."""
     code = (
         "import sys\n"
         "from alhvr_trainer import cli\n"
-        "for words in (['--help'], ['version'], ['trainer_path'], ['link', '--help']):\n"
+        "for words in (['--help'], ['version'], ['trainer_path'], *([name, '--help'] for name in cli.COMMANDS)):\n"
         # nnU-Net 2.7 has no use for trainer_path: one line says so
         "    assert cli.main(words) == 0 or words == ['trainer_path']\n"
-        "print('heavy:', sorted({'torch', 'nnunetv2', 'monai', 'numpy'} & set(sys.modules)))\n"
+        "print('heavy:', sorted({'torch', 'monai', 'matplotlib', 'scipy.stats'} & set(sys.modules)))\n"
     )
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert printed.endswith("heavy: []\n")
@@ -185,5 +224,83 @@ def test_readme_shows_commands():
 def test_readme_commands_fit_the_functions(line):
     name, *words = shlex.split(line, comments=True)[1:]
     function = getattr(import_module(cli.COMMANDS[name][0]), name)
-    positional, keywords = cli.parse(name, function, words)
-    inspect.signature(function).bind(*positional, **keywords)
+    inspect.signature(function).bind(**parse(name, function, words))
+
+
+def test_commands_are_functions_of_the_package():
+    """Also those whose modules bear the same name and were imported before; type checkers see all of them."""
+    code = (
+        "import sys, alhvr_trainer, alhvr_trainer.link, alhvr_trainer.convert, alhvr_trainer.benchmark.suites\n"
+        "import alhvr_trainer.predict, alhvr_trainer.demo.phantom, alhvr_trainer.train\n"
+        "from alhvr_trainer import convert, link, predict, train, version\n"
+        "assert version() == alhvr_trainer.__version__ and 'torch' not in sys.modules\n"
+        "for name in alhvr_trainer.commands.COMMANDS:\n"
+        "    function = getattr(alhvr_trainer, name)\n"
+        "    assert type(function).__name__ == 'function' and function.__name__ == name, name\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+    assert set(cli.COMMANDS) < set(alhvr_trainer.__all__) <= set(dir(alhvr_trainer))
+    source = Path(alhvr_trainer.__file__).read_text()
+    typed = {
+        name for line in re.findall(r"^    from [\w.]+ import (.*)$", source, re.MULTILINE) for name in line.split(", ")
+    }
+    assert typed == set(alhvr_trainer.__all__) - {"__version__"}
+
+
+@pytest.mark.parametrize(
+    ("name", "line", "result", "expected"),
+    [
+        ("link", "", [], "alhvr plan_and_preprocess -d DATASET"),
+        ("unlink", "", [], None),
+        ("convert", "acdc x -d 27", "/raw/Dataset027_ACDC", "alhvr plan_and_preprocess -d 27"),
+        ("make_split", "-d 27 --labeled 7", "", "alhvr plan_and_preprocess -d 27"),
+        ("train", "027 2d 1", [], "alhvr predict -d 027 -c 2d -f 1 -i IN -o OUT"),
+        (
+            "train",
+            "27 3d_lowres 0 -p My -t CPSTrainer",
+            ["3d_cascade_fullres"],
+            "alhvr train -d 27 -c 3d_cascade_fullres -f 0 -p My -t CPSTrainer",
+        ),
+        (
+            "predict",
+            "27 2d -i in -o 'my out'",
+            Path("my out"),
+            "alhvr evaluate --predictions 'my out' --references LABELS --dataset_json 'my out/dataset.json'",
+        ),
+        ("evaluate", "-p OUT -r L -d d.json", {}, None),
+        (
+            "evaluate",
+            "-p OUT -r L -d d.json -o s",
+            {},
+            "alhvr export_bundle -d DATASET -c CONFIGURATION -o BUNDLE --evaluation s/metrics.json",
+        ),
+        (
+            "export_bundle",
+            "27 2d",
+            Path("b#1"),
+            "python -m monai.bundle run inference --config_file 'b#1/configs/inference.json' --bundle_root 'b#1' "
+            "--dataset_dir IN --output_dir OUT",
+        ),
+        ("export_nnunet", "27 2d", Path("m.zip"), "nnUNetv2_install_pretrained_model_from_zip m.zip"),
+    ],
+)
+def test_what_to_type_next(name, line, result, expected):
+    """The line fits the command that it names."""
+    function = getattr(alhvr_trainer, name)
+    found = next_step(name, inspect.signature(function), parse(name, function, shlex.split(line)), result)
+    assert found == expected
+    words = shlex.split(found or "")
+    if words[:1] == ["alhvr"]:
+        parse(words[1], getattr(alhvr_trainer, words[1]), words[2:])
+
+
+def test_next_after_planning(tmp_path):
+    plans = tmp_path / "Mine.json"
+    plans.write_text('{"configurations": {"2d": {}, "3d_fullres": {}}}')
+    signature = inspect.signature(alhvr_trainer.plan_and_preprocess)
+    for values, expected in (
+        ({"dataset": 27}, "alhvr train -d 27 -c 2d -f 0 -p Mine"),
+        ({"dataset": 27, "configurations": "3d_lowres,3d_fullres"}, "alhvr train -d 27 -c 3d_fullres -f 0 -p Mine"),
+        ({"dataset": 27, "no_pp": True}, "nnUNetv2_preprocess -d 27 -plans_name Mine -c 2d"),
+    ):
+        assert next_step("plan_and_preprocess", signature, values, str(plans)) == expected

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 from contextlib import contextmanager
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -16,10 +17,11 @@ from data_builders import FOLDERS
 from nnunet_environment import needs_external_trainers
 from trained_models import python_path
 
-from alhvr_trainer import cli, link
+from alhvr_trainer import cli
 from alhvr_trainer.errors import InputError
 from alhvr_trainer.resources import ext_trainer_folder
 
+link = import_module("alhvr_trainer.link")  # the package's attribute is the command
 LOOK_UP = f"""
 import sys
 import nnunetv2

@@ -55,6 +55,7 @@ def shipped_files() -> set[str]:
     files = {path.relative_to(REPOSITORY) for path in (REPOSITORY / "alhvr_trainer").rglob("*.py")}
     for kind in ("json", "yaml"):
         files |= {path.relative_to(REPOSITORY) for path in (REPOSITORY / "alhvr_trainer").rglob(f"*.{kind}")}
+    files.add(Path("alhvr_trainer", "py.typed"))
     for name in ("bundle", "plans"):
         folder = REPOSITORY / name
         files |= {Path("alhvr_trainer", path.relative_to(REPOSITORY)) for path in folder.rglob("*") if path.is_file()}
@@ -112,7 +113,7 @@ def test_what_is_imported_is_required():
     lines = [line for line in lines if line and not line.startswith("#") and ";" not in line]
     required = {re.split(r"[\[<>=]", line)[0].replace("-", "_") for line in lines}
     required = {"yaml" if name == "pyyaml" else name for name in required}  # its module's name is another
-    required |= {"ignite"} if any(line.startswith("monai[ignite]") for line in lines) else set()
+    required |= {"ignite"} if any(line.startswith("monai[") and "ignite" in line for line in lines) else set()
     imported = set()
     for path in [*(REPOSITORY / "alhvr_trainer").rglob("*.py"), *(REPOSITORY / "bundle" / "scripts").rglob("*.py")]:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
 from nnunetv2.utilities.file_path_utilities import get_output_folder
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
@@ -16,15 +15,16 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import nn
 
 from alhvr_trainer.compatibility import nnunet_folder
-from alhvr_trainer.errors import InputError, one_line, shown
+from alhvr_trainer.errors import InputError, did_you_mean, one_line, shown
 from alhvr_trainer.files.checkpoints import read_checkpoint
 from alhvr_trainer.files.dataset_json import check_dataset_json
 from alhvr_trainer.files.json_files import is_list_of, is_name, is_whole, read_object
 from alhvr_trainer.files.plans_check import check_plans
-from alhvr_trainer.settings import PLANS_NAME, SETTINGS_KEY, TRAINER_NAME, UNLABELED_KEY
+from alhvr_trainer.names import chosen_plans, dataset_in
+from alhvr_trainer.settings import SETTINGS_KEY, TRAINER_NAME, UNLABELED_KEY
+from alhvr_trainer.settings.names import WEIGHTS_FILE
 
 NETWORKS = ("a", "b", "both")
-WEIGHTS_FILE = "checkpoint_final.pth"
 MODEL_FOLDERS = "*__*__*"
 
 
@@ -80,7 +80,7 @@ def find_model(
     dataset: int | str,
     configuration: str,
     fold: int | str | tuple[int | str, ...] = 0,
-    plans: str = PLANS_NAME,
+    plans: str | None = None,
     trainer: str = TRAINER_NAME,
     weights_file: str = WEIGHTS_FILE,
 ) -> TrainedModel:
@@ -89,6 +89,7 @@ def find_model(
     Args:
         dataset: id or name, as for ``nnUNetv2_predict -d``.
         fold: a fold, several (``"0,1"`` or a tuple), or ``"all"``.
+        plans: identifier; default: that of the only such model, else ALHVRPlans.
 
     Raises:
         InputError: ``nnUNet_results`` is not set, or the model, a fold or a checkpoint is missing; the
@@ -99,16 +100,24 @@ def find_model(
         PosixPath('…/Dataset027_ACDC/ALHVRTrainer__ALHVRPlans__2d/fold_0/checkpoint_final.pth')
     """
     folds = parse_folds(fold)
-    for what, value in (("configuration", configuration), ("plans", plans), ("trainer", trainer)):
+    for what, value in (("configuration", configuration), ("plans", plans or "default"), ("trainer", trainer)):
         _check_name(what, value)
-    name = _dataset_name(dataset)
+    name = dataset_in("nnUNet_results", dataset)
+    models = Path(nnunet_folder("nnUNet_results"), name).glob(MODEL_FOLDERS)
+    there = sorted(path.name for path in models if path.is_dir())
+    named = [parts for parts in (model.split("__") for model in there) if len(parts) == 3]
+    plans = chosen_plans(plans, (parts[1] for parts in named if (parts[0], parts[2]) == (trainer, configuration)))
     folder = Path(get_output_folder(name, trainer, plans, configuration))
-    train_command = f"nnUNetv2_train {dataset} {configuration} {folds[0]} -tr {trainer} -p {plans}"
+    train_command = f"alhvr train -d {dataset} -c {configuration} -f {folds[0]} -t {trainer} -p {plans}"
     if not folder.is_dir():
-        there = _listing(folder.parent, MODEL_FOLDERS)
-        raise InputError(f"no trained model {folder}; models of this dataset: {there}; train it with: {train_command}")
+        raise InputError(
+            f"no trained model {folder}; models of this dataset: {', '.join(there) or 'none'}"
+            f"{did_you_mean(folder.name, there)}; train it with: {train_command}"
+        )
     names = (name, trainer, plans, configuration)
-    return _read_model(folder, names, folds, weights_file, f"; finish the training with: {train_command} --c")
+    return _read_model(
+        folder, names, folds, weights_file, f"; finish the training with: {train_command} --continue_training"
+    )
 
 
 def find_model_in_folder(
@@ -141,6 +150,32 @@ def find_model_in_folder(
             f"such folders in it: {_listing(folder, MODEL_FOLDERS)}"
         )
     return _read_model(folder, (None, *parts), folds, weights_file)
+
+
+def model_named(
+    dataset: int | str | None,
+    configuration: str | None,
+    fold: int | str | tuple[int | str, ...],
+    plans: str | None,
+    trainer: str,
+    weights_file: str,
+    model_folder: str | os.PathLike[str] | None,
+) -> TrainedModel:
+    """The model by its names or by its folder, whichever is given.
+
+    Raises:
+        InputError: neither or both are given; else as :func:`find_model` and :func:`find_model_in_folder`.
+    """
+    if model_folder is None:
+        if dataset is None or configuration is None:
+            raise InputError("name the model: dataset and configuration (-d 27 -c 2d), or model_folder")
+        return find_model(dataset, configuration, fold, plans, trainer, weights_file)
+    given = {"dataset": dataset, "configuration": configuration, "plans": plans}
+    given["trainer"] = None if trainer == TRAINER_NAME else trainer
+    surplus = [option for option, value in given.items() if value is not None]
+    if surplus:
+        raise InputError(f"model_folder names the model already; leave out {', '.join(surplus)}")
+    return find_model_in_folder(model_folder, fold, weights_file)
 
 
 def _read_model(
@@ -201,6 +236,18 @@ def parse_folds(fold: int | str | tuple[int | str, ...] | list[int | str]) -> tu
     if len(set(folds)) < len(folds):
         raise InputError(f"fold is {fold!r}: a fold is named twice")
     return folds
+
+
+def one_fold(fold: int | str | tuple[int | str, ...] | list[int | str], why: str) -> int | str:
+    """The fold, where there can be one only.
+
+    Raises:
+        InputError: as :func:`parse_folds`, or several folds; ``why`` there can be one only.
+    """
+    folds = parse_folds(fold)
+    if len(folds) > 1:
+        raise InputError(f"fold is {fold!r}; name one: {why}")
+    return folds[0]
 
 
 def network_weights(checkpoint: dict[str, Any], network: str) -> dict[str, torch.Tensor]:
@@ -279,19 +326,6 @@ def _check_mirroring(model: TrainedModel, member: Member) -> None:
     raise InputError(
         f'"inference_allowed_mirroring_axes" in the checkpoint of {member} is {shown(axes)}; use another one'
     )
-
-
-def _dataset_name(dataset: int | str) -> str:
-    results = nnunet_folder("nnUNet_results")
-    try:
-        name = str(maybe_convert_to_dataset_name(dataset))
-    except (RuntimeError, ValueError, TypeError) as error:
-        raise InputError(
-            f"dataset {dataset!r} not found; datasets in nnUNet_results ({results}): "
-            f"{_listing(Path(results), 'Dataset*')}"
-        ) from error
-    _check_name("dataset", name)
-    return name
 
 
 def _check_name(what: str, value: object) -> None:

@@ -7,21 +7,15 @@ import os
 import tempfile
 import zipfile
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from alhvr_trainer.errors import InputError, one_line
-from alhvr_trainer.export.models import (
-    WEIGHTS_FILE,
-    Member,
-    TrainedModel,
-    find_model,
-    model_members,
-)
 from alhvr_trainer.files.json_files import read_object
 from alhvr_trainer.files.overwriting import overwritten_input
-from alhvr_trainer.settings import PLANS_NAME, TRAINER_NAME, UNLABELED_KEY
+from alhvr_trainer.settings.names import TRAINER_NAME, UNLABELED_KEY, WEIGHTS_FILE
+
+if TYPE_CHECKING:
+    from alhvr_trainer.export.models import Member, TrainedModel
 
 STOCK_TRAINER = "nnUNetTrainer"
 
@@ -30,7 +24,7 @@ def export_nnunet(
     dataset: int | str,
     configuration: str,
     fold: int | str | tuple[int | str, ...] = 0,
-    plans: str = PLANS_NAME,
+    plans: str | None = None,
     output: str = "model.zip",
     network: str = "a",
     trainer: str = TRAINER_NAME,
@@ -51,7 +45,7 @@ def export_nnunet(
         dataset: id or name.
         configuration: e.g. 2d or 3d_fullres.
         fold: a fold, several ("0,1") or "all".
-        plans: plans identifier.
+        plans: plans identifier; default: that of the only such model, else ALHVRPlans.
         output: the zip file; an existing one is replaced once the new one is complete.
         network: "a", "b", or "both": an ensemble of two as if they were folds, fold_0 = a and fold_1 = b.
             Each of several folds gives two: fold_0 = a and fold_1 = b of the first, fold_2 and fold_3 of the
@@ -69,6 +63,8 @@ def export_nnunet(
     Example:
         alhvr export_nnunet -d 27 -c 2d -f 0 -p ALHVRPlans -o model.zip
     """
+    from alhvr_trainer.export.models import find_model, model_members
+
     target = Path(output)
     if target.is_dir():
         raise InputError(f"output {target} is a folder; name a zip file")
@@ -97,6 +93,8 @@ def _numbered(model: TrainedModel, members: list[Member], network: str) -> list[
 
 
 def _write_zip(model: TrainedModel, members: dict[int | str, Member], zip_file: Path, scratch: Path) -> None:
+    import torch
+
     folder = f"{model.dataset}/{STOCK_TRAINER}__{model.plans_name}__{model.configuration}"
     with zipfile.ZipFile(zip_file, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, content in _json_files(model).items():

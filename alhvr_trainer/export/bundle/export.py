@@ -15,22 +15,19 @@ import torch
 from alhvr_trainer.errors import InputError, one_line
 from alhvr_trainer.export.bundle.architecture import BundleNetwork, bundle_network
 from alhvr_trainer.export.bundle.card import write_card
-from alhvr_trainer.export.bundle.details import FIRST_VERSION, Details, next_changelog
+from alhvr_trainer.export.bundle.details import Details, next_changelog
 from alhvr_trainer.export.bundle.metadata import EXPORTED_BY, fill_metadata
 from alhvr_trainer.export.bundle.metadata import licence as licence_of
 from alhvr_trainer.export.bundle.native import NATIVE_CONFIG, native_config, why_not_native
 from alhvr_trainer.export.bundle.results import Measured, measured
 from alhvr_trainer.export.models import (
-    WEIGHTS_FILE,
     Member,
     TrainedModel,
-    find_model,
-    find_model_in_folder,
     model_members,
+    model_named,
 )
 from alhvr_trainer.files.json_files import read_object
 from alhvr_trainer.resources import bundle_folder, bundle_script
-from alhvr_trainer.settings import PLANS_NAME, TRAINER_NAME
 
 METADATA_FILE = Path("configs") / "metadata.json"
 
@@ -57,74 +54,23 @@ class Export:
         return next_changelog(self.previous, self.details.version, self.details.changelog, text)
 
 
-def export_bundle(
-    dataset: int | str | None = None,
-    configuration: str | None = None,
-    fold: int | str | tuple[int | str, ...] = 0,
-    plans: str = PLANS_NAME,
-    output: str = "bundle",
-    network: str = "a",
-    trainer: str = TRAINER_NAME,
-    weights_file: str = WEIGHTS_FILE,
-    model_folder: str | None = None,
-    mirroring: bool = True,
-    name: str = "",
-    version: str = FIRST_VERSION,
-    author: str = "",
-    licence: str = "",
-    data_source: str = "",
-    changelog: str = "",
-    evaluation: str | None = None,
+def export(
+    dataset: int | str | None,
+    configuration: str | None,
+    fold: int | str | tuple[int | str, ...],
+    plans: str | None,
+    output: str,
+    network: str,
+    trainer: str,
+    weights_file: str,
+    model_folder: str | None,
+    details: Details,
+    evaluation: str | None,
 ) -> Path:
-    """Write a trained model as a MONAI bundle that predicts what ``nnUNetv2_predict`` predicts.
-
-    The bundle needs monai, pytorch-ignite and nnunetv2 to run, but not this package. It works for models of
-    stock trainers as well (-t nnUNetTrainer -p nnUNetPlans). Its metadata and its card, docs/README.md, say what
-    plans, dataset json and nnU-Net's validation of the model say, and what you add here.
-
-    Args:
-        dataset: id or name.
-        configuration: e.g. 2d or 3d_fullres.
-        fold: a fold, several ("0,1", an ensemble) or "all".
-        plans: plans identifier.
-        output: the bundle's folder. A bundle from an earlier export is replaced once the new one is complete
-            (what you added to it stays); any other folder that is not empty is refused.
-        network: "a", "b", or "both" (an ensemble of the two).
-        trainer: trainer class that the model was trained with.
-        weights_file: name of the checkpoint file in the fold's folder.
-        model_folder: nnU-Net's folder of the model, TRAINER__PLANS__CONFIGURATION with its fold_X folders, in
-            place of dataset, configuration, plans and trainer; nnUNet_results need not be set.
-        mirroring: the bundle mirrors at test time along the axes that the training allowed; False: not unless
-            asked to (--use_mirroring True).
-        name: what people see in the model zoo and in the card.
-        version: of the bundle, MAJOR.MINOR.PATCH. Over a bundle with an earlier version, that one's history stays
-            in the changelog; a lower version than the one there is refused.
-        author: several are separated by semicolons.
-        licence: terms of the data and so of the weights; default: "licence" in dataset.json.
-        data_source: where the training data are from; default: "reference" in dataset.json.
-        changelog: what is new in this version.
-        evaluation: the metrics.json that ``alhvr evaluate`` wrote about this model; gives the metadata's
-            eval_metrics in place of nnU-Net's validation.
-
-    Returns:
-        The bundle's folder.
-
-    Raises:
-        InputError: the model, a checkpoint or the network asked for does not exist, the configuration is a
-            cascade's second stage, an option makes no sense, or the folder cannot be written.
-
-    Example:
-        alhvr export_bundle -d 27 -c 2d -f 0 -p ALHVRPlans -o acdc_bundle
-        python -m monai.bundle run inference --config_file acdc_bundle/configs/inference.json
-            --bundle_root acdc_bundle --dataset_dir IN --output_dir OUT
-
-        alhvr export_bundle -m models/nnUNetTrainer__nnUNetPlans__2d -o heart --name 'Cardiac MR segmentation'
-            --version 1.0.0 --author 'A. Doe; B. Roe' --licence 'CC BY 4.0' --changelog 'first release'
-    """
+    """What :func:`alhvr_trainer.export_bundle` does."""
     target = Path(output)
     previous = _previous_metadata(target)
-    details = Details(name, version, author, licence, data_source, changelog, mirroring)
-    model = _find(dataset, configuration, fold, plans, trainer, weights_file, model_folder)
+    model = model_named(dataset, configuration, fold, plans, trainer, weights_file, model_folder)
     _refuse_cascade(model)
     members = model_members(model, network)
     export = Export(
@@ -159,28 +105,6 @@ def _previous_metadata(target: Path) -> dict[str, Any]:
     if target.exists() and not target.is_dir():
         raise InputError(f"output {target} is a file; name a folder")
     return {}
-
-
-def _find(
-    dataset: int | str | None,
-    configuration: str | None,
-    fold: int | str | tuple[int | str, ...],
-    plans: str,
-    trainer: str,
-    weights_file: str,
-    model_folder: str | None,
-) -> TrainedModel:
-    """The model by its names or by its folder, whichever is given."""
-    if model_folder is None:
-        if dataset is None or configuration is None:
-            raise InputError("name the model: dataset and configuration (-d 27 -c 2d), or model_folder")
-        return find_model(dataset, configuration, fold, plans, trainer, weights_file)
-    given = {"dataset": dataset, "configuration": configuration}
-    given |= {"plans": None if plans == PLANS_NAME else plans, "trainer": None if trainer == TRAINER_NAME else trainer}
-    surplus = [option for option, value in given.items() if value is not None]
-    if surplus:
-        raise InputError(f"model_folder names the model already; leave out {', '.join(surplus)}")
-    return find_model_in_folder(model_folder, fold, weights_file)
 
 
 def _refuse_cascade(model: TrainedModel) -> None:
@@ -268,10 +192,7 @@ def _summary(target: Path, export: Export) -> str:
     return (
         f"wrote bundle {target} {export.details.version} ({'; '.join(map(str, export.members))}; "
         f"{size:.1f} MiB of weights)\n"
-        f"{_said(export)}\n"
-        f"run it with:\n"
-        f"  python -m monai.bundle run inference --config_file {target / 'configs' / 'inference.json'} "
-        f"--bundle_root {target} --dataset_dir IN --output_dir OUT"
+        f"{_said(export)}"
     )
 
 

@@ -1,0 +1,60 @@
+"""Inside nnU-Net's own commands: bad input ends with our one line, as in ``alhvr``'s, not below tracebacks."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from alhvr_trainer.errors import InputError
+
+_HOOK = "_of_alhvr_trainer"
+
+
+def show_input_errors_in_one_line() -> None:
+    """Let an :class:`InputError` that nobody catches end this process with its message alone. Safe to repeat.
+
+    All other errors go on to the hook that was there before. The traceback goes to the log file of the training.
+    """
+    before = sys.excepthook
+    if hasattr(before, _HOOK):
+        return
+
+    def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        shown = _input_error(error)
+        if shown is None:
+            before(kind, error, trace)
+            return
+        print(f"alhvr: {' '.join(str(shown).splitlines())}", file=sys.stderr)
+        _log(kind, error, trace)
+
+    setattr(hook, _HOOK, True)
+    sys.excepthook = hook
+
+
+def _input_error(error: BaseException) -> InputError | None:
+    """The error if it is ours, and ours in place of nnU-Net's for plans that are not there."""
+    if isinstance(error, InputError):
+        return error
+    if isinstance(error, FileNotFoundError) and error.filename:
+        from alhvr_trainer.compatibility import nnunet_folder_if_set
+        from alhvr_trainer.names import no_such_plans
+
+        file, folder = Path(os.fsdecode(error.filename)), nnunet_folder_if_set("nnUNet_preprocessed")
+        if folder and file.suffix == ".json" and file.parent.parent == Path(folder):
+            return no_such_plans(file)
+    return None
+
+
+def _log(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Append the traceback to the log file of the trainer in which the error arose, if there is one."""
+    frames = [frame for frame, _ in traceback.walk_tb(trace)]
+    trainers: list[Any] = [frame.f_locals.get("self") for frame in reversed(frames)]
+    file = next((trainer.log_file for trainer in trainers if getattr(trainer, "log_file", None)), None)
+    if file:
+        with suppress(OSError), open(file, "a", encoding="utf-8") as log:
+            traceback.print_exception(kind, error, trace, file=log)

@@ -1,0 +1,205 @@
+"""``alhvr predict``: nnU-Net's prediction, with our checks before it."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from alhvr_trainer.devices import check_device
+from alhvr_trainer.errors import InputError, one_line
+from alhvr_trainer.files.overwriting import overwritten_input
+from alhvr_trainer.settings.names import TRAINER_NAME, WEIGHTS_FILE
+from alhvr_trainer.unlabeled.dataset import Cases, files_by_case
+
+if TYPE_CHECKING:
+    from alhvr_trainer.export.models import TrainedModel
+
+
+def predict(
+    dataset: int | str | None = None,
+    configuration: str | None = None,
+    fold: int | str | tuple[int | str, ...] = 0,
+    *,
+    input: str | Path,
+    output: str | Path,
+    plans: str | None = None,
+    trainer: str = TRAINER_NAME,
+    model_folder: str | Path | None = None,
+    weights_file: str = WEIGHTS_FILE,
+    network: str = "a",
+    device: str = "cuda",
+    step_size: float = 0.5,
+    mirroring: bool = True,
+    save_probabilities: bool = False,
+    previous_stage: str | Path | None = None,
+    continue_prediction: bool = False,
+    num_processes: int = 3,
+    verify: bool = True,
+) -> Path:
+    """Segment images with a trained model, voxel for voxel as ``nnUNetv2_predict`` does, after checking all of them.
+
+    Args:
+        dataset: id or name; with configuration, plans and trainer it names the model.
+        configuration: e.g. 2d or 3d_fullres.
+        fold: a fold, several ("0,1", an ensemble) or "all".
+        input: folder of images, named as for nnU-Net (CASE_0000.nii.gz), or one of them: its case alone.
+        output: folder for the segmentations.
+        plans: plans identifier; default: that of the only such model, else ALHVRPlans.
+        trainer: trainer that the model was trained with.
+        model_folder: nnU-Net's folder of the model, TRAINER__PLANS__CONFIGURATION, in place of dataset,
+            configuration, plans and trainer; nnUNet_results need not be set.
+        weights_file: name of the checkpoints (nnU-Net's -chk).
+        network: "a", "b", or "both" (an ensemble of the two).
+        device: "cuda", "cpu" or "mps".
+        step_size: of the sliding window, as a share of the patch; more than 0, at most 1.
+        mirroring: at test time, along the axes that the training allowed (off: nnU-Net's --disable_tta).
+        save_probabilities: beside the segmentations.
+        previous_stage: for the second stage of a cascade, the folder with the segmentations of the first
+            (-prev_stage_predictions).
+        continue_prediction: leave out cases that are segmented already.
+        num_processes: worker processes for preprocessing, and as many for writing.
+        verify: read every image first, so that a damaged one is named before anything is computed.
+
+    Returns:
+        The output folder.
+
+    Raises:
+        InputError: model, images or options cannot be used; the message says which and what to do.
+
+    Example:
+        alhvr predict -d 27 -c 2d -f 0 -i scans -o segmentations
+        alhvr predict -m models/nnUNetTrainer__nnUNetPlans__2d -f 0,1 -i scans -o segmentations --device cpu
+    """
+    if not 0 < step_size <= 1:
+        raise InputError(f"step_size is {step_size}; it must be more than 0 and at most 1")
+    if num_processes < 1:
+        raise InputError(f"num_processes is {num_processes}; it must be at least 1")
+    source, target = Path(input), Path(output)
+    if target.exists() and not target.is_dir():
+        raise InputError(f"output {target} is a file; name a folder")
+    check_device(device)
+    from alhvr_trainer.export.models import model_named
+
+    model = model_named(dataset, configuration, fold, plans, trainer, weights_file, model_folder)
+    cases = _cases(source, model)
+    previous = _previous(model, previous_stage, cases)
+    files = [file for images in cases.values() for file in images]
+    problem = overwritten_input([*files, *previous], [target, *_written(target, cases, model)])
+    if problem:
+        raise InputError(problem)
+    predictor = _predictor(model, network, device, step_size, mirroring)
+    if verify:
+        _verify(cases, model)
+    target.mkdir(parents=True, exist_ok=True)
+    predictor.predict_from_files(
+        list(cases.values()),
+        [str(target / case) for case in cases],
+        save_probabilities=save_probabilities,
+        overwrite=not continue_prediction,
+        num_processes_preprocessing=num_processes,
+        num_processes_segmentation_export=num_processes,
+        folder_with_segs_from_prev_stage=None if previous_stage is None else str(previous_stage),
+    )
+    return target
+
+
+def _cases(source: Path, model: TrainedModel) -> Cases:
+    """The images of each case, in the order of their channels."""
+    ending = model.dataset_json["file_ending"]
+    if not source.exists():
+        raise InputError(f"input {source} does not exist; name a folder of images, or one image")
+    found = files_by_case(str(source if source.is_dir() else source.absolute().parent), ending, strict=source.is_dir())
+    found = {case: channels for case, channels in found.items() if not case.startswith(".")}
+    if source.is_file():
+        name = source.name.removesuffix(ending)[:-5]
+        found = {case: channels for case, channels in found.items() if case == name}
+    if not found:
+        raise InputError(f"no image in input {source}: the model needs files named CASE_0000{ending}")
+    numbers = range(_files_per_case(model))
+    for case, channels in found.items():
+        if sorted(channels) != list(numbers):
+            names = ", ".join(f"{case}_{number:04d}{ending}" for number in numbers)
+            there = ", ".join(Path(file).name for _, file in sorted(channels.items()))
+            raise InputError(f"case {case} in {source} has {there}; the model needs {names}")
+    return {case: [channels[number] for number in numbers] for case, channels in found.items()}
+
+
+def _files_per_case(model: TrainedModel) -> int:
+    channels = len(model.dataset_json.get("channel_names") or model.dataset_json["modality"])
+    # nnU-Net's reader of pictures takes all colors out of one file
+    return 1 if model.plans["image_reader_writer"] == "NaturalImage2DIO" and channels in (3, 4) else channels
+
+
+def _previous(model: TrainedModel, folder: str | Path | None, cases: Cases) -> list[Path]:
+    """The segmentations of a cascade's first stage."""
+    stage = model.configuration_manager.previous_stage_name
+    if stage is None:
+        if folder is not None:
+            raise InputError(f"previous_stage is for the second stage of a cascade, not for {model.configuration}")
+        return []
+    if folder is None:
+        raise InputError(
+            f"{model.configuration} is the second stage of a cascade: predict with {stage} first, and name the folder "
+            "of its segmentations: --previous_stage FOLDER"
+        )
+    files = [Path(folder) / f"{case}{model.dataset_json['file_ending']}" for case in cases]
+    missing = [file for file in files if not file.is_file()]
+    if missing:
+        raise InputError(f"{missing[0]} does not exist: predict this case with {stage} first")
+    return files
+
+
+def _written(target: Path, cases: Cases, model: TrainedModel) -> list[Path]:
+    ending = model.dataset_json["file_ending"]
+    segmentations = [target / f"{case}{ending}" for case in cases]
+    return [*segmentations, *(target / f"{name}.json" for name in ("dataset", "plans", "predict_from_raw_data_args"))]
+
+
+def _predictor(model: TrainedModel, network: str, device: str, step_size: float, mirroring: bool) -> Any:
+    """nnU-Net's predictor with the model's weights; the checkpoints were read before without running code in them."""
+    import torch
+    from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+
+    from alhvr_trainer.export.models import model_members
+    from alhvr_trainer.files.checkpoints import read_checkpoint
+    from alhvr_trainer.link import let_nnunet_find_us
+    from alhvr_trainer.methods.variants import TRAINERS
+
+    if model.trainer.startswith(tuple(TRAINERS)):
+        let_nnunet_find_us()
+    for number in model.folds:
+        read_checkpoint(model.checkpoint_path(number))
+    members = model_members(model, network) if network != "a" else []
+    if device == "cuda":
+        torch.set_num_threads(1)  # as nnUNetv2_predict does
+    predictor = nnUNetPredictor(tile_step_size=step_size, use_mirroring=mirroring, device=torch.device(device))
+    try:
+        predictor.initialize_from_trained_model_folder(str(model.folder), model.folds, model.weights_file)
+    except (RuntimeError, KeyError) as error:  # nnU-Net does not know the trainer, or the weights are of other plans
+        raise InputError(f"nnU-Net cannot load {model.folder}: {one_line(error)}") from error
+    if members:
+        predictor.list_of_parameters = [member.weights for member in members]
+    return predictor
+
+
+def _verify(cases: Cases, model: TrainedModel) -> None:
+    """Every image can be read, as nnU-Net's reader reads it: its workers would not say which one they died of."""
+    import numpy as np
+    from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
+    from tqdm import tqdm
+
+    from alhvr_trainer.files.nifti import ENDINGS, stored_voxels
+
+    reader = model.plans_manager.image_reader_writer_class()
+    for files in tqdm(cases.values(), desc="check images", unit="case"):
+        for file in files:
+            if isinstance(reader, SimpleITKIO) and file.endswith(ENDINGS):
+                stored_voxels(file)  # ITK reads truncated files without an error
+        try:
+            image, _ = reader.read_images(files)
+        except Exception as error:  # the readers sit on several libraries, each with errors of its own
+            raise InputError(f"cannot read {', '.join(files)}: {one_line(error)}") from error
+        bad = int(math.prod(image.shape) - np.isfinite(image).sum())
+        if bad:
+            raise InputError(f"{', '.join(files)}: {bad} voxels are NaN or infinite: replace them")
