@@ -116,7 +116,7 @@ def test_cases_of_a_patient_count_as_one():
     assert (alone.n, alone.better, alone.difference) == (5, 3, pytest.approx(0.1))
     assert (grouped.n, grouped.difference) == (3, pytest.approx(0.25 / 3))
     assert alone.p != grouped.p
-    with pytest.raises(InputError, match='"group" .* finds nothing in the case name "p1_ed"'):
+    with pytest.raises(InputError, match=r'"group" .* finds nothing in the case name "p1_ed"'):
         paired_test(ours, theirs, group="patient")
 
 
@@ -141,7 +141,7 @@ def test_what_earlier_versions_did_not_measure_is_said():
     both = rows_of([row("A", True), row("B", False)], "final", ["A", "B"])
     text = markdown("comparison", both)
     assert "95HD, pooled (mm) ↓" in text and text.splitlines()[2].count(" not measured ") == 1
-    assert list(csv.DictReader(io.StringIO(comma_separated(both))))[0]["HD95_pooled_mean"] == ""
+    assert next(csv.DictReader(io.StringIO(comma_separated(both))))["HD95_pooled_mean"] == ""
     text = markdown("comparison", both[:1])
     assert "95HD, pooled (mm) ↓" not in text and "Not measured: 95HD, pooled." in text
 
