@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import inspect
+import io
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from alhvr_trainer.errors import did_you_mean, shown
@@ -25,8 +29,7 @@ def parse(name: str, function: Callable[..., Any], words: Sequence[str]) -> dict
 
     Words without a dash fill the parameters that no flag names, in their order. Parameters for text or a path get it
     as typed, those for numbers a number: ``27`` is one, ``027`` is text. Where several values are possible, commas
-    separate them: ``-f 0,1`` is (0, 1). A single letter stands for the first parameter that begins with it. ``--``
-    ends the flags.
+    separate them: ``-f 0,1`` is (0, 1). A single letter stands for the first parameter that begins with it.
 
     Args:
         name: of the command, for messages.
@@ -39,10 +42,10 @@ def parse(name: str, function: Callable[..., Any], words: Sequence[str]) -> dict
     Example:
         >>> def train(dataset: int | str, configuration: str, npz: bool = False) -> None: ...
         >>> parse("train", train, ["27", "-c", "2d", "--npz"])
-        {'configuration': '2d', 'npz': True, 'dataset': 27}
+        {'dataset': 27, 'configuration': '2d', 'npz': True}
     """
     try:
-        return _parsed(inspect.signature(function).parameters.values(), list(words))
+        return _parsed(function, words)
     except UsageError as error:
         raise UsageError(f"{name}: {error} (see: alhvr {name} --help)") from None
 
@@ -55,58 +58,52 @@ def letters(parameters: Iterable[str]) -> dict[str, str]:
     return found
 
 
-def _parsed(parameters: Iterable[inspect.Parameter], words: list[str]) -> dict[str, Any]:
-    known = {parameter.name: parameter for parameter in parameters}
-    values: dict[str, Any] = {}
-    loose: list[str] = []
-    while words:
-        word = words.pop(0)
+def _parsed(function: Callable[..., Any], words: Sequence[str]) -> dict[str, Any]:
+    import fire
+
+    signature = inspect.signature(function)
+    calls: list[dict[str, Any]] = []
+
+    # fire reports what it could not use only after the call, so it gets something harmless to call
+    @functools.wraps(function)
+    def record(*positional: Any, **keywords: Any) -> None:
+        calls.append(signature.bind(*positional, **keywords).arguments)
+
+    parameters = signature.parameters
+    fire.decorators.SetParseFns(**{name: partial(_value, each) for name, each in parameters.items()})(record)
+    with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
+        try:
+            fire.Fire(record, command=_long_flags(parameters, words))
+        except fire.core.FireExit as stop:
+            trace = stop.trace
+            reason = trace.elements[-1].ErrorAsStr() if trace.HasError() else "wrong usage"
+            reason = reason.removeprefix("The function received ")
+            raise UsageError(reason.replace("Could not consume arg:", "unknown argument")) from None
+    return calls[-1]
+
+
+def _long_flags(parameters: Mapping[str, inspect.Parameter], words: Sequence[str]) -> list[str]:
+    """The words with short flags written out, so that fire finds none ambiguous; all of them are known."""
+    long = []
+    for index, word in enumerate(words):
         match = _FLAG.fullmatch(word)
-        if word == "--":
-            loose, words = [*loose, *words], []
-        elif match is None:
-            loose.append(word)
+        if not match:
+            long.append(word)
+            continue
+        flag = match[2].replace("-", "_")
+        flag = letters(parameters).get(flag, flag)
+        switched = parameters.get(flag.removeprefix("no").removeprefix("_"))
+        if flag in parameters:
+            following = words[index + 1] if index + 1 < len(words) else "-x"
+            if _types(parameters[flag]) != {"bool"} and match[3] is None and _FLAG.fullmatch(following):
+                raise UsageError(f"--{flag} needs a value")
+        elif not flag.startswith("no") or switched is None or _types(switched) != {"bool"} or match[3] is not None:
+            near = did_you_mean(f"--{flag}", [f"--{name}" for name in parameters])
+            raise UsageError(f"unknown option {match[1]}{match[2]}{near}")
         else:
-            parameter, on = _named(match, known)
-            values[parameter.name] = _flag_value(parameter, match[3], words) if on else False
-    _fill(values, loose, known)
-    missing = [f"--{each.name}" for each in known.values() if each.default is each.empty and each.name not in values]
-    if missing:
-        raise UsageError(f"no value for the required {', '.join(missing)}")
-    return values
-
-
-def _named(flag: re.Match[str], known: dict[str, inspect.Parameter]) -> tuple[inspect.Parameter, bool]:
-    """The parameter that a flag names, and whether it is switched on: ``--verify`` against ``--noverify``."""
-    name = flag[2].replace("-", "_")
-    name = letters(known).get(name, name)
-    if name in known:
-        return known[name], True
-    switch = known.get(name.removeprefix("no").removeprefix("_"))
-    if name.startswith("no") and switch is not None and _types(switch) == {"bool"} and flag[3] is None:
-        return switch, False
-    options = [f"--{parameter}" for parameter in known]
-    raise UsageError(f"unknown option {flag[1]}{flag[2]}{did_you_mean(f'--{name}', options)}")
-
-
-def _flag_value(parameter: inspect.Parameter, given: str | None, words: list[str]) -> Any:
-    """The value behind a flag; takes it off the words."""
-    if given is None and _types(parameter) == {"bool"}:
-        return words.pop(0).lower() == "true" if words and words[0].lower() in ("true", "false") else True
-    if given is None:
-        if not words or _FLAG.fullmatch(words[0]):
-            raise UsageError(f"--{parameter.name} needs a value")
-        given = words.pop(0)
-    return _value(parameter, given)
-
-
-def _fill(values: dict[str, Any], loose: list[str], known: dict[str, inspect.Parameter]) -> None:
-    """Give the words without a flag to the parameters that have no value yet."""
-    free = [each for each in known.values() if each.name not in values and each.kind is each.POSITIONAL_OR_KEYWORD]
-    if len(loose) > len(free):
-        raise UsageError(f"unknown argument {loose[len(free)]}")
-    for parameter, word in zip(free, loose, strict=False):
-        values[parameter.name] = _value(parameter, word)
+            flag = f"no{switched.name}"
+        long.append(f"--{flag}" if match[3] is None else f"--{flag}={match[3]}")
+    return long
 
 
 def _value(parameter: inspect.Parameter, text: str) -> Any:

@@ -27,6 +27,7 @@ from trained_models import (
     share_of_different_voxels,
 )
 
+from alhvr_trainer import cli
 from alhvr_trainer.errors import InputError
 from alhvr_trainer.export.bundle import export_bundle
 from alhvr_trainer.resources import bundle_folder, ext_trainer_folder
@@ -262,10 +263,10 @@ def test_what_the_bundle_says_about_the_model(bundle):
 
 
 def test_prints_the_run_command(workspace, tmp_path, capsys):
-    export_bundle(901, "2d", output=str(tmp_path / "new" / "bundle"))
     root = tmp_path / "new" / "bundle"
+    assert cli.main(["export_bundle", "-d", "901", "-c", "2d", "-o", str(root)]) == 0
     assert (
-        f"python -m monai.bundle run inference --config_file {root}/configs/inference.json "
+        f"next: python -m monai.bundle run inference --config_file {root}/configs/inference.json "
         f"--bundle_root {root} --dataset_dir IN --output_dir OUT"
     ) in capsys.readouterr().out
 

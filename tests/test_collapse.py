@@ -313,8 +313,9 @@ def test_losses_that_drift_apart_are_reported(tiny: Path):
 @pytest.mark.slow
 def test_a_short_training_that_learns_gives_no_warning(tiny: Path):
     """Long enough for every rule to speak: 22 epochs, in which both classes are found."""
-    change_settings(tiny, num_epochs=22, num_iterations_per_epoch=6)
+    change_settings(tiny, num_epochs=22, num_iterations_per_epoch=8)
     trainer = without_nnunets_plot(make_trainer(tiny))
+    trainer.initial_lr = 0.03  # at nnU-Net's 0.01 it depends on the seed whether the small class is found so soon
     trainer.run_training()
     assert warnings_in_log(trainer) == []
     assert np.mean(trainer.history["supervised_a"][-5:]) < np.mean(trainer.history["supervised_a"][:5]) - 0.2

@@ -229,11 +229,14 @@ def test_bad_flags_of_train(flags, message, capsys: pytest.CaptureFixture[str]):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["999", "2d", "0"], "no dataset 999 in nnU-Net's folders; plan it first"),
-        (["901", "2d", "0", "--plans", "Nowhere"], "Nowhere.json does not exist; make it with: alhvr plan_and"),
+        (["999", "2d", "0"], "Dataset901_Tiny; plan it first: alhvr plan_and_preprocess -d 999"),
+        (
+            ["901", "2d", "0", "--plans", "Nowhere"],
+            "Nowhere.json does not exist; there are: ALHVRPlans; make it with: alhvr plan_and",
+        ),
         (
             ["901", "2d", "0", "--trainer", "ALHVRTrainerX"],
-            "no trainer is called ALHVRTrainerX; there are ALHVRTrainer",
+            "no trainer is called ALHVRTrainerX; did you mean ALHVRTrainer?; there are ALHVRTrainer",
         ),
         (["901", "4d", "0"], "4d"),
         (["901", "2d", "first"], "fold is 'first'; it must be a number"),

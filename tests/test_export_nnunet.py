@@ -181,12 +181,13 @@ def test_prints_the_commands_of_the_other_side(workspace, tmp_path, capsys):
             {"configuration": "3d_fullres"},
             r"no trained model .*ALHVRTrainer__ALHVRPlans__3d_fullres; models of this dataset: "
             r"ALHVRTrainer__ALHVRPlans__2d, nnUNetTrainer__nnUNetPlans__2d; "
-            r"train it with: nnUNetv2_train 901 3d_fullres 0 -tr ALHVRTrainer -p ALHVRPlans$",
+            r"did you mean ALHVRTrainer__ALHVRPlans__2d\?; "
+            r"train it with: alhvr train -d 901 -c 3d_fullres -f 0 -t ALHVRTrainer -p ALHVRPlans$",
         ),
         ({"fold": 3}, r"no fold 3 in .*__2d: it holds fold_0, fold_1$"),
         (
             {"weights_file": "checkpoint_best.pth"},
-            r"no checkpoint_best\.pth in .*fold_0: it holds checkpoint_final\.pth; finish .* --c$",
+            r"no checkpoint_best\.pth in .*fold_0: it holds checkpoint_final\.pth; finish .* --continue_training$",
         ),
         ({"dataset": 902}, r"dataset 902 not found; datasets in nnUNet_results \(.*\): Dataset901_Tiny$"),
         ({"dataset": "Tiny"}, r"dataset 'Tiny' not found"),

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import inspect
+import re
 import subprocess
 import sys
+from inspect import signature
+from pathlib import Path
 
 import pytest
 import torch
 from literal_method import SHAPES, TERMS, draw, literal_terms
 from torch.nn.functional import cross_entropy, interpolate
 
-from alhvr_trainer.methods.alhvr import FeaturePerturbation, alhvr_terms, consistency_weight
+from alhvr_trainer.methods.alhvr import FeaturePerturbation, alhvr_channel_terms, alhvr_terms, consistency_weight
 from alhvr_trainer.methods.alhvr.interpolation import upsample, upsample_transposed, upsampled_squared_norm
 from alhvr_trainer.methods.alhvr.perturbation import feature_dropout, feature_noise
 from alhvr_trainer.methods.alhvr.prototypes import cgcpcl_terms, class_prototypes, prototype_similarity
@@ -391,3 +395,37 @@ def test_the_method_imports_no_nnunet_and_no_monai():
         "assert not {'nnunetv2', 'monai', 'batchgenerators', 'SimpleITK'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("method", [alhvr_terms, alhvr_channel_terms])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_computed_in_float32(method, dtype):
+    """The terms are those of the rounded numbers, by position and by name, with autocast and without."""
+    names = [name for name, each in signature(alhvr_terms).parameters.items() if each.kind != each.KEYWORD_ONLY]
+    halves = [x.detach().to(dtype).requires_grad_() for x in draw()]
+    singles = [x.detach().float().requires_grad_() for x in halves]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        half = method(**dict(zip(names, halves, strict=True))).total
+    single = method(*singles).total
+    assert half.dtype == torch.float32 and torch.equal(half, single)
+    for rounded, exact in zip(torch.autograd.grad(half, halves), torch.autograd.grad(single, singles), strict=True):
+        assert torch.equal(rounded, exact.to(dtype))
+
+
+def test_help_states_each_equation():
+    text = inspect.getdoc(alhvr_terms)
+    stated = {int(number) for group in re.findall(r"\(([\d, ]+)\)$", text, re.MULTILINE) for number in group.split(",")}
+    assert stated == {5, 6, *range(11, 26)}
+
+
+def test_the_page_on_monais_unet_runs(tmp_path):
+    """As a reader would: its code in a file of its own. Chance, with classes of this size, would be below 0.1."""
+    page = Path(__file__).parents[1] / "docs" / "monai_unet.md"
+    (code,) = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    file = tmp_path / "train.py"
+    file.write_text(code, encoding="utf-8")
+    printed = subprocess.run([sys.executable, str(file)], capture_output=True, text=True, check=True).stdout
+    found = re.fullmatch(
+        r"network a, 20 test images: mean Dice (\S+)\nOmega3 at the end: (\S+)% of the voxels\n", printed
+    )
+    assert found and float(found[1]) > 0.2 and 0 < float(found[2]) < 60

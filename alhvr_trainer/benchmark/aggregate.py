@@ -21,8 +21,6 @@ from dataclasses import dataclass, replace
 from statistics import fmean, stdev
 from typing import Any
 
-from scipy.stats import wilcoxon
-
 from alhvr_trainer.evaluation.metrics import METRICS, summarize
 from alhvr_trainer.planning.splits import groups_of
 
@@ -196,6 +194,8 @@ def paired_test(
         >>> paired_test(ours, theirs).p, paired_test(ours, theirs, group=r"p\\d+").n
         (0.25, 2)
     """
+    from scipy.stats import wilcoxon
+
     differences = {case: ours[case] - theirs[case] for case in ours if case in theirs}
     if not differences:
         return None

@@ -100,13 +100,15 @@ def find_model(
         PosixPath('…/Dataset027_ACDC/ALHVRTrainer__ALHVRPlans__2d/fold_0/checkpoint_final.pth')
     """
     folds = parse_folds(fold)
-    for what, value in (("configuration", configuration), ("plans", plans or "default"), ("trainer", trainer)):
-        _check_name(what, value)
+    named = {"dataset": str(dataset), "configuration": configuration, "plans": plans or "default", "trainer": trainer}
+    for what, value in named.items():
+        if not is_name(value):  # it becomes part of paths, here and on the disks of those who unpack an exported model
+            raise InputError(f"{what} {shown(value)} is no name")
     name = dataset_in("nnUNet_results", dataset)
-    models = Path(nnunet_folder("nnUNet_results"), name).glob(MODEL_FOLDERS)
-    there = sorted(path.name for path in models if path.is_dir())
-    named = [parts for parts in (model.split("__") for model in there) if len(parts) == 3]
-    plans = chosen_plans(plans, (parts[1] for parts in named if (parts[0], parts[2]) == (trainer, configuration)))
+    folders = Path(nnunet_folder("nnUNet_results"), name).glob(MODEL_FOLDERS)
+    there = sorted(path.name for path in folders if path.is_dir())
+    models = [parts for parts in (model.split("__") for model in there) if len(parts) == 3]
+    plans = chosen_plans(plans, (parts[1] for parts in models if (parts[0], parts[2]) == (trainer, configuration)))
     folder = Path(get_output_folder(name, trainer, plans, configuration))
     train_command = f"alhvr train -d {dataset} -c {configuration} -f {folds[0]} -t {trainer} -p {plans}"
     if not folder.is_dir():
@@ -326,12 +328,6 @@ def _check_mirroring(model: TrainedModel, member: Member) -> None:
     raise InputError(
         f'"inference_allowed_mirroring_axes" in the checkpoint of {member} is {shown(axes)}; use another one'
     )
-
-
-def _check_name(what: str, value: object) -> None:
-    """It becomes part of paths, here and on the disks of those who unpack an exported model."""
-    if not is_name(value):
-        raise InputError(f"{what} {shown(value)} is no name")
 
 
 def _listing(folder: Path, pattern: str) -> str:

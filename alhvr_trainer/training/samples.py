@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from alhvr_trainer.training.distributed.sums import Group
+from alhvr_trainer.training.precision import at_least_float32
 from alhvr_trainer.training.voxels import masked_mean
 
 Outputs: TypeAlias = "Tensor | list[Tensor]"
@@ -74,18 +75,6 @@ class Predictions:
             values: one per voxel, (B, *S) or (B * R, *S), numbers or a mask.
         """
         return masked_mean(values, self.valid, self.group)
-
-
-def at_least_float32(x: Tensor) -> Tensor:
-    """``x`` in float32; what is more precise stays so.
-
-    Powers, logarithms and sums over many voxels underflow or overflow in half precision.
-
-    Example:
-        >>> at_least_float32(torch.zeros(1, dtype=torch.float16)).dtype, at_least_float32(torch.zeros(1).double()).dtype
-        (torch.float32, torch.float64)
-    """
-    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def full_resolution(outputs: Outputs) -> Tensor:

@@ -8,11 +8,13 @@ import torch
 from torch import Tensor
 
 from alhvr_trainer.methods.alhvr.terms import ALHVRTerms, alhvr_terms
+from alhvr_trainer.training.precision import in_float32
 
 _SCALARS = ("dtct_a", "dtct_b", "ce_a", "ce_b", "cos_a", "cos_b")
 _MASKS = ("omega1", "omega2a", "omega2b", "omega3")
 
 
+@in_float32
 def alhvr_channel_terms(
     logits_a: Tensor,
     perturbed_logits_a: Tensor,
@@ -25,6 +27,8 @@ def alhvr_channel_terms(
     **options: Any,
 ) -> ALHVRTerms:
     """Each of R channels is a two-class problem of its own, "in" against "out"; the terms are means over the channels.
+
+    Formulas and equation numbers: :func:`alhvr_terms`; the precision, too.
 
     ``term = (1/R) sum_r term(softmax over (0, z_r))``, and ``softmax((0, z)) = (1 - sigmoid(z), sigmoid(z))``. So the
     confidence of a channel is ``max(p, 1 - p)``, gamma and the regions are found per channel, and CG-CPCL has two

@@ -11,6 +11,7 @@ from alhvr_trainer.methods.alhvr.prototypes import cgcpcl_terms, class_prototype
 from alhvr_trainer.methods.alhvr.regions import split_regions
 from alhvr_trainer.methods.alhvr.teaching import competing_teacher, dtct_term
 from alhvr_trainer.training.distributed.sums import Group, total
+from alhvr_trainer.training.precision import in_float32
 from alhvr_trainer.training.voxels import valid_voxels
 
 
@@ -42,6 +43,7 @@ class ALHVRTerms:
         return self.dtct_a + self.dtct_b + self.ce_a + self.ce_b + self.cos_a + self.cos_b
 
 
+@in_float32
 def alhvr_terms(
     logits_a: Tensor,
     perturbed_logits_a: Tensor,
@@ -67,7 +69,29 @@ def alhvr_terms(
     ``total = sum over networks n of  L_dtct_n + ce_n + cos_n``; weight it with
     :func:`alhvr_trainer.methods.alhvr.consistency_weight` and add both networks' supervised losses.
 
-    Call it in float32 or float64, outside autocast: powers and logarithms underflow in half precision.
+    With ``p = softmax(z)``, N voxels inside the image, sums and means over all samples::
+
+        con_n   = max_c p_n2,  con = (con_a + con_b) / 2
+        gamma   = mean of the floor(beta * N) smallest con
+        Omega1  = con_a >= gamma and con_b >= gamma                                                  (11)
+        Omega2a = con_a <= gamma <  con_b                          b is sure, a is not               (12)
+        Omega2b = con_b <= gamma <  con_a                                                            (13)
+        Omega3  = con_a <  gamma and con_b <  gamma                                                  (14)
+
+        t       = p_a1 where max_c p_a1 > max_c p_b1, else p_b1                                      (21)
+        s       = t^(1/T) / (t^(1/T) + (1 - t)^(1/T))              each class by itself              (22)
+        mse_n   = sum over Omega3 and classes of (p_n2 - s)^2 / |Omega3|                             (23)
+        H(p)    = (1/N) sum over Omega3 of -sum_c p log(p + 1e-6)                                    (24)
+        dtct_n  = mse_n + H(p_n1) + H(p_n2)                                                          (25)
+
+        y_n     = argmax_c p_n1,  Up = (bi-, tri-)linear interpolation to S
+        q_n[c]  = mean over samples of  sum_v Up(F_n1) 1(y_n = c) / (count(c) + 1e-5)             (5, 6, 15)
+        d_a[c]  = scale * cosine(Up(F_a2), q_b[c])                 the other's prototypes            (16, 17)
+        ce_a    = sum over Omega2a of CE(d_a, y_b) / |Omega2a|                                       (18)
+        cos_a   = mean over all N voxels and C classes of (1 - d_a) 1(Omega2a)                       (19)
+        L_cgcpcl_a = ce_a + cos_a,  and b likewise with a's prototypes and Omega2b                   (20)
+
+    Half precision inputs are computed in float32, also under autocast: powers and logarithms underflow there.
 
     Args:
         logits_a: z_a1, network a on clean encoder features, (U, C, *S).

@@ -13,7 +13,7 @@ from alhvr_trainer.methods.alhvr.terms import alhvr_terms
 from alhvr_trainer.settings import ALHVRSettings, threshold_proportion
 from alhvr_trainer.training.distributed.ranks import rank, ranks
 from alhvr_trainer.training.distributed.trainer import unwrapped
-from alhvr_trainer.training.samples import Forward, Predictions, Samples, at_least_float32
+from alhvr_trainer.training.samples import Forward, Predictions, Samples
 from alhvr_trainer.training.semi_supervised import SemiSupervisedTrainer
 from alhvr_trainer.training.voxels import valid_voxels
 
@@ -84,14 +84,9 @@ class ALHVRTrainer(SemiSupervisedTrainer):
         settings, valid, group = self.settings, samples.unlabeled_valid, predictions.group
         outputs: dict[str, TwoPassOutput] = predictions.extra
         inputs = [
-            at_least_float32(tensor)
+            tensor
             for out in outputs.values()
-            for tensor in (
-                out.logits[samples.labeled :],
-                out.perturbed_logits,
-                out.features,
-                out.perturbed_features,
-            )
+            for tensor in (out.logits[samples.labeled :], out.perturbed_logits, out.features, out.perturbed_features)
         ]
         method = alhvr_channel_terms if self.label_manager.has_regions else alhvr_terms
         terms = method(

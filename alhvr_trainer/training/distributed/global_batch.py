@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch import distributed as dist
 
 from alhvr_trainer.training.distributed.ranks import ranks
-from alhvr_trainer.training.samples import at_least_float32
+from alhvr_trainer.training.precision import at_least_float32
 
 
 def sum_gradients(parameters: Iterable[nn.Parameter], group: dist.ProcessGroup | None) -> None:
