@@ -1,10 +1,11 @@
-"""Time and peak memory of a training step of ALHVR against its floor, side by side in one process.
+"""Time and peak memory of a training step of ALHVR against its floor or against nnU-Net's, in one process.
 
 The floor is what any method of two networks with a second decoder pass must do: clean pass on L+U samples, perturbed
-pass on U, a trivial loss, backward, optimiser. Both run the same two networks, alternating step by step, so that
-drifts of the machine hit both alike; the ratio of the medians is quoted.
+pass on U, a trivial loss, backward, optimiser. nnU-Net's step is one network's, on L+U samples, with the same trivial
+loss. The two alternate step by step, so that drifts of the machine hit both alike; the ratio of the medians is quoted.
 
     python benchmarks/step_cost.py --output benchmarks/results/step_cost.json
+    python benchmarks/step_cost.py --against nnunet --output benchmarks/results/step_cost_nnunet.json
 """
 
 from __future__ import annotations
@@ -69,7 +70,7 @@ def build(case: dict[str, Any], seed: int) -> torch.nn.Module:
 
 
 class Step:
-    """One training step of two networks, with ALHVR's terms or with a trivial loss."""
+    """One training step: "alhvr", "floor" (ALHVR without its terms) or "nnunet" (one network, all samples alike)."""
 
     def __init__(self, case: dict[str, Any], device: torch.device) -> None:
         self.labeled = case["labeled"]
@@ -79,9 +80,16 @@ class Step:
         self.perturbations = [FeaturePerturbation(seed, device) for seed in (0, 1)]
         self.data = torch.randn(self.labeled + case["unlabeled"], 1, *case["patch"], device=device)
 
-    def __call__(self, with_terms: bool) -> None:
-        for optimizer in self.optimizers:
+    def __call__(self, kind: str) -> None:
+        optimizers = self.optimizers[:1] if kind == "nnunet" else self.optimizers
+        for optimizer in optimizers:
             optimizer.zero_grad(set_to_none=True)
+        loss = self.networks[0](self.data).mean() if kind == "nnunet" else self._co_training(kind == "alhvr")
+        loss.backward()
+        for optimizer in optimizers:
+            optimizer.step()
+
+    def _co_training(self, with_terms: bool) -> torch.Tensor:
         passes = [run(self.data, self.labeled, p) for run, p in zip(self.two_passes, self.perturbations, strict=True)]
         loss = torch.stack([out.logits.mean() + out.perturbed_logits.mean() for out in passes]).sum()
         if with_terms:
@@ -91,9 +99,7 @@ class Step:
                 for tensor in (out.logits[self.labeled :], out.perturbed_logits, out.features, out.perturbed_features)
             ]
             loss = loss + 0.1 * alhvr_terms(*inputs).total
-        loss.backward()
-        for optimizer in self.optimizers:
-            optimizer.step()
+        return loss
 
 
 def timed(step: Callable[[], None], device: torch.device) -> float:
@@ -104,41 +110,41 @@ def timed(step: Callable[[], None], device: torch.device) -> float:
     return time.perf_counter() - start
 
 
-def timed_pairs(step: Step, seconds: float, device: torch.device) -> np.ndarray:
-    """Seconds of the floor's step and of ours, one pair per row; the two kinds alternate in going first."""
+def timed_pairs(step: Step, against: str, seconds: float, device: torch.device) -> np.ndarray:
+    """Seconds of the other step and of ours, one pair per row; the two kinds alternate in going first."""
     rows: list[tuple[float, float]] = []
     end = np.inf
     while len(rows) <= MIN_PAIRS or time.perf_counter() < end:
-        order = (False, True) if len(rows) % 2 else (True, False)
-        elapsed = {with_terms: timed(partial(step, with_terms), device) for with_terms in order}
-        rows.append((elapsed[False], elapsed[True]))
+        order = (against, "alhvr") if len(rows) % 2 else ("alhvr", against)
+        elapsed = {kind: timed(partial(step, kind), device) for kind in order}
+        rows.append((elapsed[against], elapsed["alhvr"]))
         if len(rows) == 1:
             end = time.perf_counter() + seconds
     return np.array(rows[1:])
 
 
-def peak_memory(name: str, with_terms: bool, device: torch.device, steps: int = 3) -> int:
+def peak_memory(name: str, kind: str, device: torch.device, steps: int = 3) -> int:
     """Bytes: CUDA's own count, or on the CPU the growth of a fresh process (Linux)."""
     if device.type == "cuda":
         step = Step(CASES[name], device)
-        step(with_terms)
+        step(kind)
         torch.cuda.reset_peak_memory_stats()
-        step(with_terms)
+        step(kind)
         return torch.cuda.max_memory_allocated()
-    words = ["memory", "--name", name, "--with_terms", str(with_terms), "--steps", str(steps)]
+    words = ["memory", "--name", name, "--kind", kind, "--steps", str(steps)]
     # glibc would keep freed tensors, differently from run to run; mapped blocks go back at once
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
     command = [sys.executable, __file__, *words]
     return int(subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout.split()[-1])
 
 
-def memory(name: str, with_terms: bool, steps: int = 3) -> int:
+def memory(name: str, kind: str, steps: int = 3) -> int:
     """Print by how many bytes ``steps`` training steps on the CPU raise this process's peak resident set size."""
     step = Step(CASES[name], torch.device("cpu"))
     Path("/proc/self/clear_refs").write_text("5")  # Linux: start the peak anew, importing may have been higher
     before = _status_bytes("VmRSS")
     for _ in range(steps):
-        step(with_terms)
+        step(kind)
     return _status_bytes("VmHWM") - before
 
 
@@ -148,12 +154,17 @@ def _status_bytes(key: str) -> int:
 
 
 def compare(
-    cases: str = "2d_small,3d_small,2d,3d", seconds: float = 60, threads: int = 0, output: str | None = None
+    cases: str = "2d_small,3d_small,2d,3d",
+    against: str = "floor",
+    seconds: float = 60,
+    threads: int = 0,
+    output: str | None = None,
 ) -> None:
-    """Print, and write as JSON, ratios of our step to its floor.
+    """Print, and write as JSON, ratios of our step to another.
 
     Args:
         cases: names out of CASES, comma-separated.
+        against: "floor" or "nnunet".
         seconds: how long to time each case, after a pair of steps that is not counted; at least MIN_PAIRS pairs.
         threads: CPU threads (0: torch's default).
         output: JSON file.
@@ -164,20 +175,20 @@ def compare(
     rows = {}
     for name in cases.split(",") if isinstance(cases, str) else cases:
         step = Step(CASES[name], device)
-        pairs = timed_pairs(step, seconds, device)
+        pairs = timed_pairs(step, against, seconds, device)
         del step
-        floor, ours = np.median(pairs, axis=0)
-        memory_floor, memory_ours = (peak_memory(name, flag, device) for flag in (False, True))
+        other, ours = np.median(pairs, axis=0)
+        memory_other, memory_ours = (peak_memory(name, kind, device) for kind in (against, "alhvr"))
         rows[name] = {
             **CASES[name],
             "pairs": len(pairs),
-            "seconds_floor": round(float(floor), 4),
+            f"seconds_{against}": round(float(other), 4),
             "seconds_alhvr": round(float(ours), 4),
-            "time_ratio": round(float(ours / floor), 3),
+            "time_ratio": round(float(ours / other), 3),
             "time_ratio_quartiles": np.percentile(pairs[:, 1] / pairs[:, 0], (25, 50, 75)).round(3).tolist(),
-            "peak_mib_floor": memory_floor >> 20,
+            f"peak_mib_{against}": memory_other >> 20,
             "peak_mib_alhvr": memory_ours >> 20,
-            "memory_ratio": round(memory_ours / memory_floor, 3),
+            "memory_ratio": round(memory_ours / memory_other, 3),
         }
         print(name, json.dumps(rows[name]), flush=True)
     if output:

@@ -206,10 +206,8 @@ def documented_commands() -> list[str]:
 
 def test_every_command_is_documented():
     text = "".join(page.read_text(encoding="utf-8") for page in PAGES)
-    assert [name for name in cli.COMMANDS if f"alhvr {name}" not in text] == [
-        "demo",
-        "version",
-    ]  # the demo is a make target
+    missing = [name for name in cli.COMMANDS if f"alhvr {name}" not in text]
+    assert missing == ["demo", "version"]  # the demo is there as a make target
 
 
 @pytest.mark.parametrize("line", documented_commands())
