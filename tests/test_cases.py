@@ -231,3 +231,18 @@ def test_splits_that_disagree(tmp_path: Path) -> None:
 def test_broken_splits_file(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"splits_final.json is not valid JSON"):
         load_splits(str(write(tmp_path / "raw", "[{")), str(tmp_path / "preprocessed"))
+
+
+def test_misspelled_names_are_not_passed_over(tmp_path):
+    """A folder, a key of dataset.json and a key of the splits that nobody would look at."""
+    add_case(tmp_path / "imagesTr", "a")
+    add_case(tmp_path / "imagesTr_unlabelled", "u")
+    with pytest.raises(InputError, match=r'has "imagesTr_unlabelled"; did you mean imagesTr_unlabeled\?'):
+        raw_unlabeled_cases(str(tmp_path), DATASET_JSON)
+    for key in ("unlabelled", "Unlabeled"):
+        with pytest.raises(InputError, match=rf'dataset\.json has "{key}"; did you mean unlabeled\?'):
+            raw_unlabeled_cases(str(tmp_path), {**DATASET_JSON, key: ["imagesTr_unlabelled"]})
+        with pytest.raises(InputError, match=rf'fold 0 in splits_final\.json has "{key}"; did you mean unlabeled\?'):
+            split_unlabeled_cases([{"train": ["a"], "val": ["c"], key: ["b"]}], 0)
+    named = {**DATASET_JSON, "unlabeled": ["imagesTr_unlabelled"]}  # whoever names the folder means it
+    assert list(raw_unlabeled_cases(str(tmp_path), named)) == ["u"]

@@ -22,6 +22,7 @@ from alhvr_trainer.planning.datasets import resolve_dataset
 from alhvr_trainer.planning.make_split import make_split
 from alhvr_trainer.planning.plan_and_preprocess import plan_and_preprocess
 from alhvr_trainer.planning.planner import PLANNERS, ALHVRPlanner
+from alhvr_trainer.planning.replanning import AS_PLANNED, keep_changed_settings
 from alhvr_trainer.resources import plans_folder
 from alhvr_trainer.settings import ALHVRSettings, settings_from_plans, split_batch
 from alhvr_trainer.unlabeled.fingerprint import add_unlabeled_to_fingerprint
@@ -263,8 +264,61 @@ def test_dataset_that_is_not_there_or_not_unique(planned: Path) -> None:
 
 def test_unknown_configuration(planned: Path) -> None:
     arguments = {"num_processes": 1, "verify_dataset_integrity": False}
-    with pytest.raises(InputError, match=r"no configuration 2dd in the plans of .*there are: 2d, 3d_fullres"):
-        plan_and_preprocess(901, "2dd", **arguments)
+    before = (planned / "preprocessed" / NAME / "ALHVRPlans.json").read_bytes()
+    with pytest.raises(InputError, match=r"no configuration 2D; did you mean 2d\?; there can be: 2d, 3d_fullres"):
+        plan_and_preprocess(901, "2D", **arguments)
+    with pytest.raises(InputError, match=rf"{NAME} gets no configuration 3d_lowres; there are: 2d, 3d_fullres"):
+        plan_and_preprocess(901, "3d_lowres", **arguments)
+    assert (planned / "preprocessed" / NAME / "ALHVRPlans.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("through", ["ours", "nnU-Net", "ready plans"])
+def test_what_was_changed_by_hand_survives_planning_again(
+    planned: Path, through: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Settings of the "alhvr" blocks and own configurations; what planning chose itself is chosen anew."""
+    if through == "ready plans":
+        plan_and_preprocess(901, plans_file="demo", no_pp=True, overwrite_plans_name="ALHVRPlans")
+    plans = read_json(planned, "ALHVRPlans.json")
+    first = json.loads(json.dumps(plans))
+    plans["configurations"]["2d"]["alhvr"].update(consistency_weight=0.25, threshold_proportion=0.95)
+    plans["configurations"]["3d_fullres"]["batch_size"] = 4  # of nnU-Net's own entries: planned anew
+    plans["configurations"]["2d_mine"] = {"inherits_from": "2d", "alhvr": {"seed": 3}}
+    write_json(planned, "ALHVRPlans.json", plans)
+    again = {
+        "ours": lambda: plan_and_preprocess(901, "2d", no_pp=True, num_processes=1, verify_dataset_integrity=False),
+        "nnU-Net": lambda: ALHVRPlanner(NAME).plan_experiment(),
+        "ready plans": lambda: plan_and_preprocess(
+            901, plans_file="demo", no_pp=True, overwrite_plans_name="ALHVRPlans", verify_dataset_integrity=False
+        ),
+    }[through]
+    capsys.readouterr()
+    again()
+    expected = first
+    expected["configurations"]["2d"]["alhvr"] |= {"consistency_weight": 0.25, "threshold_proportion": 0.95}
+    expected["configurations"]["2d_mine"] = {"inherits_from": "2d", "alhvr": {"seed": 3}}
+    assert read_json(planned, "ALHVRPlans.json") == expected
+    said = capsys.readouterr().out
+    assert '2d keeps "alhvr"' in said and "consistency_weight 0.25" in said
+
+
+def test_what_nobody_changed_is_planned_anew() -> None:
+    """With another batch its planned share follows; without a note of what was planned, all that is there stays."""
+    before = {"configurations": {"2d": {"alhvr": {"unlabeled_batch_size": 8, "seed": 1}}}}
+    noted = {**before, AS_PLANNED: {"2d": {"unlabeled_batch_size": 8}}}
+    for old, expected in ((noted, 4), (before, 8)):
+        plans = {"configurations": {"2d": {"alhvr": {"unlabeled_batch_size": 4}}}}
+        keep_changed_settings(plans, old)
+        assert plans["configurations"]["2d"]["alhvr"] == {"unlabeled_batch_size": expected, "seed": 1}
+        assert plans[AS_PLANNED] == {"2d": {"unlabeled_batch_size": 4}}
+
+
+def test_a_damaged_plans_file_is_named_before_it_is_replaced(planned: Path) -> None:
+    for content in ('{"plans_name": "ALHVRPlans"}', "{"):
+        (planned / "preprocessed" / NAME / "ALHVRPlans.json").write_text(content)
+        with pytest.raises(InputError, match=r"ALHVRPlans\.json .*; remove it and plan again"):
+            plan_and_preprocess(901, "2d", num_processes=1, verify_dataset_integrity=False)
+        assert (planned / "preprocessed" / NAME / "ALHVRPlans.json").read_text() == content
 
 
 def test_number_of_processes(planned: Path) -> None:

@@ -26,6 +26,7 @@ from alhvr_trainer.methods.alhvr.trainer import ALHVRTrainer
 from alhvr_trainer.methods.supervised import SupervisedTrainer, SupervisedWholeBatchTrainer
 from alhvr_trainer.methods.variants import trainer_named
 from alhvr_trainer.planning.plan_and_preprocess import plan_and_preprocess
+from alhvr_trainer.training.checks import hidden_intensities
 
 pytest_plugins = ["planned_dataset"]
 
@@ -599,3 +600,20 @@ def test_mixed_precision_is_float16_or_bfloat16(tiny: Path):
     change_settings(tiny, mixed_precision="float8")
     with pytest.raises(InputError, match=r'"alhvr.mixed_precision" .* is .float8.; it must be "float16" or "bfloat16"'):
         make_trainer(tiny)
+
+
+def test_stock_plans_with_intensities_of_hidden_cases_are_pointed_out(tiny: Path):
+    """nnU-Net's planner looks at all of imagesTr; ours too, if labels were hidden after it had planned."""
+    assert hidden_intensities(make_trainer(tiny)) is None
+    plans = read_json(tiny, "ALHVRPlans.json")
+    write_json(tiny, "Stock.json", plans | {"plans_name": "Stock", "experiment_planner_used": "ExperimentPlanner"})
+    trainer = make_trainer(tiny, plans="Stock")
+    trainer.initialize()
+    trainer.on_train_start()
+    trainer.on_train_end()
+    (line,) = [line for line in Path(trainer.log_file).read_text().splitlines() if "WARNING: the plans Stock" in line]
+    assert "intensities of 2 cases whose labels are hidden" in line
+    assert f"alhvr plan_and_preprocess -d {NAME}" in line
+    fingerprint = read_json(tiny, "dataset_fingerprint.json")
+    write_json(tiny, "dataset_fingerprint.json", fingerprint | {"labeled_cases": ["case_000", *SPLIT["unlabeled"]]})
+    assert "of 2 cases" in hidden_intensities(make_trainer(tiny))

@@ -1,4 +1,4 @@
-"""Reading JSON files that anyone may have written or damaged."""
+"""JSON files: reading those that anyone may have written or damaged, and writing."""
 
 from __future__ import annotations
 
@@ -46,6 +46,13 @@ def read_object(file: str | os.PathLike[str], remedy: str = "") -> dict[str, Any
     if not isinstance(content, dict):
         raise InputError(f"{file} must hold a JSON object, found {shown(content)}{f'; {remedy}' if remedy else ''}")
     return content
+
+
+def write_json(content: object, file: str | os.PathLike[str]) -> None:
+    """Write a file that appears whole or not at all."""
+    partial = Path(f"{os.fspath(file)}.partial")
+    partial.write_text(json.dumps(content, indent=1), encoding="utf-8")
+    os.replace(partial, file)
 
 
 def is_whole(value: object, low: int, high: int) -> bool:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from alhvr_trainer.errors import InputError
+from alhvr_trainer.files.json_files import write_json
 from alhvr_trainer.planning.datasets import preprocessed_folder, raw_folder, resolve_dataset, whole_number
 from alhvr_trainer.planning.splits import choose_splits, split_summary
-from alhvr_trainer.unlabeled.cases import SPLITS_FILE, raw_unlabeled_cases
+from alhvr_trainer.unlabeled.cases import SPLITS_FILE, raw_unlabeled_cases, unlabeled_folders
 from alhvr_trainer.unlabeled.dataset import images_of_labeled_folder, load_dataset_json
 
 
@@ -57,7 +56,9 @@ def make_split(
     dataset_json = load_dataset_json(raw_folder(name))
     cases = sorted(images_of_labeled_folder(raw_folder(name), dataset_json))
     splits = choose_splits(cases, labeled, whole_number("folds", folds), validation, group, int(seed))
-    if not all(split["unlabeled"] for split in splits) and not raw_unlabeled_cases(raw_folder(name), dataset_json):
+    in_folders = raw_unlabeled_cases(raw_folder(name), dataset_json)
+    folders = unlabeled_folders(raw_folder(name), dataset_json)
+    if not all(split["unlabeled"] for split in splits) and not in_folders:
         raise InputError(f'"labeled" is {labeled}: no case of {name} is left to be unlabelled')
     file = Path(output) if output else Path(preprocessed_folder(name)) / SPLITS_FILE
     if file.exists() and not overwrite:
@@ -66,12 +67,8 @@ def make_split(
     if not output and in_raw.exists():
         raise InputError(f"{in_raw} exists, and nnU-Net refuses a different split beside it: remove it first")
     file.parent.mkdir(parents=True, exist_ok=True)
-    _write_json(splits, file)
+    write_json(splits, file)
     print(f"{file}:", *split_summary(splits), sep="\n  ")
+    if in_folders:
+        print(f"  and in every fold {len(in_folders)} unlabelled cases of {', '.join(folders)}")
     return str(file)
-
-
-def _write_json(content: object, file: Path) -> None:
-    partial = file.with_name(file.name + ".partial")
-    partial.write_text(json.dumps(content, indent=1))
-    os.replace(partial, file)

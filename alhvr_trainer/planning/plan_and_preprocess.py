@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from alhvr_trainer.errors import InputError, one_line
+from alhvr_trainer.errors import InputError, did_you_mean, one_line
 from alhvr_trainer.planning.datasets import preprocessed_folder, raw_folder, resolve_dataset, whole_number
 from alhvr_trainer.settings import PLANNER_NAME
 from alhvr_trainer.unlabeled.cases import SPLITS_FILE, all_unlabeled_cases, load_splits, raw_unlabeled_cases
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from alhvr_trainer.planning.templates import Template
 
 DEFAULT_CONFIGURATIONS = ("2d", "3d_fullres", "3d_lowres")
+NNUNET_CONFIGURATIONS = (*DEFAULT_CONFIGURATIONS, "3d_cascade_fullres")
 
 
 def plan_and_preprocess(
@@ -70,6 +72,7 @@ def plan_and_preprocess(
     wanted = _configuration_names(configurations, template)
     planner_class = _planner(planner)
     plans_name = overwrite_plans_name or (template.plans_name if template else planner_class.default_plans_name)
+    _check_configurations(wanted, os.path.join(preprocessed_folder(name), f"{plans_name}.json"))
     flags = {"verify_dataset_integrity": verify_dataset_integrity, "clean": clean, "no_pp": no_pp}
     command = _nnunet_command(name, wanted, planner_class, plans_name, gpu_memory_target, processes)
     print("In nnU-Net's terms:", command, *(f"--{flag}" for flag, is_set in flags.items() if is_set))
@@ -77,9 +80,9 @@ def plan_and_preprocess(
     if verify_dataset_integrity:
         _verify_labeled(name, processes)
     _extract_fingerprint(name, processes, clean)
-    _plan(name, planner_class, template, plans_name, gpu_memory_target)
+    _plan(name, planner_class, template, wanted, plans_name, gpu_memory_target)
     if not no_pp:
-        _preprocess(name, plans_name, wanted, configurations is not None, processes)
+        _preprocess(name, plans_name, wanted, processes)
     return os.path.join(preprocessed_folder(name), f"{plans_name}.json")
 
 
@@ -101,6 +104,15 @@ def _configuration_names(configurations: str | Sequence[str] | None, template: T
         return list(template.configurations if template else DEFAULT_CONFIGURATIONS)
     names = configurations.split(",") if isinstance(configurations, str) else [str(name) for name in configurations]
     return [name.strip() for name in names if name.strip()]
+
+
+def _check_configurations(wanted: list[str], plans_file: str) -> None:
+    from alhvr_trainer.planning.replanning import plans_before
+
+    known = dict.fromkeys([*NNUNET_CONFIGURATIONS, *plans_before(Path(plans_file))["configurations"]])
+    for name in wanted:
+        if name not in known:
+            raise InputError(f"no configuration {name}{did_you_mean(name, known)}; there can be: {', '.join(known)}")
 
 
 def _planner(name: str) -> type[ALHVRPlanner]:
@@ -165,33 +177,27 @@ def _plan(
     name: str,
     planner: type[ALHVRPlanner],
     template: Template | None,
+    wanted: list[str],
     plans_name: str,
     gpu_memory_target: float | None,
 ) -> None:
     from nnunetv2.experiment_planning.plan_and_preprocess_api import plan_experiment_dataset
 
-    if template:  # the class's name is written into the plans, so it stays
-        planner = type(planner.__name__, (planner,), {"template": template})
+    # the class's name is written into the plans, so it stays
+    planner = type(planner.__name__, (planner,), {"template": template, "wanted": tuple(wanted)})
     plan_experiment_dataset(
         int(name[7:10]), planner, gpu_memory_target_in_gb=gpu_memory_target, overwrite_plans_name=plans_name
     )
 
 
-def _preprocess(name: str, plans_name: str, wanted: list[str], strict: bool, processes: int) -> None:
+def _preprocess(name: str, plans_name: str, wanted: list[str], processes: int) -> None:
     from nnunetv2.experiment_planning.plan_and_preprocess_api import preprocess_dataset
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
     from alhvr_trainer.unlabeled.preprocessing import preprocess_unlabeled, unlabeled_folder
 
     plans = PlansManager(os.path.join(preprocessed_folder(name), f"{plans_name}.json"))
-    known = [*plans.available_configurations, *DEFAULT_CONFIGURATIONS]
-    unknown = [configuration for configuration in wanted if configuration not in known]
     present = [configuration for configuration in wanted if configuration in plans.available_configurations]
-    if strict and (unknown or not present):
-        raise InputError(
-            f"no configuration {', '.join(unknown or wanted)} in the plans of {name}; "
-            f"there are: {', '.join(plans.available_configurations)}"
-        )
     preprocess_dataset(int(name[7:10]), plans_name, present, num_processes=[processes])
     cases, dataset_json = _unlabeled_cases(name), load_dataset_json(raw_folder(name))
     for configuration in present:

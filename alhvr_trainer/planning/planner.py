@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +16,10 @@ from nnunetv2.experiment_planning.experiment_planners.residual_unets.residual_en
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from nnunetv2.utilities.json_export import recursive_fix_for_json_export
 
+from alhvr_trainer.errors import InputError
+from alhvr_trainer.planning.datasets import preprocessed_folder
+from alhvr_trainer.planning.replanning import keep_changed_settings, plans_before
+from alhvr_trainer.planning.splits import write_split_for_few_cases
 from alhvr_trainer.planning.templates import Template, alhvr_block, apply_template
 from alhvr_trainer.settings import PLANS_NAME, SETTINGS_KEY
 from alhvr_trainer.unlabeled.fingerprint import (
@@ -50,8 +55,11 @@ class ALHVRPlanner(ExperimentPlanner):
         (16, {'unlabeled_batch_size': 8, 'threshold_proportion': 0.8})
     """
 
+    # class attributes, as nnU-Net's functions fix the arguments of a planner
     template: Template | None = None
-    """Ready plans to lay over; a class attribute, as nnU-Net's functions fix the arguments of a planner."""
+    """Ready plans to lay over."""
+    wanted: tuple[str, ...] = ()
+    """Configurations that the caller goes on with; if planning brings none of them, it writes nothing."""
     default_plans_name = PLANS_NAME
 
     def __init__(
@@ -119,12 +127,25 @@ class ALHVRPlanner(ExperimentPlanner):
         return plan
 
     def save_plans(self, plans: dict[str, Any]) -> None:
-        """Lay the ready plans over, if there are any, before nnU-Net writes the file."""
+        """Ready plans over the planner's, and over both what people changed; nnU-Net then writes the file.
+
+        Raises:
+            InputError: the ready plans do not fit the dataset, or none of the wanted configurations is there.
+        """
+        folder = Path(preprocessed_folder(self.dataset_name))
         if self.template is not None:
             recursive_fix_for_json_export(plans)
             plans.update(apply_template(self.template, json.loads(json.dumps(plans)), self.dataset_json))
             print(f"{self.template.file} was laid over: {', '.join(self.template.configurations)}")
+        before = plans_before(folder / f"{self.plans_identifier}.json")
+        there = [*plans["configurations"], *before["configurations"]]
+        if self.wanted and not {*self.wanted} & {*there}:
+            raise InputError(
+                f"{self.dataset_name} gets no configuration {', '.join(self.wanted)}; there are: {', '.join(there)}"
+            )
+        print(*keep_changed_settings(plans, before), sep="\n", end="")
         super().save_plans(plans)
+        write_split_for_few_cases(folder, list(self.dataset))
 
 
 class ALHVRPlannerResEncM(ALHVRPlanner, nnUNetPlannerResEncM):

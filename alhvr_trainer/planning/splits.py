@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
 from alhvr_trainer.errors import InputError
+from alhvr_trainer.files.json_files import write_json
+from alhvr_trainer.unlabeled.cases import SPLITS_FILE
 
 Amount = int | float | str | Sequence[str]
 """A number of groups, a share of them, or names."""
 DEFAULT_VALIDATION_SHARE = 0.2
+NNUNET_FOLDS = 5
+"""Of the cross validation that nnU-Net makes where it finds no split; it fails on fewer cases."""
+MOST_WITHOUT_VALIDATION = 2
+NO_VALIDATION = "so its validation shows nothing about new scans"
 
 
 def choose_splits(
@@ -53,6 +60,43 @@ def choose_splits(
         lists = {"train": train, "unlabeled": unlabeled, "val": val}
         splits.append({key: sorted(case for name in chosen for case in groups[name]) for key, chosen in lists.items()})
     return splits
+
+
+def split_for_few_cases(cases: Sequence[str]) -> list[dict[str, list[str]]] | None:
+    """Folds for fewer labelled cases than the five of nnU-Net's cross validation; None where there are enough.
+
+    Each case is the validation case of one fold. One or two are both trained and validated on: leaving one out would
+    cost half of all labels.
+
+    Example:
+        >>> split_for_few_cases(["a", "b", "c"])[0], split_for_few_cases(["a", "b"])
+        ({'train': ['b', 'c'], 'val': ['a']}, [{'train': ['a', 'b'], 'val': ['a', 'b']}])
+    """
+    cases = sorted(cases)
+    if len(cases) >= NNUNET_FOLDS:
+        return None
+    if len(cases) <= MOST_WITHOUT_VALIDATION:
+        return [{"train": cases, "val": cases}]
+    return [{"train": [other for other in cases if other != case], "val": [case]} for case in cases]
+
+
+def write_split_for_few_cases(folder: str | Path, cases: Sequence[str]) -> None:
+    """Write the split of :func:`split_for_few_cases` where nnU-Net looks for one, unless there is one already.
+
+    Args:
+        folder: of the dataset in ``nnUNet_preprocessed``.
+        cases: all labelled ones.
+    """
+    file = Path(folder) / SPLITS_FILE
+    splits = None if file.exists() else split_for_few_cases(cases)
+    if splits:
+        write_json(splits, file)
+        how = (
+            "each is left out of one fold"
+            if len(splits) > 1
+            else f"fold 0 trains and validates on all, {NO_VALIDATION}"
+        )
+        print(f"{file}: {len(cases)} labelled case{'s' if len(cases) > 1 else ''}; {how}")
 
 
 def split_summary(splits: list[dict[str, list[str]]]) -> list[str]:

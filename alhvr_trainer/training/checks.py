@@ -9,8 +9,11 @@ from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from alhvr_trainer.errors import InputError
-from alhvr_trainer.settings import SETTINGS_KEY
-from alhvr_trainer.unlabeled.cases import SPLITS_FILE, is_in_file, load_splits
+from alhvr_trainer.files.json_files import read_object
+from alhvr_trainer.planning.splits import NNUNET_FOLDS, split_for_few_cases
+from alhvr_trainer.settings import PLANNER_NAME, SETTINGS_KEY
+from alhvr_trainer.unlabeled.cases import SPLITS_FILE, is_in_file, load_splits, split_unlabeled_cases
+from alhvr_trainer.unlabeled.fingerprint import FINGERPRINT_FILE, LABELED_CASES
 
 
 def check_plans_fit_dataset(trainer: nnUNetTrainer) -> None:
@@ -41,17 +44,44 @@ def check_split(trainer: nnUNetTrainer) -> None:
         InputError: ``splits_final.json`` has the wrong form, or names a case that is not there.
     """
     folder = trainer.preprocessed_dataset_folder_base
-    splits = load_splits(folder, folder)
+    present = preprocessed_cases(trainer)
+    splits = load_splits(folder, folder) or split_for_few_cases(present) or []
     if not is_in_file(splits, trainer.fold):
+        if trainer.fold != "all" and len(present) < NNUNET_FOLDS:
+            raise InputError(
+                f"there is no fold {trainer.fold}: with {len(present)} labelled cases the folds are "
+                f"{', '.join(map(str, range(len(splits))))}"
+            )
         return
-    present = set(
-        infer_dataset_class(trainer.preprocessed_dataset_folder).get_identifiers(trainer.preprocessed_dataset_folder)
-    )
     for key in ("train", "val"):
-        missing = sorted(set(splits[int(trainer.fold)][key]) - present)
+        missing = sorted(set(splits[int(trainer.fold)][key]) - {*present})
         if missing or not splits[int(trainer.fold)][key]:
             found = f'names "{missing[0]}", which is not preprocessed' if missing else "is empty"
             raise InputError(f'"{key}" of fold {trainer.fold} in {Path(folder) / SPLITS_FILE} {found}')
+
+
+def preprocessed_cases(trainer: nnUNetTrainer) -> list[str]:
+    """nnU-Net's own, labelled cases of the configuration."""
+    folder = trainer.preprocessed_dataset_folder
+    return sorted(infer_dataset_class(folder).get_identifiers(folder))
+
+
+def hidden_intensities(trainer: nnUNetTrainer) -> str | None:
+    """What to say where the plans hold foreground intensities of cases whose labels training must not see.
+
+    nnU-Net's planner takes them from every case of ``imagesTr``; ours leaves hidden cases out, if it knew of them.
+    """
+    folder = Path(trainer.preprocessed_dataset_folder_base)
+    hidden = set(split_unlabeled_cases(load_splits(str(folder), str(folder)), "all"))
+    plans, planner = trainer.plans_manager.plans, trainer.plans_manager.plans.get("experiment_planner_used")
+    fingerprint = read_object(folder / FINGERPRINT_FILE) if (folder / FINGERPRINT_FILE).is_file() else {}
+    seen = hidden if not str(planner).startswith(PLANNER_NAME) else hidden & set(fingerprint.get(LABELED_CASES, []))
+    if not seen:
+        return None
+    return (
+        f"the plans {plans['plans_name']} hold foreground intensities of {len(seen)} cases whose labels are hidden "
+        f"(made by {planner}); alhvr plan_and_preprocess -d {plans['dataset_name']} plans without them"
+    )
 
 
 def check_batch_fits_ranks(labeled: int, unlabeled: int, ranks: int) -> None:

@@ -9,9 +9,16 @@ import torch
 from alhvr_trainer.compatibility import require_nnunet_folders
 from alhvr_trainer.files.checkpoints import seed_everything
 from alhvr_trainer.files.plans_check import check_plans
+from alhvr_trainer.planning.splits import NO_VALIDATION, write_split_for_few_cases
 from alhvr_trainer.settings import Settings, set_training_length, settings_from_plans, split_batch
 from alhvr_trainer.training.batches import Draws, forced_foreground
-from alhvr_trainer.training.checks import check_batch_fits_ranks, check_plans_fit_dataset, check_split
+from alhvr_trainer.training.checks import (
+    check_batch_fits_ranks,
+    check_plans_fit_dataset,
+    check_split,
+    hidden_intensities,
+    preprocessed_cases,
+)
 from alhvr_trainer.training.display import Display
 from alhvr_trainer.training.distributed.ranks import from_rank_0, rank, rank_0_first, ranks, share
 from alhvr_trainer.training.distributed.trainer import DistributedTrainer
@@ -89,12 +96,20 @@ class PlannedTrainer(DistributedTrainer):
         return split_batch(self.configuration_manager.batch_size, self.settings.unlabeled_batch_size)
 
     def do_split(self):
-        return labeled_cases(self, *super().do_split())
+        if self.fold != "all":
+            write_split_for_few_cases(self.preprocessed_dataset_folder_base, preprocessed_cases(self))
+        training, validation = labeled_cases(self, *super().do_split())
+        if self.fold != "all" and set(validation) <= set(training):
+            self.print_to_log_file(f"ALHVR: fold {self.fold} trains on its validation cases, {NO_VALIDATION}")
+        return training, validation
 
     def get_tr_and_val_datasets(self):
         with rank_0_first():  # a missing split is made once
             check_split(self)
             training, validation = super().get_tr_and_val_datasets()
+        warning = hidden_intensities(self)
+        if warning:
+            self.print_to_log_file(f"ALHVR: WARNING: {warning}")
         forced = (*self._forced(self.samples_per_step()[0]), *[0.0] * self.unlabeled_batch_size)
         training.draws = Draws((self.seed, rank(), 0), self.current_epoch * self.num_iterations_per_epoch, forced)
         # on as many patches as nnU-Net with these plans, however few of them training sees labelled

@@ -14,10 +14,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Iterable
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from alhvr_trainer.errors import InputError, shown
+from alhvr_trainer.errors import InputError, did_you_mean, shown
 from alhvr_trainer.files.dataset_json import channel_names, file_ending
 from alhvr_trainer.files.json_files import is_list_of, is_name, read_json
 from alhvr_trainer.settings import UNLABELED_FOLDER, UNLABELED_KEY
@@ -160,8 +161,10 @@ def unlabeled_folders(raw_dataset_folder: str, dataset_json: dict[str, Any]) -> 
     """Folders to look for unlabelled cases in: those that ``dataset.json`` names, else the default one."""
     named = dataset_json.get(UNLABELED_KEY)
     if named is None:
-        default = os.path.join(raw_dataset_folder, UNLABELED_FOLDER)
-        return [default] if os.path.isdir(default) else []
+        _check_spelling(dataset_json, (UNLABELED_KEY,), os.path.join(raw_dataset_folder, "dataset.json"))
+        subfolders = [entry.name for entry in os.scandir(raw_dataset_folder) if entry.is_dir()]
+        _check_spelling(subfolders, (UNLABELED_FOLDER,), raw_dataset_folder)
+        return [os.path.join(raw_dataset_folder, UNLABELED_FOLDER)] if UNLABELED_FOLDER in subfolders else []
     if not isinstance(named, list) or not all(isinstance(folder, str) and folder for folder in named):
         raise InputError(
             f'"{UNLABELED_KEY}" in dataset.json must be a list of folders, e.g. ["{UNLABELED_FOLDER}"], '
@@ -172,6 +175,14 @@ def unlabeled_folders(raw_dataset_folder: str, dataset_json: dict[str, Any]) -> 
         if not os.path.isdir(folder):
             raise InputError(f'"{UNLABELED_KEY}" in dataset.json names the folder {folder}, which does not exist')
     return list(dict.fromkeys(folders))
+
+
+def _check_spelling(names: Iterable[str], known: tuple[str, ...], where: str) -> None:
+    """No name is one letter or capital away from one that would be looked at."""
+    for name in names:
+        near = get_close_matches(name.lower(), [each.lower() for each in known], 1, cutoff=0.9)
+        if near and name not in known:
+            raise InputError(f'{where} has "{name}"{did_you_mean(name, known)}')
 
 
 def _check_channels(case: str, folder: str, channels: Collection[int], expected: int, ending: str) -> None:
@@ -223,6 +234,7 @@ def _check_splits(splits: object, file: str = SPLITS_FILE) -> None:
         form = f'[{{"train": [...], "{UNLABELED_KEY}": [...], "val": [...]}}]'
         raise InputError(f"{file} must be a list of folds: {form}")
     for fold, split in enumerate(splits):
+        _check_spelling(split, ("train", UNLABELED_KEY, "val"), f"fold {fold} in {file}")
         for key in ("train", "val"):
             if not is_list_of(split.get(key), is_name):
                 raise InputError(
