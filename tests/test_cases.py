@@ -15,6 +15,7 @@ from alhvr_trainer.unlabeled.cases import (
     split_unlabeled_cases,
     unlabeled_cases_of_fold,
 )
+from alhvr_trainer.unlabeled.dataset import check_for_hidden_images, images_of_labeled_folder
 
 DATASET_JSON = {"channel_names": {"0": "T1", "1": "T2"}, "file_ending": ".nii.gz"}
 SPLITS = [
@@ -246,3 +247,26 @@ def test_misspelled_names_are_not_passed_over(tmp_path):
             split_unlabeled_cases([{"train": ["a"], "val": ["c"], key: ["b"]}], 0)
     named = {**DATASET_JSON, "unlabeled": ["imagesTr_unlabelled"]}  # whoever names the folder means it
     assert list(raw_unlabeled_cases(str(tmp_path), named)) == ["u"]
+
+
+@pytest.mark.parametrize("folder", ["imagesTr", "imagesTr_unlabeled"])
+def test_a_name_under_which_nnunet_keeps_a_segmentation(tmp_path, folder):
+    add_case(tmp_path / "imagesTr", "a")
+    add_case(tmp_path / folder, "p1_seg")
+    with pytest.raises(
+        InputError, match=r'case "p1_seg": nnU-Net keeps the segmentation of a case "p1" under this name'
+    ):
+        raw_unlabeled_cases(str(tmp_path), DATASET_JSON)
+
+
+def test_hidden_files_are_no_cases(tmp_path):
+    """What macOS leaves beside each file; where nnU-Net itself lists a folder, it has to go."""
+    for folder, case in (("imagesTr", "a"), ("imagesTr_unlabeled", "u")):
+        add_case(tmp_path / folder, case)
+        touch(tmp_path / folder, f"._{case}_0000.nii.gz", ".DS_Store")
+    assert list(raw_unlabeled_cases(str(tmp_path), DATASET_JSON)) == ["u"]
+    assert list(images_of_labeled_folder(str(tmp_path), DATASET_JSON)) == ["a"]
+    with pytest.raises(InputError, match=r"imagesTr/\._a_0000\.nii\.gz is a hidden file.* -delete$"):
+        check_for_hidden_images(str(tmp_path), DATASET_JSON)
+    (tmp_path / "imagesTr" / "._a_0000.nii.gz").unlink()
+    check_for_hidden_images(str(tmp_path), DATASET_JSON)

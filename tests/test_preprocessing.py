@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import pickle
@@ -23,7 +24,13 @@ from alhvr_trainer.errors import InputError
 from alhvr_trainer.unlabeled import workers
 from alhvr_trainer.unlabeled.cases import Cases, raw_unlabeled_cases, unlabeled_cases_of_fold
 from alhvr_trainer.unlabeled.images import read_case
-from alhvr_trainer.unlabeled.preprocessing import missing_cases, preprocess_unlabeled, unlabeled_folder
+from alhvr_trainer.unlabeled.preprocessing import (
+    missing_cases,
+    preprocess_unlabeled,
+    remove_other_cases,
+    unlabeled_folder,
+)
+from alhvr_trainer.unlabeled.sources import companions, same_sources, source_stamps
 from alhvr_trainer.unlabeled.workers import run_on_cases
 
 RESAMPLING = {"order": 1, "order_z": 0, "force_separate_z": None}
@@ -339,5 +346,72 @@ def test_sources_are_written_down(cases: Cases, dataset: Path, folder: Path) -> 
     preprocess(cases, dataset, folder)
     record = pickle.loads((folder / "scan_000.pkl").read_bytes())["preprocessed_with"]
     status = Path(cases["scan_000"][0]).stat()
-    assert record["files"] == [["scan_000_0000.nii.gz", status.st_size, status.st_mtime_ns]]
+    digest = hashlib.blake2b(Path(cases["scan_000"][0]).read_bytes(), digest_size=16).hexdigest()
+    assert record["files"] == [["scan_000_0000.nii.gz", status.st_size, status.st_mtime_ns, digest]]
     assert record["settings"]["spacing"] == [1.5, 1.5]
+
+
+def test_contents_decide_where_times_differ(cases: Cases, dataset: Path, folder: Path) -> None:
+    """Copied with new times: nothing to do. The same size and the time of a copy, but other voxels: again."""
+    preprocess(cases, dataset, folder)
+    file = Path(cases["scan_000"][0])
+    os.utime(file, (1, 1))
+    assert missing_cases(str(folder), cases, *managers()) == []
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    assert missing_cases(str(folder), cases, *managers()) == ["scan_000"]
+
+
+def change(file: Path, content: bytes) -> None:
+    """As an editor would, even within one tick of the clock."""
+    file.write_bytes(content)
+    os.utime(file, ns=(file.stat().st_atime_ns, file.stat().st_mtime_ns + 1))
+
+
+@pytest.mark.parametrize("ending", [".mhd", ".nhdr", ".img", ".hdr", ".tif"])
+def test_files_beside_an_image_count(ending: str, tmp_path: Path) -> None:
+    """Voxels in a file of their own, and the spacing of a 3D TIFF; each reader's own files, written by its library."""
+    image = tmp_path / f"scan_0000{ending}"
+    if ending == ".tif":
+        image.write_bytes(b"a TIFF")
+        (tmp_path / "scan.json").write_text('{"spacing": [8, 3, 3]}')
+    else:
+        sitk.WriteImage(sitk.GetImageFromArray(np.ones((2, 3, 4), np.uint8)), str(image))
+    (other,) = [file for file in tmp_path.iterdir() if file != image]
+    assert companions(str(image)) == [str(other)]
+    stamps = source_stamps([str(image)])
+    assert [stamp[0] for stamp in stamps] == [image.name, other.name] and same_sources(stamps, [str(image)])
+    content = other.read_bytes()
+    change(other, content)
+    assert same_sources(stamps, [str(image)])
+    change(other, content[::-1] if content != content[::-1] else bytes(len(content)))
+    assert not same_sources(stamps, [str(image)])
+    other.unlink()
+    assert not same_sources(stamps, [str(image)])
+
+
+def test_files_listed_in_a_header_count(tmp_path: Path) -> None:
+    header = tmp_path / "a.mhd"
+    for text, names in (("ElementDataFile = LIST\r\ns1.raw\r\ns2.raw\r\n", ["s1.raw", "s2.raw"]), ("", [])):
+        header.write_bytes(f"NDims = 3\r\n{text}".encode())
+        assert companions(str(header)) == [str(tmp_path / name) for name in names]
+    header.write_bytes(b"ObjectType = Image\nElementDataFile = LOCAL\n\x00\xff")
+    assert companions(str(header)) == []
+
+
+def test_a_folder_that_cannot_be_written(cases: Cases, dataset: Path, folder: Path) -> None:
+    """Nobody writes into it where nothing is to be done."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    folder.write_text("a file is in its place")
+    with pytest.raises(InputError, match=r"cannot be written \(.* unlabelled cases are to be preprocessed into it"):
+        preprocess(cases, dataset, folder)
+
+
+def test_cases_without_images_are_removed(cases: Cases, dataset: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "Dataset901_Tiny" / "Test_2d_unlabeled"
+    preprocess(cases, dataset, folder)
+    gone, *kept = cases
+    assert remove_other_cases(str(folder.parent), kept) == [gone]
+    assert nnUNetDatasetBlosc2(str(folder)).identifiers == sorted(kept)
+    assert not list(folder.glob(f"{gone}*"))

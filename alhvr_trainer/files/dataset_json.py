@@ -31,7 +31,7 @@ def check_dataset_json(content: dict[str, Any], where: str = "dataset.json") -> 
 
 
 def check_channels(content: dict[str, Any], where: str = "dataset.json") -> None:
-    """``channel_names`` (or the older ``modality``) names the channels 0, 1, …
+    """``channel_names`` (or the older ``modality``) names the channels 0, 1, … in this order.
 
     Raises:
         InputError: it does not.
@@ -45,6 +45,11 @@ def check_channels(content: dict[str, Any], where: str = "dataset.json") -> None
         if not numbered or not names or not all(map(_is_text, names.values())):
             raise InputError(
                 f'{where}: "{key}" must name the channels 0, 1, …, e.g. {{"0": "MR"}}, found {shown(names)}'
+            )
+        if list(names) != sorted(names, key=int):
+            raise InputError(
+                f'{where}: "{key}" lists the channels in the order {", ".join(names)}; put them in order, for nnU-Net '
+                "goes by the place in the list when it chooses normalization, and by the number when it reads images"
             )
     if len({len(content[key]) for key in keys}) > 1:
         raise InputError(f'{where}: "channel_names" and "modality" name different numbers of channels; remove one')

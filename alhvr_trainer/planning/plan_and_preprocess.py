@@ -14,7 +14,7 @@ from alhvr_trainer.errors import InputError, did_you_mean, one_line
 from alhvr_trainer.planning.datasets import preprocessed_folder, raw_folder, resolve_dataset, whole_number
 from alhvr_trainer.settings import PLANNER_NAME
 from alhvr_trainer.unlabeled.cases import SPLITS_FILE, all_unlabeled_cases, load_splits, raw_unlabeled_cases
-from alhvr_trainer.unlabeled.dataset import Cases, load_dataset_json
+from alhvr_trainer.unlabeled.dataset import Cases, check_for_hidden_images, images_of_labeled_folder, load_dataset_json
 from alhvr_trainer.unlabeled.workers import default_processes
 
 if TYPE_CHECKING:
@@ -138,9 +138,18 @@ def _nnunet_command(
 
 
 def _announce_unlabeled(name: str) -> None:
+    from alhvr_trainer.unlabeled.preprocessing import remove_other_cases
+
+    dataset_json = load_dataset_json(raw_folder(name))
+    check_for_hidden_images(raw_folder(name), dataset_json)
     cases = _unlabeled_cases(name)
-    in_folders = len(raw_unlabeled_cases(raw_folder(name), load_dataset_json(raw_folder(name))))
+    in_folders = len(raw_unlabeled_cases(raw_folder(name), dataset_json))
+    with_images = {*cases, *images_of_labeled_folder(raw_folder(name), dataset_json)}
+    removed = remove_other_cases(preprocessed_folder(name), with_images)
     print(f"{len(cases)} unlabelled cases: {in_folders} in folders, {len(cases) - in_folders} in {SPLITS_FILE}")
+
+    if removed:
+        print(f"removed what was preprocessed of cases that have no images any more: {', '.join(removed)}")
 
 
 def _verify_labeled(name: str, processes: int) -> None:

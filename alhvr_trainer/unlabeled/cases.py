@@ -22,7 +22,7 @@ from alhvr_trainer.errors import InputError, did_you_mean, shown
 from alhvr_trainer.files.dataset_json import channel_names, file_ending
 from alhvr_trainer.files.json_files import is_list_of, is_name, read_json
 from alhvr_trainer.settings import UNLABELED_FOLDER, UNLABELED_KEY
-from alhvr_trainer.unlabeled.dataset import Cases, files_by_case, images_of_labeled_folder
+from alhvr_trainer.unlabeled.dataset import Cases, check_case_names, files_by_case, images_of_labeled_folder
 
 SPLITS_FILE = "splits_final.json"
 
@@ -53,6 +53,7 @@ def raw_unlabeled_cases(raw_dataset_folder: str, dataset_json: dict[str, Any]) -
                 )
             _check_channels(case, folder, channels, files_per_case, file_ending(dataset_json))
             found[case] = [channels[number] for number in sorted(channels)]
+    check_case_names([*labeled, *found])
     return found
 
 

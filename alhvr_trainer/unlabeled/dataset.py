@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
+from collections.abc import Iterable
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -44,16 +46,46 @@ def images_of_labeled_folder(raw_dataset_folder: str, dataset_json: dict[str, An
     return {case: [channels[number] for number in sorted(channels)] for case, channels in by_case.items()}
 
 
+def check_for_hidden_images(raw_dataset_folder: str, dataset_json: dict[str, Any]) -> None:
+    """nnU-Net takes hidden files like ``._case_0000.nii.gz``, which macOS leaves behind, for images.
+
+    Raises:
+        InputError: there are such files in ``imagesTr``.
+    """
+    folder, ending = os.path.join(raw_dataset_folder, "imagesTr"), file_ending(dataset_json)
+    names = sorted(os.listdir(folder)) if "dataset" not in dataset_json and os.path.isdir(folder) else []
+    hidden = [name for name in names if name.startswith(".") and name.endswith(ending)]
+    if hidden:
+        raise InputError(
+            f"{os.path.join(folder, hidden[0])} is a hidden file, which nnU-Net would take for an image; remove it and "
+            f"its like: find {shlex.quote(raw_dataset_folder)} -name '.*{ending}' -delete"
+        )
+
+
+def check_case_names(cases: Iterable[str]) -> None:
+    """No case is called as nnU-Net calls the preprocessed segmentation of another one.
+
+    Raises:
+        InputError: a name ends in ``_seg``.
+    """
+    for case in cases:
+        if case.endswith("_seg"):
+            raise InputError(
+                f'case "{case}": nnU-Net keeps the segmentation of a case "{case[:-4]}" under this name, and finds '
+                "no image there; rename the case"
+            )
+
+
 def files_by_case(folder: str, ending: str, strict: bool = True) -> dict[str, dict[int, str]]:
-    """Case -> channel number -> file. ``strict``: image files that nnU-Net would pass over are errors."""
+    """Case -> channel number -> file; no hidden ones. ``strict``: images that nnU-Net would pass over are errors."""
     pattern = re.compile(rf"(.+)_(\d{{4}}){re.escape(ending)}")
     found: dict[str, dict[int, str]] = {}
-    for name in sorted(os.listdir(folder)):
+    for name in sorted(name for name in os.listdir(folder) if not name.startswith(".")):
         file = os.path.join(folder, name)
         match = pattern.fullmatch(name)
         if match:
             found.setdefault(match[1], {})[int(match[2])] = file
-        elif strict and not name.startswith("."):
+        elif strict:
             if name.endswith(ending):
                 raise InputError(f"{file} has no channel number: name it CASE_0000{ending}")
             if name.lower().endswith(IMAGE_ENDINGS):

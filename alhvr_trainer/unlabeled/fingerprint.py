@@ -25,8 +25,9 @@ from alhvr_trainer.files.dataset_json import channel_names
 from alhvr_trainer.files.json_files import read_object
 from alhvr_trainer.settings import UNLABELED_KEY
 from alhvr_trainer.unlabeled.cases import all_unlabeled_cases, load_splits, split_unlabeled_cases
-from alhvr_trainer.unlabeled.dataset import Cases, images_of_labeled_folder, load_dataset_json
-from alhvr_trainer.unlabeled.images import check_channel_count, read_case, source_stamps
+from alhvr_trainer.unlabeled.dataset import Cases, check_for_hidden_images, images_of_labeled_folder, load_dataset_json
+from alhvr_trainer.unlabeled.images import check_channel_count, read_case
+from alhvr_trainer.unlabeled.sources import same_sources, source_stamps
 from alhvr_trainer.unlabeled.workers import run_on_cases, useful_processes
 
 FINGERPRINT_FILE = "dataset_fingerprint.json"
@@ -43,6 +44,7 @@ class ALHVRFingerprintExtractor(DatasetFingerprintExtractor):
 
     def __init__(self, dataset_name_or_id: str | int, num_processes: int = 8, verbose: bool = False):
         super().__init__(dataset_name_or_id, num_processes, verbose)
+        check_for_hidden_images(self.input_folder, self.dataset_json)
         splits = load_splits(self.input_folder, os.path.join(nnunet_folder("nnUNet_preprocessed"), self.dataset_name))
         hidden = {case for fold in range(len(splits)) for case in split_unlabeled_cases(splits, fold)}
         kept = [case for case in self.dataset if case not in hidden]
@@ -97,7 +99,7 @@ def add_unlabeled_to_fingerprint(dataset_name: str, num_processes: int) -> dict[
     changed: Cases = {
         case: cases[case]
         for case, entry in entries.items()
-        if not entry or entry["files"] != source_stamps(cases[case])
+        if not entry or not same_sources(entry["files"], cases[case])
     }
     if changed:
         example = next(iter(images_of_labeled_folder(raw_folder, dataset_json).values()), next(iter(cases.values())))[0]

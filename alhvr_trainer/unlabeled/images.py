@@ -61,16 +61,6 @@ def check_channel_count(data: np.ndarray, files: Sequence[str], expected: int) -
         raise InputError(f"{_names(files)}: found {len(data)} image channels, dataset.json names {expected}")
 
 
-def source_stamps(files: Sequence[str]) -> list[list[Any]]:
-    """Name, size and modification time of each file: a cheap sign of a change (missing file: size -1)."""
-    stamps = []
-    for file in files:
-        status = os.stat(file) if os.path.isfile(file) else None
-        size, time = (status.st_size, status.st_mtime_ns) if status else (-1, 0)
-        stamps.append([os.path.basename(file), size, time])
-    return stamps
-
-
 def _check_nifti(file: str, reader_writer: BaseReaderWriter) -> None:
     """ITK reads a truncated ``.nii.gz`` without an error, and NaN as 0: look at the stored values."""
     from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO

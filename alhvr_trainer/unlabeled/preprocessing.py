@@ -15,6 +15,8 @@ import os
 import shutil
 import tempfile
 import time
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +27,8 @@ from alhvr_trainer.files.dataset_json import channel_names
 from alhvr_trainer.files.numpy_pickles import load_values
 from alhvr_trainer.settings import UNLABELED_SUFFIX
 from alhvr_trainer.unlabeled.dataset import Cases
-from alhvr_trainer.unlabeled.images import check_channel_count, read_case, source_stamps
+from alhvr_trainer.unlabeled.images import check_channel_count, read_case
+from alhvr_trainer.unlabeled.sources import same_sources, source_stamps
 from alhvr_trainer.unlabeled.workers import run_on_cases, useful_processes
 
 if TYPE_CHECKING:
@@ -64,7 +67,28 @@ def missing_cases(
 ) -> list[str]:
     """The cases that ``folder`` lacks, or holds from other images or with other settings in the plans."""
     settings = _settings(plans_manager, configuration_manager)
-    return [case for case, files in cases.items() if _stored_record(folder, case) != _record(settings, files)]
+    return [case for case, files in cases.items() if not _is_up_to_date(folder, case, settings, files)]
+
+
+def remove_other_cases(preprocessed_dataset_folder: str, cases: Collection[str]) -> list[str]:
+    """Delete what is left of cases that the raw dataset no longer has, in all configurations.
+
+    A training without the raw data takes every case that it finds.
+
+    Args:
+        preprocessed_dataset_folder: ``nnUNet_preprocessed/DatasetXXX_Name``.
+        cases: those with images in the raw dataset.
+
+    Returns:
+        Names of the others.
+    """
+    removed = set()
+    for file in Path(preprocessed_dataset_folder).glob(f"*{UNLABELED_SUFFIX}/*.pkl"):
+        if file.stem not in cases:
+            removed.add(file.stem)
+            for ending in (".pkl", ".b2nd", "_seg.b2nd"):
+                file.with_name(f"{file.stem}{ending}").unlink(missing_ok=True)
+    return sorted(removed)
 
 
 def preprocess_unlabeled(
@@ -97,10 +121,7 @@ def preprocess_unlabeled(
         >>> preprocess_unlabeled(cases, plans, configuration, dataset_json, folder, num_processes=4)
     """
     missing = missing_cases(folder, cases, plans_manager, configuration_manager)
-    os.makedirs(folder, exist_ok=True)
-    _remove_leftovers(folder)
-    # inside the folder, so that files can be moved; a subfolder, so that nnU-Net's listing passes them over
-    with tempfile.TemporaryDirectory(prefix=PARTIAL, dir=folder) as partial_folder:
+    with _partial_folder(folder, missing) as partial_folder:
         preprocess = functools.partial(
             _preprocess_case,
             plans_manager=plans_manager,
@@ -116,6 +137,27 @@ def preprocess_unlabeled(
             "Preprocessing unlabelled cases",
             show_progress,
         )
+
+
+@contextmanager
+def _partial_folder(folder: str, missing: list[str]) -> Iterator[str]:
+    """Inside the folder, so that files can be moved; a subfolder, so that nnU-Net's listing passes them over.
+
+    Raises:
+        InputError: the folder cannot be written.
+    """
+    try:
+        os.makedirs(folder, exist_ok=True)
+        _remove_leftovers(folder)
+        partial = tempfile.TemporaryDirectory(prefix=PARTIAL, dir=folder)
+    except OSError as error:
+        raise InputError(
+            f"{folder} cannot be written ({error.strerror}), and {len(missing)} unlabelled cases are to be "
+            f"preprocessed into it, such as {missing[0]}: they are not there yet, or images or plans have changed; run "
+            "alhvr plan_and_preprocess where the folder can be written"
+        ) from error
+    with partial:
+        yield partial.name
 
 
 class _WithoutLabel:
@@ -168,14 +210,15 @@ def _preprocess_case(
     base = configuration_manager.preprocessor_class
     preprocessor = type(f"{base.__name__}WithoutLabel", (_WithoutLabel, base), {})(verbose=False)
     # before reading: a file that changes meanwhile is then noticed
-    preprocessor.record = _record(_settings(plans_manager, configuration_manager), files)
+    settings = _settings(plans_manager, configuration_manager)
+    preprocessor.record = {"settings": settings, "files": source_stamps(files)}
     target = os.path.join(partial_folder, case)
     os.makedirs(target)
     preprocessor.run_case_save(
         os.path.join(target, case), files, None, plans_manager, configuration_manager, dataset_json
     )
     # unless a training of another fold was faster, and may be reading the files already
-    if _stored_record(folder, case) != preprocessor.record:
+    if not _is_up_to_date(folder, case, preprocessor.record["settings"], files):
         _move_case(Path(target), Path(folder), case)
     shutil.rmtree(target)
 
@@ -196,8 +239,9 @@ def _settings(plans_manager: PlansManager, configuration_manager: ConfigurationM
     return json.loads(json.dumps(settings))
 
 
-def _record(settings: dict[str, Any], files: list[str]) -> dict[str, Any]:
-    return {"settings": settings, "files": source_stamps(files)}
+def _is_up_to_date(folder: str, case: str, settings: dict[str, Any], files: list[str]) -> bool:
+    record = _stored_record(folder, case) or {}
+    return record.get("settings") == settings and same_sources(record.get("files"), files)
 
 
 def _remove_leftovers(folder: str) -> None:
