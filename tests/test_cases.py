@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from alhvr_trainer.errors import InputError
+from alhvr_trainer.files.dataset_json import channel_names
 from alhvr_trainer.unlabeled.cases import (
     all_unlabeled_cases,
     load_splits,
@@ -253,9 +254,7 @@ def test_misspelled_names_are_not_passed_over(tmp_path):
 def test_a_name_under_which_nnunet_keeps_a_segmentation(tmp_path, folder):
     add_case(tmp_path / "imagesTr", "a")
     add_case(tmp_path / folder, "p1_seg")
-    with pytest.raises(
-        InputError, match=r'case "p1_seg": nnU-Net keeps the segmentation of a case "p1" under this name'
-    ):
+    with pytest.raises(InputError, match=r'case "p1_seg": nnU-Net keeps the segmentation of a case "p1" under'):
         raw_unlabeled_cases(str(tmp_path), DATASET_JSON)
 
 
@@ -270,3 +269,11 @@ def test_hidden_files_are_no_cases(tmp_path):
         check_for_hidden_images(str(tmp_path), DATASET_JSON)
     (tmp_path / "imagesTr" / "._a_0000.nii.gz").unlink()
     check_for_hidden_images(str(tmp_path), DATASET_JSON)
+
+
+def test_channels_out_of_order_are_refused():
+    """nnU-Net goes by the place in the list for normalization, and by the number for files."""
+    for key in ("channel_names", "modality"):
+        with pytest.raises(InputError, match=rf'"{key}" lists the channels in the order 1, 0; put them in order'):
+            channel_names({key: {"1": "CT", "0": "MR"}})
+    assert channel_names({"channel_names": {str(number): f"c{number}" for number in range(12)}})[10] == "c10"
