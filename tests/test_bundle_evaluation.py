@@ -100,8 +100,9 @@ def test_the_overlay_fits_on_the_native_workflow(workspace, tmp_path):
 
 
 def test_one_implementation_in_the_package_and_in_exported_bundles(workspace):
-    for name in ("metrics.py", "label_maps.py"):
-        of_package = REPOSITORY / "alhvr_trainer" / "evaluation" / name
+    of_files = {"label_files.py": "files", "overwriting.py": "files"}
+    for name in ("metrics.py", "label_maps.py", *of_files):
+        of_package = REPOSITORY / "alhvr_trainer" / of_files.get(name, "evaluation") / name
         assert (bundle_folder() / "scripts" / name).samefile(of_package)
         exported = workspace / "bundle" / "scripts" / name
         assert not exported.is_symlink()

@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from alhvr_trainer.errors import InputError
 from alhvr_trainer.evaluation.files import match_cases, read_dataset_json, read_pair
-from alhvr_trainer.evaluation.metrics import case_metrics, summarize, table, write_metrics
+from alhvr_trainer.evaluation.metrics import case_metrics, metrics_files, summarize, table, write_metrics
+from alhvr_trainer.files.overwriting import overwritten_input
 
 
 def evaluate(
@@ -20,8 +22,11 @@ def evaluate(
 
     What the numbers mean:
 
-    - Every class or region of ``dataset.json`` except the background is measured on its own, per case, on the
-      whole volume, in mm; voxels that the reference marks as *ignore* count as empty in both.
+    - Files are read with the reader that nnU-Net chooses for the dataset, so in its spacing. Every class or region
+      of ``dataset.json`` except the background is measured on its own, per case, on the whole volume; voxels that
+      the reference marks as *ignore* count as empty in both.
+    - Distances are in mm, or in voxels where the format has no sizes (pictures). In a volume of one slice they
+      are those of the slice.
     - **Dice**, **Jaccard** (IoU): shares from 0 to 1. Both masks empty: undefined and left out (nnU-Net's
       NaN). One empty: 0.
     - **HD95**: the larger one of the two directed 95th percentiles of surface distances (MONAI's).
@@ -46,24 +51,31 @@ def evaluate(
     Returns:
         What ``metrics.json`` holds: ``cases[case][class][metric]`` (None where undefined),
         ``classes[class][metric]`` and ``overall[metric]`` with ``mean``, ``sd``, ``sd_population``, ``n``,
-        and ``empty[class]``, the number of cases in which the prediction, the reference or both had no voxel.
+        ``empty[class]``, the number of cases in which the prediction, the reference or both had no voxel, and
+        the ``unit`` of the distances.
 
     Raises:
         InputError: no matching files, a reference without prediction, an unreadable file, different shape or
-            geometry, or a label that dataset.json doesn't have.
+            geometry, NaN, fractions, or a label that dataset.json doesn't have; or ``output`` would replace an input.
 
     Example:
         alhvr evaluate --predictions OUT --references labelsTs --dataset_json dataset.json --output scores
     """
     from tqdm import tqdm
 
-    labels, ending = read_dataset_json(dataset_json)
-    pairs = match_cases(Path(predictions), Path(references), ending, only_predicted)
-    cases = {}
-    for case, (prediction_file, reference_file) in tqdm(pairs.items(), desc="evaluate", unit="case"):
-        prediction, reference, spacing = read_pair(prediction_file, reference_file, labels)
-        cases[case] = case_metrics(prediction, reference, labels.classes, spacing, labels.ignore)
-    result = summarize(cases)
+    labels, content = read_dataset_json(dataset_json)
+    pairs = match_cases(Path(predictions), Path(references), content["file_ending"], only_predicted)
+    inputs = [*(file for pair in pairs.values() for file in pair)]
+    inputs += [] if isinstance(dataset_json, dict) else [Path(dataset_json)]
+    problem = None if output is None else overwritten_input(inputs, metrics_files(Path(output)))
+    if problem:
+        raise InputError(problem)
+    cases, units = {}, set()
+    for case, files in tqdm(pairs.items(), desc="evaluate", unit="case"):
+        prediction, reference = read_pair(files[0], files[1], labels, content)
+        units.add(reference.unit)
+        cases[case] = case_metrics(prediction.array, reference.array, labels.classes, reference.spacing, labels.ignore)
+    result = summarize(cases, " or ".join(sorted(units)))
     print(table(result), flush=True)
     if output is not None:
         write_metrics(result, Path(output))

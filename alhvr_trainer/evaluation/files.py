@@ -5,18 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import SimpleITK as sitk
-
-from alhvr_trainer.errors import InputError, one_line
-from alhvr_trainer.evaluation.label_maps import Labels, different_voxels, labels_of, listed, unknown_values
+from alhvr_trainer.errors import InputError
+from alhvr_trainer.evaluation.label_maps import Labels, labels_of, listed, unknown_values
 from alhvr_trainer.files.dataset_json import check_file_ending, check_labels
 from alhvr_trainer.files.json_files import read_object
+from alhvr_trainer.files.label_files import LabelMap, different_voxels, read_label_map
 from alhvr_trainer.files.nifti import ENDINGS, stored_voxels
 
 
-def read_dataset_json(source: str | Path | dict[str, Any]) -> tuple[Labels, str]:
-    """Labels and the file ending.
+def read_dataset_json(source: str | Path | dict[str, Any]) -> tuple[Labels, dict[str, Any]]:
+    """Labels, and the whole content.
 
     Raises:
         InputError: unreadable, or a key is missing or of the wrong form.
@@ -27,7 +25,7 @@ def read_dataset_json(source: str | Path | dict[str, Any]) -> tuple[Labels, str]
     labels = labels_of(content["labels"])
     if not labels.classes:
         raise InputError(f"{where} has no label besides the background")
-    return labels, content["file_ending"]
+    return labels, content
 
 
 def match_cases(
@@ -61,44 +59,35 @@ def _cases(folder: Path, role: str, ending: str) -> dict[str, Path]:
     if not folder.is_dir():
         raise InputError(f"the folder of {role} {folder} does not exist")
     files = {file.name[: -len(ending)]: file for file in folder.iterdir() if file.name.endswith(ending)}
+    files = {case: file for case, file in files.items() if not file.name.startswith(".")}
     if not files:
         raise InputError(f'no file in the folder of {role} {folder} ends in "{ending}", as dataset.json says')
     return files
 
 
 def read_pair(
-    prediction_file: Path, reference_file: Path, labels: Labels
-) -> tuple[np.ndarray, np.ndarray, tuple[float, ...]]:
-    """Both label arrays, and the spacing in mm per array axis.
+    prediction_file: Path, reference_file: Path, labels: Labels, dataset_json: dict[str, Any]
+) -> tuple[LabelMap, LabelMap]:
+    """Prediction and reference, as nnU-Net reads them.
 
     Raises:
         InputError: a file is unreadable, they lie on different voxels, or one has a value that is no label.
     """
-    prediction, reference = _read(prediction_file), _read(reference_file)
+    prediction, reference = (_read(file, labels, dataset_json) for file in (prediction_file, reference_file))
     problem = different_voxels(prediction, reference, (prediction_file, reference_file))
     if problem:
         raise InputError(problem)
-    spacing = tuple(reversed(reference.GetSpacing()))
-    return (
-        _label_array(prediction, prediction_file, labels),
-        _label_array(reference, reference_file, labels),
-        spacing,
-    )
+    return prediction, reference
 
 
-def _read(file: Path) -> sitk.Image:
+def _read(file: Path, labels: Labels, dataset_json: dict[str, Any]) -> LabelMap:
+    if file.name.endswith(ENDINGS):
+        stored_voxels(file)  # ITK reads truncated files without an error
     try:
-        if file.name.endswith(ENDINGS):
-            stored_voxels(file)
-        return sitk.ReadImage(str(file))
-    except (RuntimeError, OSError) as error:
-        reason = one_line(error).rsplit("ERROR: ", 1)[-1]
-        raise InputError(f"cannot read {file} (damaged or not an image): {reason}") from error
-
-
-def _label_array(image: sitk.Image, file: Path, labels: Labels) -> np.ndarray:
-    array = sitk.GetArrayFromImage(image)
-    problem = unknown_values(array, labels, file)
+        label_map = read_label_map(file, dataset_json)
+    except ValueError as error:
+        raise InputError(str(error)) from error
+    problem = unknown_values(label_map.array, labels, file)
     if problem:
         raise InputError(problem)
-    return array.astype(np.int64)
+    return label_map

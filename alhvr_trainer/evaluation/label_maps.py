@@ -1,4 +1,4 @@
-"""What two label maps that are compared must have in common, and which classes are measured in them.
+"""Which classes are measured in label maps, and which values these may have.
 
 Exported bundles carry this module as ``scripts/label_maps.py`` (a link in the repository): it must import nothing of
 the package that it lies in.
@@ -8,11 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-
-_TOLERANCE = 1e-3  # mm, and entries of the direction matrix: NIfTI stores geometry in single precision
 
 
 @dataclass(frozen=True)
@@ -42,22 +39,6 @@ def labels_of(entries: Mapping[str, int | Sequence[int]]) -> Labels:
     ignore = values.pop("ignore", None)
     classes = {name: of_class for name, of_class in values.items() if of_class != (0,)}
     return Labels(classes, None if ignore is None else ignore[0])
-
-
-def different_voxels(prediction: Any, reference: Any, names: tuple[object, object]) -> str | None:
-    """How the voxel grids of two ``SimpleITK.Image`` differ, as one line; None if they do not.
-
-    Args:
-        names: what the line calls the two, e.g. their files.
-    """
-    for what in ("Size", "Spacing", "Origin", "Direction"):
-        found, expected = (getattr(image, f"Get{what}")() for image in (prediction, reference))
-        if len(found) != len(expected) or not np.allclose(found, expected, rtol=0.0, atol=_TOLERANCE):
-            return (
-                f"{what.lower()} {found} of {names[0]} differs from {expected} of {names[1]}: "
-                "both must lie on the same voxels"
-            )
-    return None
 
 
 def unknown_values(array: np.ndarray, labels: Labels, name: object) -> str | None:

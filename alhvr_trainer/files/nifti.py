@@ -5,22 +5,23 @@ from __future__ import annotations
 import math
 import os
 import zlib
-from typing import Any
+from pathlib import Path
 
-import nibabel
 import numpy as np
 from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
+from nibabel.wrapstruct import WrapStructError
 
 from alhvr_trainer.errors import InputError, one_line
 from alhvr_trainer.files.json_files import is_positive
+from alhvr_trainer.files.label_files import open_nifti
 
 ENDINGS = (".nii", ".nii.gz")
 MOST_COMPRESSED = 1032
 """Bytes that one byte of a ``.gz`` file can stand for."""
 DAMAGED = (
     *(OSError, EOFError, ValueError, TypeError, OverflowError, MemoryError, RuntimeError, KeyError, zlib.error),
-    *(ImageFileError, HeaderDataError),
+    *(ImageFileError, HeaderDataError, WrapStructError),
 )
 """What the libraries raise that read images."""
 
@@ -34,7 +35,7 @@ def check_size(file: str | os.PathLike[str]) -> None:
         InputError: it is too short, or the header makes no sense.
     """
     try:
-        image: Any = nibabel.load(file)
+        image = open_nifti(Path(file))
         header, shape = image.header, image.shape
         needed = math.prod(map(int, shape)) * int(header["bitpix"]) // 8 + int(header["vox_offset"])
         # axes of one voxel often have no size, and the sign is left to the direction
@@ -59,6 +60,6 @@ def stored_voxels(file: str | os.PathLike[str]) -> np.ndarray:
     """
     check_size(file)
     try:
-        return np.asarray(nibabel.load(file).dataobj.get_unscaled())  # type: ignore[attr-defined]
+        return np.asarray(open_nifti(Path(file)).dataobj.get_unscaled())
     except DAMAGED as error:
         raise InputError(f"cannot read {file} (damaged or not an image): {one_line(error)}") from error

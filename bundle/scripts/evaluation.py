@@ -7,12 +7,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from .cases import ENDINGS, without_ending
 from .errors import InputError
-from .images import read_image
-from .label_maps import Labels, different_voxels, labels_of, listed, unknown_values
+from .label_files import LabelMap, different_voxels, read_label_map
+from .label_maps import Labels, labels_of, listed, unknown_values
 from .metrics import case_metrics, summarize, table, write_metrics
 from .nifti import check_complete
 
@@ -87,13 +85,14 @@ class Evaluation:
         Raises:
             InputError: no case could be measured.
         """
-        references, labels = self.check(), labels_of(self._read_dataset_json()["labels"])
+        references, dataset_json = self.check(), self._read_dataset_json()
+        labels = labels_of(dataset_json["labels"])
         predictions = _files(self.output_dir, self._ending()) if self.output_dir.is_dir() else {}
         failures, measured = dict(failed or {}), {}
         for case, reference in references.items():
             try:
                 if case not in failures:
-                    measured[case] = _measure(case, predictions.get(case), reference, labels)
+                    measured[case] = _measure(case, predictions.get(case), reference, labels, dataset_json)
             except InputError as error:
                 failures[case] = str(error)
         failures = {case: failures[case] for case in references if case in failures}
@@ -158,35 +157,28 @@ def _files(folder: Path, ending: str) -> dict[str, Path]:
     return files
 
 
-def _measure(case: str, prediction_file: Path | None, reference_file: Path, labels: Labels) -> dict[str, Any]:
+def _measure(
+    case: str, prediction_file: Path | None, reference_file: Path, labels: Labels, dataset_json: Mapping[str, Any]
+) -> dict[str, Any]:
     if prediction_file is None:
         raise InputError(f"no prediction of {case}")
-    prediction, reference = _read(prediction_file), _read(reference_file)
+    prediction, reference = (_read(file, labels, dataset_json) for file in (prediction_file, reference_file))
     problem = different_voxels(prediction, reference, (prediction_file, reference_file))
     if problem:
         raise InputError(problem)
-    return case_metrics(
-        _label_array(prediction, prediction_file, labels),
-        _label_array(reference, reference_file, labels),
-        labels.classes,
-        tuple(reversed(reference.GetSpacing())),
-        labels.ignore,
-    )
+    return case_metrics(prediction.array, reference.array, labels.classes, reference.spacing, labels.ignore)
 
 
-def _read(file: Path) -> Any:
+def _read(file: Path, labels: Labels, dataset_json: Mapping[str, Any]) -> LabelMap:
     check_complete(file)
-    return read_image(file)
-
-
-def _label_array(image: Any, file: Path, labels: Labels) -> np.ndarray:
-    import SimpleITK as sitk
-
-    array = sitk.GetArrayFromImage(image)
-    problem = unknown_values(array, labels, file)
+    try:
+        label_map = read_label_map(file, dataset_json)
+    except ValueError as error:
+        raise InputError(str(error)) from error
+    problem = unknown_values(label_map.array, labels, file)
     if problem:
         raise InputError(problem)
-    return array.astype(np.int64)
+    return label_map
 
 
 def _reasons(failures: Mapping[str, str], most: int = 5) -> str:

@@ -1,0 +1,1 @@
+../../alhvr_trainer/files/label_files.py
