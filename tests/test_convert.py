@@ -23,6 +23,7 @@ from alhvr_trainer.convert.folds import SHARES, drawn_folds, paper_split
 from alhvr_trainer.convert.la2018 import la2018, la2018_h5
 from alhvr_trainer.convert.release import Release
 from alhvr_trainer.convert.writing import write_dataset
+from alhvr_trainer.errors import InputError
 from alhvr_trainer.unlabeled.cases import load_splits
 
 pytestmark = pytest.mark.any_nnunet
@@ -261,6 +262,50 @@ def test_label_map_beside_its_image_is_put_onto_its_grid(tmp_path: Path, capsys:
     folder = Path(convert("msd", str(source), 98, output=str(tmp_path)))
     np.testing.assert_allclose(nib.load(folder / "labelsTr" / "toy_004.nii.gz").affine, AFFINE, atol=1e-6)
     assert "note: 1 label maps lay beside" in capsys.readouterr().out
+
+
+def test_label_map_in_another_orientation_is_reoriented(tmp_path: Path, capsys: pytest.CaptureFixture):
+    """Stored mirrored, or with swapped axes, but on the voxels of its image: the same voxels afterwards."""
+    source = releases.decathlon(tmp_path / "Task98_Turned", channels=1)
+    expected = releases.labels(4, range(3))
+    for case, orientation in (("toy_004", "LAS"), ("toy_005", "SPL")):
+        image = nib.Nifti1Image(expected, AFFINE)
+        turned = image.as_reoriented(nib.orientations.ornt_transform(
+            nib.io_orientation(AFFINE), nib.orientations.axcodes2ornt(orientation)
+        ))  # fmt: skip
+        assert "".join(nib.aff2axcodes(turned.affine)) == orientation != "".join(nib.aff2axcodes(AFFINE))
+        nib.save(turned, source / "labelsTr" / f"{case}.nii.gz")
+    folder = Path(convert("msd", str(source), 98, output=str(tmp_path)))
+    for case in ("toy_004", "toy_005"):
+        written = nib.load(folder / "labelsTr" / f"{case}.nii.gz")
+        np.testing.assert_array_equal(np.asarray(written.dataobj), expected)
+        np.testing.assert_allclose(written.affine, AFFINE, atol=1e-6)
+    assert "note:" not in capsys.readouterr().out
+    elsewhere = turned.affine.copy()
+    elsewhere[:3, 3] += 5
+    nib.save(nib.Nifti1Image(np.asarray(turned.dataobj), elsewhere), source / "labelsTr" / "toy_005.nii.gz")
+    with pytest.raises(InputError, match=r"toy_005\.nii\.gz is stored in another orientation than its image"):
+        convert("msd", str(source), 98, output=str(tmp_path), overwrite=True)
+
+
+@pytest.mark.parametrize("scale", [0.1, 1 / 3])
+def test_scaled_labels_are_what_nnunet_reads(scale: float, tmp_path: Path):
+    """Integers with a scale, whose products are whole numbers up to rounding in float64."""
+    source = releases.decathlon(tmp_path / "Task98_Scaled", channels=1)
+    expected = releases.labels(4, range(3))
+    image = nib.Nifti1Image(np.rint(expected / scale).astype(np.int16), AFFINE)
+    image.header.set_slope_inter(scale, 0)
+    nib.save(image, source / "labelsTr" / "toy_004.nii.gz")
+    folder = Path(convert("msd", str(source), 98, output=str(tmp_path)))
+    np.testing.assert_array_equal(voxels(folder / "labelsTr" / "toy_004.nii.gz"), expected)
+
+
+def test_no_source_is_written_over(tmp_path: Path):
+    source = releases.decathlon(tmp_path / "raw" / "Dataset098_Own", channels=1)
+    before = {file: file.read_bytes() for file in source.rglob("*") if file.is_file()}
+    with pytest.raises(InputError, match=r"labelsTr/toy_.* would be written over .*labelsTr/toy_"):
+        convert("msd", str(source), "Dataset098_Own", output=str(tmp_path / "raw"), overwrite=True)
+    assert before == {file: file.read_bytes() for file in source.rglob("*") if file.is_file()}
 
 
 def test_every_kind_is_documented():

@@ -134,7 +134,7 @@ def test_folder_of_no_task(tmp_path: Path):
     ("file", "array", "message"),
     [
         ("labelsTr/toy_002.nii.gz", labels(0, (0, 1, 7)), "toy_002.nii.gz has the label 7; expected 0, 1, 2"),
-        ("labelsTr/toy_002.nii.gz", np.full(SIZE, 0.5, np.float32), "toy_002.nii.gz has the label 0.5; expected"),
+        ("labelsTr/toy_002.nii.gz", np.full(SIZE, 0.5, np.float32), "toy_002.nii.gz: 60 voxels are no whole number"),
         ("labelsTr/toy_002.nii.gz", labels(0, (0, 1), (5, 4, 2)), "has 5 × 4 × 2 voxels, its image 5 × 4 × 3"),
         ("imagesTr/toy_002.nii.gz", noise(0, (*SIZE, 2)), "must be a 3D image, found 5 × 4 × 3 × 2 voxels"),
         ("imagesTr/toy_002.nii.gz", noise(0, (5, 4)), "must be a 3D image, found 5 × 4 voxels"),

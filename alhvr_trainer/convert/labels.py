@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from alhvr_trainer.convert.volumes import Geometry, Volume
 from alhvr_trainer.errors import InputError, shown
+from alhvr_trainer.files.label_files import check_whole_numbers, stored_floats
 
 
 def mapped_values(labels: np.ndarray, values: Mapping[int, int], where: object) -> np.ndarray:
@@ -39,22 +41,49 @@ def mapped_values(labels: np.ndarray, values: Mapping[int, int], where: object) 
     return result
 
 
-def label_image(label: Volume, values: Mapping[int, int], image: Geometry) -> Any:
-    """The label map as ``SimpleITK.Image`` of uint8 on the grid of its image.
+def label_image(label: Volume, values: Mapping[int, int], image: Geometry) -> tuple[Any, bool]:
+    """The label map as ``SimpleITK.Image`` of uint8 on the grid of its image, and whether it lay there.
+
+    One that is stored in another orientation and covers the same voxels is reoriented, which changes no value. One of
+    the same orientation and size that lies elsewhere is put onto the grid, voxel by voxel.
 
     Raises:
-        InputError: the sizes differ, or :func:`mapped_values` finds a value that is no label.
+        InputError: the sizes differ; it is stored in another orientation and lies elsewhere; NaN or fractions; or
+            :func:`mapped_values` finds a value that is no label.
     """
     import SimpleITK as sitk
 
-    size = label.geometry().size
-    if size != image.size:
-        raise InputError(f"{label.file} has {_voxels(size)} voxels, its image {_voxels(image.size)}")
-    result = sitk.GetImageFromArray(mapped_values(sitk.GetArrayFromImage(label.read()), values, label.file))
+    orientation = sitk.DICOMOrientImageFilter.GetOrientationFromDirectionCosines
+    stored = label.read()
+    turned = orientation(stored.GetDirection()) != orientation(image.direction)
+    oriented = sitk.DICOMOrient(stored, orientation(image.direction)) if turned else stored
+    found = Geometry(oriented.GetSize(), oriented.GetSpacing(), oriented.GetOrigin(), oriented.GetDirection())
+    if found.size != image.size:
+        raise InputError(f"{label.file} has {_voxels(found.size)} voxels, its image {_voxels(image.size)}")
+    aligned = found.aligned(image)
+    if turned and not aligned:
+        raise InputError(
+            f"{label.file} is stored in another orientation than its image, and does not cover the same voxels: "
+            "correct one of the two headers"
+        )
+    result = sitk.GetImageFromArray(mapped_values(_whole_numbers(oriented, label.file), values, label.file))
     result.SetSpacing(image.spacing)
     result.SetOrigin(image.origin)
     result.SetDirection(image.direction)
-    return result
+    return result, aligned
+
+
+def _whole_numbers(image: Any, file: Path) -> np.ndarray:
+    import SimpleITK as sitk
+
+    array = sitk.GetArrayFromImage(image)
+    if array.dtype.kind == "f":
+        array = array.astype(np.float32)
+        try:
+            check_whole_numbers(array, stored_floats(file), file)
+        except ValueError as error:
+            raise InputError(str(error)) from error
+    return array
 
 
 def _voxels(size: tuple[int, ...]) -> str:

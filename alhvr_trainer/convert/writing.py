@@ -16,6 +16,7 @@ from alhvr_trainer.convert.volumes import write_image
 from alhvr_trainer.errors import InputError
 from alhvr_trainer.files.dataset_json import check_dataset_json
 from alhvr_trainer.files.json_files import read_json
+from alhvr_trainer.files.overwriting import overwritten_input
 from alhvr_trainer.settings import UNLABELED_FOLDER
 from alhvr_trainer.unlabeled.cases import SPLITS_FILE
 
@@ -79,6 +80,11 @@ def write_dataset(release: Release, folder: Path, overwrite: bool = False) -> li
     content = dataset_json(release)
     check_dataset_json(content)
     targets = list(_targets(release, folder))
+    sources = {volume.file for target in targets for volume in (*target.case.images, target.case.label) if volume}
+    written = [folder / name for name in ("dataset.json", STARTED_FILE, SPLITS_FILE)]
+    problem = overwritten_input(sources, [*written, *(file for target in targets for file in target.files())])
+    if problem:
+        raise InputError(problem)
     _check_folder(folder, content, release, targets, overwrite)
     for name in {file.parent for target in targets for file in target.files()} | {folder / "labelsTr"}:
         name.mkdir(parents=True, exist_ok=True)
@@ -142,8 +148,7 @@ def _write_case(target: Target, release: Release, scratch: Path) -> bool:
             raise InputError(f"{volume.file} lies on another grid than {case.images[0].file}")
     aligned = True
     if case.label and target.label:
-        aligned = case.label.geometry().aligned(grid)
-        image = label_image(case.label, release.label_values, grid)
+        image, aligned = label_image(case.label, release.label_values, grid)
         write_image(image, scratch / target.label.name)
         os.replace(scratch / target.label.name, target.label)
     for volume, file in zip(case.images, target.images, strict=True):

@@ -51,27 +51,46 @@ def read_label_map(file: Path, dataset_json: Mapping[str, Any]) -> LabelMap:
     """
     try:
         values, properties = _read(file, dataset_json)
-        stored: Any = open_nifti(file) if file.name.lower().endswith(_NIFTI) else None
-        # ITK takes NaN in a NIfTI file for 0
-        floats = stored is not None and stored.get_data_dtype().kind == "f"
-        suspicious = np.asarray(stored.dataobj.get_unscaled()) if floats else values
+        stored = stored_floats(file)
     except Exception as error:  # the readers sit on several libraries, each with errors of its own
         reason = (str(error).strip() or type(error).__name__).splitlines()[-1].rsplit("ERROR: ", 1)[-1]
         raise ValueError(f"cannot read {file} (damaged or not an image): {reason}") from error
     if len(values) != 1:
         raise ValueError(f"{file} has {len(values)} values per voxel, as a color picture; a label map has one")
-    for what, bad in (
-        ("NaN or infinite", ~np.isfinite(suspicious)),
-        ("no whole number", values != np.rint(values)),
-    ):
-        if bad.any():
-            raise ValueError(f"{file}: {np.count_nonzero(bad)} voxels are {what}; a label map has whole numbers")
+    check_whole_numbers(values, stored, file)
     return LabelMap(
         values[0].astype(np.int64),
         tuple(float(size) for size in properties["spacing"]),
         "mm" if _has_sizes(file, properties) else "voxels",
         _grid(values[0], properties),
     )
+
+
+def check_whole_numbers(values: np.ndarray, stored: np.ndarray | None, file: Path) -> None:
+    """Label maps are read in float32, as nnU-Net's readers do: what is a whole number there, is one.
+
+    Args:
+        values: as read.
+        stored: what :func:`stored_floats` gives.
+        file: for the message.
+
+    Raises:
+        ValueError: names the file and the number of voxels that are NaN, infinite or no whole numbers.
+    """
+    for what, bad in (
+        ("NaN or infinite", ~np.isfinite(values if stored is None else stored)),
+        ("no whole number", values != np.rint(values)),
+    ):
+        if bad.any():
+            raise ValueError(f"{file}: {np.count_nonzero(bad)} voxels are {what}; a label map has whole numbers")
+
+
+def stored_floats(file: Path) -> np.ndarray | None:
+    """The voxels of a NIfTI file as they are stored, if these are floats: ITK takes NaN there for 0."""
+    image = open_nifti(file) if file.name.lower().endswith(_NIFTI) else None
+    if image is None or image.get_data_dtype().kind != "f":
+        return None
+    return np.asarray(image.dataobj.get_unscaled())
 
 
 def open_nifti(file: Path) -> Any:

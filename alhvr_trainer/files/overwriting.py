@@ -25,16 +25,23 @@ def overwritten_input(inputs: Iterable[str | Path], outputs: Iterable[str | Path
         >>> overwritten_input(["scans/a.nii.gz"], ["scans"])
         'scans would be written over scans/a.nii.gz, which is an input: choose another output'
     """
-    inputs = list(inputs)
+    read_from: dict[object, str | Path] = {}
+    for read in inputs:
+        folder = [] if os.path.isdir(read) else [os.path.dirname(os.path.abspath(read))]
+        for place in (read, *folder):
+            for identity in _identities(place):
+                read_from.setdefault(identity, read)
     for output in outputs:
-        for read in inputs:
-            folder = os.path.dirname(os.path.abspath(read))
-            if _same(read, output) or (_same(folder, output) and not os.path.isdir(read)):
-                return f"{output} would be written over {read}, which is an input: choose another output"
+        for identity in _identities(output):
+            if identity in read_from:
+                return f"{output} would be written over {read_from[identity]}, which is an input: choose another output"
     return None
 
 
-def _same(one: str | Path, other: str | Path) -> bool:
-    if os.path.realpath(one) == os.path.realpath(other):
-        return True
-    return os.path.exists(one) and os.path.exists(other) and os.path.samefile(one, other)
+def _identities(path: str | Path) -> list[object]:
+    """Its name without links, and for what exists its place on the disk."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return [os.path.realpath(path)]
+    return [os.path.realpath(path), (status.st_dev, status.st_ino)]
