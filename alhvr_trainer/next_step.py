@@ -114,7 +114,7 @@ def _after_evaluate(call: Call) -> str | None:
 
 def _after_export_bundle(call: Call) -> str:
     bundle = Path(call[RESULT])
-    words = ("--config_file", bundle / "configs" / "inference.json", "--bundle_root", bundle)
+    words = ("--config_file", bundle / "configs" / "inference.json")
     return _line(
         "python", "-m", "monai.bundle", "run", "inference", *words, "--dataset_dir", "IN", "--output_dir", "OUT"
     )

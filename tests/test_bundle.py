@@ -267,7 +267,7 @@ def test_prints_the_run_command(workspace, tmp_path, capsys):
     assert cli.main(["export_bundle", "-d", "901", "-c", "2d", "-o", str(root)]) == 0
     assert (
         f"next: python -m monai.bundle run inference --config_file {root}/configs/inference.json "
-        f"--bundle_root {root} --dataset_dir IN --output_dir OUT"
+        f"--dataset_dir IN --output_dir OUT"
     ) in capsys.readouterr().out
 
 

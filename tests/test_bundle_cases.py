@@ -15,6 +15,7 @@ from dicom_files import ORIGIN, SPACING, oblique_image, write_series
 from nnunetv2.imageio.nibabel_reader_writer import NibabelIO
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 from scripts.cases import ENDINGS, cases_or_problem, find_cases
+from scripts.dicom import series_files
 from scripts.errors import InputError
 from scripts.images import check_image, nnunet_readable, read_image
 from trained_models import OBLIQUE
@@ -48,6 +49,18 @@ def test_several_endings_and_what_is_no_image(tmp_path):
     touch(tmp_path, "notes.txt", "._b_0000.nii.gz", ".DS_Store")
     touch(tmp_path / "empty", "more.txt")
     assert found(tmp_path, 2) == {"a.b": ["a.b_0000.mha", "a.b_0001.mhd"], "b": ["b_0000.nii.gz", "b_0001.nrrd"]}
+
+
+def test_hidden_files_are_no_cases(tmp_path):
+    """Not as the one image that is named either, and not as instances of a series."""
+    touch(tmp_path, "a_0000.nii.gz", "._a_0000.nii.gz")
+    with pytest.raises(InputError, match=r"dataset_dir .*\._a_0000\.nii\.gz is a hidden file"):
+        find_cases(tmp_path / "._a_0000.nii.gz", 1)
+    series = write_series(tmp_path / "series", oblique_image())
+    expected = series_files(series)
+    (series / ".000.dcm").write_bytes((series / "000.dcm").read_bytes())
+    (series / "._000.dcm").write_bytes(b"\x00\x05\x16\x07")
+    assert series_files(series) == expected and len(expected) == 6
 
 
 def test_one_channel_needs_no_number(tmp_path):

@@ -147,6 +147,6 @@ def test_runs_without_network_access(workspace, config, tmp_path):
     command = [sys.executable, "-m", "monai.bundle", "run", "inference"]
     for name, value in {**config, "dataset_dir": workspace / "images", "output_dir": tmp_path / "found"}.items():
         command += [f"--{name}", str(value)]
-    result = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    result = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, encoding="utf-8", timeout=300)
     assert result.returncode == 0, result.stdout + result.stderr
     assert sorted(os.listdir(tmp_path / "found")) == [f"{case}.nii.gz" for case in CASES]

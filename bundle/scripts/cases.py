@@ -66,6 +66,8 @@ def find_cases(dataset_dir: str | Path, num_channels: int, file_ending: str | No
     source = Path(dataset_dir)
     if not source.exists():
         raise InputError(f"dataset_dir {source} does not exist; name a folder of images, or one image")
+    if source.is_file() and source.name.startswith("."):
+        raise InputError(f"dataset_dir {source} is a hidden file, such as macOS leaves beside others; name an image")
     endings = tuple(dict.fromkeys((*ENDINGS, *filter(None, [file_ending]))))
     one = _as_image(source, endings)
     if one is not None:

@@ -46,7 +46,9 @@ def series_files(folder: str | Path) -> list[str]:
         InputError: no series that can be read, or several; they are listed.
     """
     reader = _sitk(folder).ImageSeriesReader
-    series = [reader.GetGDCMSeriesFileNames(str(folder), uid) for uid in reader.GetGDCMSeriesIDs(str(folder))]
+    found = [reader.GetGDCMSeriesFileNames(str(folder), uid) for uid in reader.GetGDCMSeriesIDs(str(folder))]
+    series = [[file for file in files if not Path(file).name.startswith(".")] for files in found]
+    series = [files for files in series if files]
     if not series:
         raise InputError(f"cannot read the DICOM files in {folder} (damaged or no images); export the series anew")
     if len(series) > 1:
@@ -54,7 +56,7 @@ def series_files(folder: str | Path) -> list[str]:
             f"{folder} holds {len(series)} DICOM series, a case is one: {'; '.join(map(_described, series))}; "
             "put each into a folder of its own"
         )
-    return list(series[0])
+    return series[0]
 
 
 def check_series(folder: str | Path) -> None:

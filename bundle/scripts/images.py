@@ -12,13 +12,33 @@ import numpy as np
 from .cases import ENDINGS, without_ending
 from .dicom import check_series, dicom_header, is_dicom, itk_reason, series_files
 from .errors import InputError
+from .label_files import open_nifti
 from .nifti import check_complete, read_header
 
 _SINGULAR = 1e-3  # of the determinant, which is 1 or -1
+_NIFTI = (".nii", ".nii.gz")
 _FOR_CONVERTED = (".mha", ".nii", ".nii.gz", ".nrrd")  # exact and fast first; NIfTI keeps geometry in float32 only
 
 
-def check_image(file: str | Path, allow_unknown_orientation: bool = False) -> None:
+def check_finite(array: np.ndarray, name: object) -> None:
+    """No voxel is NaN or infinite: one is enough to spoil what the network says of the whole image.
+
+    Args:
+        array: as the model's reader gives it.
+        name: what the message calls the image.
+
+    Raises:
+        InputError: some are; it counts them.
+    """
+    # a sum is finite only if all voxels are, and needs no mask of the image's size
+    with np.errstate(invalid="ignore", over="ignore"):
+        suspicious = not np.isfinite(array.sum(dtype=np.float64))
+    bad = int(array.size - np.isfinite(array).sum()) if suspicious else 0
+    if bad:
+        raise InputError(f"{name} has {bad} NaN or infinite voxel{'s' if bad > 1 else ''}; replace them")
+
+
+def check_image(file: str | Path, allow_unknown_orientation: bool = False, by_nibabel: bool = False) -> None:
     """See from the header that a file, or the folder of a DICOM series, is one 2D or 3D image with a place in space.
 
     A NIfTI file may say nowhere how it lies in the patient (``qform_code`` and ``sform_code`` both 0). It is refused:
@@ -29,6 +49,7 @@ def check_image(file: str | Path, allow_unknown_orientation: bool = False) -> No
     Args:
         file: image file or folder of a DICOM series.
         allow_unknown_orientation: take a NIfTI file that does not say how it lies in space.
+        by_nibabel: the model's reader is nibabel's, which takes axes that are not at right angles, as ITK does not.
 
     Raises:
         InputError: unreadable; neither 2D nor 3D; several components per voxel; no more than one voxel; a NIfTI file
@@ -43,7 +64,8 @@ def check_image(file: str | Path, allow_unknown_orientation: bool = False) -> No
     folder = Path(file).is_dir()
     if folder:
         check_series(file)
-    header = dicom_header(series_files(file)[0] if folder else file)
+    nifti = by_nibabel and without_ending(file, _NIFTI) is not None
+    header = _NiftiHeader(Path(file)) if nifti else dicom_header(series_files(file)[0] if folder else file)
     _check_shape(file, header)
     check_complete(Path(file))
     dimensions = header.GetDimension()
@@ -59,6 +81,40 @@ def check_image(file: str | Path, allow_unknown_orientation: bool = False) -> No
             f"{file} does not say how it lies in the patient (qform_code and sform_code are 0): left and right are "
             "unknown; write its orientation, or set allow_unknown_orientation"
         )
+
+
+class _NiftiHeader:
+    """What nibabel reads in a header, in SimpleITK's terms."""
+
+    def __init__(self, file: Path) -> None:
+        try:
+            image = open_nifti(file)
+        except Exception as error:  # nibabel has many, of several libraries
+            raise InputError(f"cannot read {file} (damaged or not an image): {itk_reason(error)}") from error
+        self.size, self.header = tuple(map(int, image.shape)), image.header
+        sizes = np.linalg.norm(image.affine[:3, :3], axis=0)
+        self.direction = tuple((image.affine[:3, :3] / np.where(sizes > 0, sizes, 1.0)).ravel().tolist())
+
+    def GetSize(self) -> tuple[int, ...]:
+        return self.size
+
+    def GetDimension(self) -> int:
+        return len(self.size)
+
+    def GetNumberOfComponents(self) -> int:
+        return 1
+
+    def GetSpacing(self) -> tuple[float, ...]:
+        return tuple(map(float, self.header.get_zooms()))
+
+    def GetDirection(self) -> tuple[float, ...]:
+        return self.direction
+
+    def HasMetaDataKey(self, key: str) -> bool:
+        return key in self.header
+
+    def GetMetaData(self, key: str) -> str:
+        return str(int(self.header[key]))
 
 
 def _check_shape(file: str | Path, header: Any) -> None:
@@ -109,6 +165,7 @@ def nnunet_readable(
     supported_endings: Sequence[str],
     folder: str | Path,
     allow_unknown_orientation: bool = False,
+    by_nibabel: bool = False,
 ) -> list[str]:
     """Files that nnU-Net's reader takes: those that it does not take are converted, voxels and geometry unchanged.
 
@@ -116,7 +173,7 @@ def nnunet_readable(
         files: of the channels of one case, or the one file of its only channel; a DICOM series is its folder.
         supported_endings: those of nnU-Net's reader, e.g. ``SimpleITKIO.supported_file_endings``.
         folder: where converted files are written; the caller's to remove.
-        allow_unknown_orientation: as in :func:`check_image`.
+        allow_unknown_orientation, by_nibabel: as in :func:`check_image`.
 
     Returns:
         For each file itself, or the converted one: MetaImage where the reader takes it, which keeps the geometry in
@@ -127,16 +184,18 @@ def nnunet_readable(
     """
     paths = [files] if isinstance(files, (str, Path)) else files
     return [
-        _readable(Path(file), number, tuple(supported_endings), Path(folder), allow_unknown_orientation)
+        _readable(Path(file), number, tuple(supported_endings), Path(folder), allow_unknown_orientation, by_nibabel)
         for number, file in enumerate(paths)
     ]
 
 
-def _readable(file: Path, number: int, supported: tuple[str, ...], folder: Path, allow_unknown: bool) -> str:
+def _readable(
+    file: Path, number: int, supported: tuple[str, ...], folder: Path, allow_unknown: bool, by_nibabel: bool
+) -> str:
     dicom = file.is_dir() or is_dicom(file)
     taken = not dicom and without_ending(file, supported) is not None
     if dicom or without_ending(file, ENDINGS) is not None:  # pictures (.png, .tif) are the readers' own affair
-        check_image(file, allow_unknown)
+        check_image(file, allow_unknown, by_nibabel)
     if taken:
         return str(file)
     import SimpleITK as sitk

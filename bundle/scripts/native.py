@@ -11,6 +11,7 @@ nnU-Net's numbers:
 - :class:`NormalizeChannelsd`: each channel has a scheme of its own, and the mask of z-scores is nnU-Net's: any channel
   is nonzero, holes filled.
 - :class:`RegionsToLabelsd`: overlapping regions to a label map.
+- :class:`NiftiReader`: ITK takes stored NaN for 0, and so does nnU-Net.
 - :class:`LabelWriter`: MONAI's writer, but a volume of one slice stays a volume.
 
 Source of the rules: F. Isensee et al., nnU-Net, Nature Methods 18, 203-211 (2021).
@@ -25,25 +26,60 @@ from typing import Any
 import numpy as np
 import torch
 from monai.config import KeysCollection
-from monai.data import MetaTensor, NibabelWriter
-from monai.data.utils import affine_to_spacing
+from monai.data import MetaTensor, NibabelReader, NibabelWriter
+from monai.data.utils import affine_to_spacing, correct_nifti_header_if_necessary
 from monai.transforms import InvertibleTransform, MapTransform
 from monai.transforms.utils import scale_affine
-from monai.utils import convert_to_dst_type
+from monai.utils import convert_to_dst_type, ensure_tuple
 from scipy import ndimage
 from torch.nn import functional
 
 from .cases import ENDINGS, without_ending
 from .errors import InputError
+from .images import check_finite
+from .label_files import open_nifti
 from .memory import check_memory
 
 FIRST_CHANNEL = "_0000"
+STORED_SPACING = "stored_spacing"
+"""Key of the metadata: ``pixdim`` of a NIfTI file in mm; nnU-Net's nibabel readers go by it."""
 
 
 def nonzero(image: torch.Tensor) -> torch.Tensor:
     """Where the image is not 0, for ``CropForegroundd``; an image of nothing but zeros is kept whole."""
     found = image != 0
     return found if bool(found.any()) else torch.ones_like(found)
+
+
+class NiftiReader(NibabelReader):
+    """MONAI's reader, with what nnU-Net's readers make of a NIfTI file.
+
+    Args:
+        as_itk: the model's reader is ITK's: stored NaN and infinite values count as 0, before they are scaled. Else
+            it is nibabel's, which keeps them, and goes by the header's spacing: that is kept in the metadata.
+    """
+
+    def __init__(self, as_itk: bool = True) -> None:
+        super().__init__()
+        self.as_itk = as_itk
+
+    def read(self, data: Any, **kwargs: Any) -> Any:
+        self.filenames = ensure_tuple(data)
+        images = [open_nifti(Path(file)) for file in self.filenames]
+        self.stored_spacing = np.asarray(images[0].header.get_zooms()[:3], float)
+        if self.as_itk:  # scales the affine where the header's spacing contradicts it
+            images = [correct_nifti_header_if_necessary(image) for image in images]
+        return images if len(images) > 1 else images[0]
+
+    def get_data(self, img: Any) -> tuple[np.ndarray, dict[str, Any]]:
+        array, meta = super().get_data(img)
+        return array, meta if self.as_itk else {**meta, STORED_SPACING: self.stored_spacing}
+
+    def _get_array_data(self, img: Any, filename: Any) -> np.ndarray:
+        array = np.asanyarray(img.dataobj)
+        if not self.as_itk or img.get_data_dtype().kind != "f" or np.isfinite(array).all():
+            return array
+        return np.where(np.isfinite(img.dataobj.get_unscaled()), array, img.dataobj.inter)
 
 
 class CheckImaged(MapTransform):
@@ -56,12 +92,16 @@ class CheckImaged(MapTransform):
         allow_unknown_orientation: take a NIfTI file that does not say how it lies in the patient, as it lies.
 
     Raises:
-        InputError: another number of channels or axes (a film has one more), an affine that spans no space or is
-            unknown, or more voxels than memory can hold.
+        InputError: another number of channels or axes (a film has one more), NaN or infinite voxels, an affine that
+            spans no space, is unknown or contradicts the header, or more voxels than memory can hold.
     """
 
     def __init__(
-        self, keys: KeysCollection, num_channels: int, num_outputs: int, allow_unknown_orientation: bool = False
+        self,
+        keys: KeysCollection,
+        num_channels: int,
+        num_outputs: int,
+        allow_unknown_orientation: bool = False,
     ) -> None:
         super().__init__(keys)
         self.num_channels, self.num_outputs = num_channels, num_outputs
@@ -78,7 +118,14 @@ class CheckImaged(MapTransform):
                 f"an image of shape {tuple(image.shape)}: the model needs {self.num_channels} channel(s) first, then "
                 "three axes; a film or several channels in one file must be split, one file per channel"
             )
+        check_finite(image.cpu().numpy(), image.meta.get("filename_or_obj", "the image"))
         spacing = affine_to_spacing(image.affine, 3)
+        stored = np.asarray(image.meta.get(STORED_SPACING, spacing.cpu()))
+        if not np.allclose(stored, spacing.cpu(), rtol=1e-4):
+            raise InputError(
+                f"spacing {stored.tolist()} mm in the header, {spacing.tolist()} mm in the affine: nnU-Net goes by the "
+                "one, MONAI by the other; predict with configs/inference.json"
+            )
         if not bool(torch.isfinite(image.affine).all()) or not abs(torch.linalg.det(image.affine[:3, :3])) > 0:
             raise InputError(f"the image's affine spans no space (spacing {spacing.tolist()} mm); correct its header")
         codes = [int(image.meta[name]) for name in ("qform_code", "sform_code") if name in image.meta]

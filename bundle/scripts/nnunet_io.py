@@ -17,9 +17,10 @@ from monai.config import KeysCollection
 from monai.data import ImageReader, ImageWriter
 from monai.transforms import LoadImaged
 from monai.utils import MetaKeys, SpaceKeys, ensure_tuple
+from nnunetv2.imageio.nibabel_reader_writer import NibabelIO, NibabelIOWithReorient
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from .images import nnunet_readable
+from .images import check_finite, nnunet_readable
 
 PROPERTIES = "nnunet"  # key of the metadata
 AXES_PER_SLICE = 2
@@ -48,6 +49,8 @@ class LoadImageNNUNetd(LoadImaged):
     def __call__(self, data: Mapping[Hashable, Any], reader: ImageReader | None = None) -> dict[Hashable, Any]:
         data = dict(data)
         of_files = {key: data[key] for key in self.key_iterator(data) if not isinstance(data[key], _IN_MEMORY)}
+        for key in {*self.key_iterator(data)} - {*of_files}:
+            check_finite(np.asarray(data[key]), "the image")
         if of_files:
             data.update(super().__call__(of_files, reader or self.reader))
         return data
@@ -71,8 +74,10 @@ class NNUNetReader(ImageReader):
         files = [str(file) for file in ensure_tuple(data)]
         with tempfile.TemporaryDirectory(prefix="bundle_") as folder:
             endings = self.nnunet_reader.supported_file_endings
-            readable = nnunet_readable(files, endings, folder, self.allow_unknown_orientation)
+            by_nibabel = isinstance(self.nnunet_reader, (NibabelIO, NibabelIOWithReorient))
+            readable = nnunet_readable(files, endings, folder, self.allow_unknown_orientation, by_nibabel)
             array, properties = self.nnunet_reader.read_images(readable)
+        check_finite(array, ", ".join(files))
         return array, properties
 
     def get_data(self, img: tuple[np.ndarray, dict[str, Any]]) -> tuple[np.ndarray, dict[str, Any]]:

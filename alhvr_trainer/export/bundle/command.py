@@ -67,7 +67,7 @@ def export_bundle(
     Example:
         alhvr export_bundle -d 27 -c 2d -f 0 -p ALHVRPlans -o acdc_bundle
         python -m monai.bundle run inference --config_file acdc_bundle/configs/inference.json
-            --bundle_root acdc_bundle --dataset_dir IN --output_dir OUT
+            --dataset_dir IN --output_dir OUT
 
         alhvr export_bundle -m models/nnUNetTrainer__nnUNetPlans__2d -o heart --name 'Cardiac MR segmentation'
             --version 1.0.0 --author 'A. Doe; B. Roe' --licence 'CC BY 4.0' --changelog 'first release'

@@ -106,8 +106,12 @@ def _preprocessing(template: list[Transform], model: TrainedModel) -> list[Trans
         ],
         "Transposed": [{"indices": [0, *(3 - axis for axis in forward)]}],
     }
-    if not READERS[model.plans["image_reader_writer"]]:
+    reader = model.plans["image_reader_writer"]
+    if not READERS[reader]:
         changes["Orientationd"] = []
+    if reader.startswith("Nibabel"):
+        (load,) = (transform for transform in template if transform["_target_"] == "LoadImaged")
+        changes["LoadImaged"] = [{"reader": {**load["reader"], "as_itk": False}}]
     return _changed(template, changes)
 
 
