@@ -114,10 +114,11 @@ def _after_evaluate(call: Call) -> str | None:
 
 def _after_export_bundle(call: Call) -> str:
     bundle = Path(call[RESULT])
-    words = ("--config_file", bundle / "configs" / "inference.json")
-    return _line(
-        "python", "-m", "monai.bundle", "run", "inference", *words, "--dataset_dir", "IN", "--output_dir", "OUT"
-    )
+    inside = "#" in str(bundle)  # MONAI finds no config file there, unless from within
+    config = Path("configs", "inference.json") if inside else bundle / "configs" / "inference.json"
+    words = ("--config_file", config, "--dataset_dir", "IN", "--output_dir", "OUT")
+    run = _line("python", "-m", "monai.bundle", "run", "inference", *words)
+    return f"{_line('cd', bundle)} && {run}" if inside else run
 
 
 def _after_export_nnunet(call: Call) -> str:

@@ -190,7 +190,7 @@ def test_quick_commands_import_nothing_heavy():
         "    assert cli.main(words) == 0 or words == ['trainer_path']\n"
         "print('heavy:', sorted({'torch', 'monai', 'matplotlib', 'scipy.stats'} & set(sys.modules)))\n"
     )
-    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, encoding="utf-8", check=True).stdout
     assert printed.endswith("heavy: []\n")
 
 
@@ -267,7 +267,14 @@ def test_commands_are_functions_of_the_package():
             "export_bundle",
             "27 2d",
             Path("b#1"),
-            "python -m monai.bundle run inference --config_file 'b#1/configs/inference.json' --bundle_root 'b#1' "
+            "cd 'b#1' && python -m monai.bundle run inference --config_file configs/inference.json "
+            "--dataset_dir IN --output_dir OUT",
+        ),
+        (
+            "export_bundle",
+            "27 2d",
+            Path("b 1"),
+            "python -m monai.bundle run inference --config_file 'b 1/configs/inference.json' "
             "--dataset_dir IN --output_dir OUT",
         ),
         ("export_nnunet", "27 2d", Path("m.zip"), "nnUNetv2_install_pretrained_model_from_zip m.zip"),
