@@ -60,10 +60,10 @@ $(STAMP): setup.cfg pyproject.toml
 	    echo '$(PYTHON) cannot make virtual environments; install its venv package (Debian, Ubuntu: python3-venv)' >&2; exit 1; }; \
 	  echo 'creating $(VENV) with $(PYTHON)'; \
 	  $(PYTHON) -m venv --clear $(VENV); }
-	@echo 'installing into $(VENV): a few minutes and several GB (PyTorch) the first time'
+	@echo 'installing into $(VENV): about 3 minutes and 6 GB (PyTorch) the first time'
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	@$(BIN)/python -c 'import torchvision' || { \
-	  echo 'torch and torchvision in $(VENV) do not fit together; see "Troubleshooting" in README.md' >&2; exit 1; }
+	  echo 'torch and torchvision in $(VENV) do not fit together; see docs/troubleshooting.md' >&2; exit 1; }
 	@touch $@
 
 # with the dependencies of the newest, if the oldest allows them; linked, for nnU-Net 2.7 finds trainers in no other way

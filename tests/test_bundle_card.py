@@ -334,7 +334,7 @@ def test_evaluation_gives_the_metrics(workspace, model_folder, tmp_path):
     scores = workspace / "scores" / "metrics.json"
     bundle = export_bundle(model_folder=str(model_folder), output=str(tmp_path / "bundle"), evaluation=str(scores))
     measured, metrics = json.loads(scores.read_text(encoding="utf-8")), metadata_of(bundle)["eval_metrics"]
-    means = {f"mean_{key}" for key in ("dice", "jaccard", "hd95_mm", "asd_mm")}
+    means = {f"mean_{key}" for key in ("dice", "jaccard", "hd95_mm", "hd95_pooled_mm", "asd_mm")}
     assert set(metrics) == means | {f"{key}_{name}" for key in ("dice", "jaccard") for name in ("shell", "core")}
     assert metrics["mean_hd95_mm"] == pytest.approx(measured["overall"]["HD95"]["mean"], abs=6e-5)
     assert metrics["dice_core"] == pytest.approx(measured["classes"]["core"]["Dice"]["mean"], abs=6e-5)

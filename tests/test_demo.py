@@ -16,11 +16,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from alhvr_trainer.demo.comparison import result_in_words, same_cases
 from alhvr_trainer.demo.phantom import write_volume
 from alhvr_trainer.demo.run import demo, run_steps
-from alhvr_trainer.demo.steps import Layout, Step
+from alhvr_trainer.demo.speed import relative_time
+from alhvr_trainer.demo.steps import BASELINE_NAME, Layout, Step
 from alhvr_trainer.errors import InputError
 from alhvr_trainer.resources import plans_folder
+from alhvr_trainer.settings import TRAINER_NAME, ALHVRSettings
 
 pytestmark = pytest.mark.any_nnunet
 
@@ -183,6 +186,39 @@ def test_pictured_cases_follow_a_fixed_rule():
     ]
 
 
+def _scores(**distances) -> dict:
+    """By case: Dice, and a distance or None."""
+    cases = {
+        case: {"LV": {"Dice": dice, "Jaccard": dice, "HD95": far, "HD95_pooled": far, "ASD": far, "empty": ""}}
+        for case, (dice, far) in distances.items()
+    }
+    return {"cases": cases}
+
+
+def test_distances_compare_the_same_cases():
+    scores = {BASELINE_NAME: _scores(a=(0.5, 4.0), b=(0.0, None)), TRAINER_NAME: _scores(a=(0.7, 2.0), b=(0.6, 30.0))}
+    compared = same_cases(scores)
+    assert [compared[trainer]["classes"]["LV"]["HD95"]["mean"] for trainer in scores] == [4.0, 2.0]
+    assert [compared[trainer]["classes"]["LV"]["ASD"]["n"] for trainer in scores] == [1, 1]
+    assert [compared[trainer]["classes"]["LV"]["Dice"]["mean"] for trainer in scores] == pytest.approx([0.25, 0.65])
+
+
+def test_the_result_comes_with_its_worth():
+    ours, theirs = (_scores(**{f"c{n}": (dice + n / 100, 1.0) for n in range(6)}) for dice in (0.6, 0.5))
+    scores = {BASELINE_NAME: theirs, TRAINER_NAME: ours}
+    defaults = ALHVRSettings().as_dict()
+    (difference,) = result_in_words(scores, defaults | {"num_epochs": 3, "threshold_proportion": 0.8})
+    assert "+0.100 on average over n = 6 test scans, higher in 6 of them; p = 0.031 (Wilcoxon" in difference
+    _, changed = result_in_words(scores, defaults | {"consistency_weight": 0.3})
+    assert changed == "Not ALHVR's default settings: consistency_weight 0.3 (default 0.1)."
+
+
+def test_the_announced_time_follows_the_machine(tmp_path, layout, capsys):
+    run_steps([_step(tmp_path, "a"), _step(tmp_path, "b")], layout, "x", slowness=lambda: 90.0)
+    assert "about 3:00 minutes on this machine" in capsys.readouterr().out
+    assert relative_time() > 0
+
+
 # --- the whole way ---
 
 
@@ -218,6 +254,9 @@ def test_demo_goes_the_whole_way(tiny_demo):
     output, _, said = tiny_demo
     assert "step 11 of 11: write the report, done in" in said
     assert "All 2 files of the MONAI bundle equal nnUNetv2_predict's, voxels and geometry." in said
+    assert "on average over n = 2 test scans" in said
+    card = (output / "bundle" / "docs" / "README.md").read_text(encoding="utf-8")
+    assert "Measured by `alhvr evaluate` on predictions of 2 cases" in card
     report = (output / "report.html").read_text(encoding="utf-8")
     pictures = re.findall(r'src="data:image/png;base64,([^"]+)"', report)
     assert len(pictures) == 3

@@ -8,7 +8,7 @@ import io
 import json
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ import SimpleITK as sitk
 
 from alhvr_trainer.demo import figures
 from alhvr_trainer.demo.anatomy import LABELS
+from alhvr_trainer.demo.comparison import TITLES, Scores, result_in_words, same_cases
 from alhvr_trainer.demo.regions import middle_slices, regions_of
 from alhvr_trainer.demo.steps import BASELINE_NAME, CONFIGURATION, METHODS, STAMPS, Layout
 from alhvr_trainer.evaluation.metrics import METRICS, UNITS, cell
@@ -25,8 +26,6 @@ from alhvr_trainer.settings import SETTINGS_KEY, TRAINER_NAME, UNLABELED_FOLDER,
 from alhvr_trainer.unlabeled.preprocessing import unlabeled_folder
 
 STRUCTURES = {name: value for name, value in LABELS.items() if value}
-TITLES = {BASELINE_NAME: "labelled scans only", TRAINER_NAME: "ALHVR"}
-Scores = Mapping[str, dict[str, Any]]
 
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>ALHVR for nnU-Net: demo</title><style>
@@ -43,11 +42,13 @@ img {{ max-width: 100% }} code {{ font-size: .85em; overflow-wrap: anywhere }} .
 
 def write_report(layout: Layout) -> Path:
     """Write ``report.html`` and ``summary.txt`` from what the earlier steps left; the report's path."""
-    scores = {trainer: _read_json(layout.scores(name) / "metrics.json") for trainer, name in METHODS.items()}
+    scores = same_cases(
+        {trainer: _read_json(layout.scores(name) / "metrics.json") for trainer, name in METHODS.items()}
+    )
     final = read_checkpoint(layout.fold(TRAINER_NAME) / "checkpoint_final.pth")
     early = read_checkpoint(layout.early_checkpoint)
-    bundle = _bundle_sentence(layout)
-    summary = f"{text_table(scores)}\n\n{bundle}\n"
+    bundle, result = _bundle_sentence(layout), result_in_words(scores, final[SETTINGS_KEY]["settings"])
+    summary = "\n\n".join([text_table(scores), *result, bundle]) + "\n"
     (layout.output / "summary.txt").write_text(summary, encoding="utf-8")
     curves = figures.curves(final[SETTINGS_KEY]["history"], _pseudo_dice(layout), early["current_epoch"])
     body = [
@@ -55,7 +56,8 @@ def write_report(layout: Layout) -> Path:
         _introduction(layout, final),
         "<h2>Scores on the test scans</h2>",
         html_table(scores),
-        f'<p class="note">{_SCORES_NOTE}</p><p>{bundle}</p>',
+        *(f"<p>{sentence}</p>" for sentence in (*result, bundle)),
+        f'<p class="note">{_SCORES_NOTE}</p>',
         "<h2>Test scans</h2>",
         *_outlines_part(layout, scores),
         "<h2>Regions on unlabelled scans</h2>",
@@ -71,9 +73,11 @@ def write_report(layout: Layout) -> Path:
 
 
 _SCORES_NOTE = (
-    "Mean ± sample standard deviation over the test scans. Dice and Jaccard: more is better; HD95 and ASD "
-    "(directed, from prediction to reference): less is better. Both were trained once, with the same "
-    "network, number of steps and number of labelled samples per step: a demonstration, not a benchmark."
+    "Mean ± sample standard deviation over the test scans. Dice and Jaccard: more is better; distances: less is "
+    "better. They compare the same scans and structures, those that both methods found. HD95 is the larger of both "
+    "directions' 95th percentiles, HD95_pooled that of both together, ASD directed from prediction to reference. Both "
+    "were trained once, with the same network, number of steps and number of labelled samples per step: a "
+    "demonstration, not a benchmark."
 )
 _CURVES_NOTE = (
     "The dotted line marks the epoch of the early regions above. a and b are the two networks; a is the one "

@@ -216,7 +216,7 @@ def _performance(measured: Measured, details: Details, plots: list[str]) -> str:
 
 def _results(results: Results, details: Details) -> str:
     metrics = [metric for metric in KEYS if metric in results.overall]
-    units = {"HD95": " (mm)", "ASD": " (mm)", "Jaccard": " (IoU)"}
+    units = {metric: f" ({results.unit})" for metric in KEYS} | {"Dice": "", "Jaccard": " (IoU)"}
     lines = ["| class | " + " | ".join(metric + units.get(metric, "") for metric in metrics) + " | cases |"]
     lines.append("|---" * (len(metrics) + 2) + "|")
     for name, spreads in results.classes.items():

@@ -15,8 +15,8 @@ from alhvr_trainer.export.bundle import facts
 from alhvr_trainer.export.models import WEIGHTS_FILE, TrainedModel
 from alhvr_trainer.files.json_files import is_whole, read_object
 
-KEYS = {"Dice": "dice", "Jaccard": "jaccard", "HD95": "hd95_mm", "ASD": "asd_mm"}
-"""Metric -> its name in the metadata's eval_metrics."""
+KEYS = {"Dice": "dice", "Jaccard": "jaccard", "HD95": "hd95", "HD95_pooled": "hd95_pooled", "ASD": "asd"}
+"""Metric -> its name in the metadata's eval_metrics; distances end in their unit."""
 SUMMARY_FILE = Path("validation") / "summary.json"
 _OF_NNUNET = {"Dice": "Dice", "Jaccard": "IoU"}
 
@@ -44,6 +44,8 @@ class Results:
     """Metric -> mean over everything."""
     dice: dict[str, list[float]]
     """Class -> Dice of each case that defines it, in no telling order: sorted."""
+    unit: str = "mm"
+    """Of the distances."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,8 @@ def eval_metrics(results: Results) -> dict[str, float]:
         >>> eval_metrics(results)     # doctest: +SKIP
         {'mean_dice': 0.8011, 'mean_jaccard': 0.6711, 'dice_anterior': 0.8064, …}
     """
-    metrics = {f"mean_{KEYS[metric]}": round(value, 4) for metric, value in results.overall.items()}
+    suffixes = {metric: "" if metric in _OF_NNUNET else f"_{_slug(results.unit)}" for metric in KEYS}
+    metrics = {f"mean_{KEYS[metric]}{suffixes[metric]}": round(v, 4) for metric, v in results.overall.items()}
     for metric in ("Dice", "Jaccard"):
         for name, spreads in results.classes.items():
             if metric in spreads:
@@ -208,17 +211,9 @@ def evaluation_results(file: str | Path, model: TrainedModel) -> Results:
     content = read_object(file, "name the metrics.json that alhvr evaluate --output writes")
     try:
         cases = content["cases"]
-        spreads = {
-            name: {
-                metric: _read_spread(scores[metric], metric) for metric in KEYS if scores[metric]["mean"] is not None
-            }
-            for name, scores in content["classes"].items()
-        }
-        overall = {
-            metric: _read_spread(content["overall"][metric], metric).mean
-            for metric in KEYS
-            if content["overall"][metric]["mean"] is not None
-        }
+        spreads = {name: _read_spreads(scores) for name, scores in content["classes"].items()}
+        overall = {metric: spread.mean for metric, spread in _read_spreads(content["overall"]).items()}
+        unit = {"mm": "mm", "voxels": "voxels"}[content.get("unit", "mm")]
         dice = {name: sorted(_defined(cases, name)) for name in spreads}
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise InputError(f"evaluation {file} is no metrics.json of alhvr evaluate") from error
@@ -230,11 +225,18 @@ def evaluation_results(file: str | Path, model: TrainedModel) -> Results:
         )
     said = (
         f"Measured by `alhvr evaluate` on predictions of {len(cases)} cases; the file does not say with which settings "
-        "they were made. HD95 and ASD in mm, ASD from the prediction's surface to the reference's. Mean ± standard "
+        f"they were made. Distances in {unit}: HD95 is the larger of both directions' 95th percentiles, HD95_pooled "
+        "that of both together, ASD the mean from the prediction's surface to the reference's. Mean ± standard "
         "deviation over the cases in which the class is defined; the mean of all takes each case's mean over its "
         "classes first."
     )
-    return Results("Evaluation", said, spreads, overall, dice)
+    return Results("Evaluation", said, spreads, overall, dice, unit)
+
+
+def _read_spreads(scores: dict[str, Any]) -> dict[str, Spread]:
+    """By metric, without those that no case defines; files from before ``HD95_pooled`` was measured lack it."""
+    there = [metric for metric in KEYS if metric in scores or metric != "HD95_pooled"]
+    return {metric: _read_spread(scores[metric], metric) for metric in there if scores[metric]["mean"] is not None}
 
 
 def _read_spread(scores: dict[str, Any], metric: str) -> Spread:
