@@ -154,9 +154,9 @@ def trainer_processes(machine: subprocess.Popen) -> list[int]:
 def test_two_machines_train_and_continue_after_one_dies(uneven: Path):
     """A rank killed in mid-training ends both machines, with a message; both then continue from the checkpoint.
 
-    There is one unlabelled case, fewer than ranks.
+    There is one unlabelled case, fewer than ranks; when training continues, no look at its foreground is there yet.
     """
-    change_settings(uneven, num_epochs=100_000)
+    change_settings(uneven, num_epochs=100_000, unlabeled_foreground=0.5)
     for folder in ("raw", "preprocessed"):
         write_splits(uneven / folder / NAME, {key: SPLIT[key] for key in ("train", "val")})
     for scan in ("scan_001", "scan_002"):
@@ -194,6 +194,7 @@ def test_two_machines_train_and_continue_after_one_dies(uneven: Path):
     assert len(summary["metric_per_case"]) == 2 and len(list((fold / "validation").glob("*.npz"))) == 2
     logs = list(fold.glob("training_log_*.txt"))
     assert "ALHVR: 1 unlabelled cases" in logs[0].read_text()
+    assert sum("looked for foreground in 1 unlabelled" in log.read_text() for log in logs) == 1
     assert len(logs) == 2  # one of each start: rank 0 alone writes
     assert "alhvr:" not in outputs[0]
 

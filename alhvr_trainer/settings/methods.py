@@ -22,6 +22,8 @@ class Settings:
     """Weight of the unsupervised terms at the end of the ramp-up."""
     ramp_fraction: float = setting(1.0, Number(0.0, 1.0))
     """Share of all training iterations over which the weight ramps up."""
+    unlabeled_foreground: float = setting(0.0, Number(0.0, 1.0))
+    """Share of the unlabelled patches laid around foreground that the network predicted, nine times in all."""
     mixed_precision: str = setting("float16", Choice(("float16", "bfloat16")))
     """Type of autocast on CUDA: "float16", as in nnU-Net, or "bfloat16", which needs no scaling of the loss."""
     seed: int | None = setting(None, Number(0, 2**32 - 1, whole=True, optional=True))

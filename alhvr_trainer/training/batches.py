@@ -78,16 +78,17 @@ class NumberedLoader(nnUNetDataLoader):
         super().__init__(data, len(self.draws.forced), *args, **kwargs)
         self.get_do_oversample = self._is_forced
         self._next = multiprocessing.Value("q", self.draws.first)
+        self.number = self.draws.first
 
     def _is_forced(self, sample_idx: int) -> bool:
         return bool(np.random.uniform() < self.draws.forced[sample_idx])
 
     def generate_train_batch(self) -> dict[str, Any]:
         with self._next.get_lock():
-            number = self._next.value
+            self.number = self._next.value
             self._next.value += 1
-        with seeded(*self.draws.seed, number):
-            return {**super().generate_train_batch(), "number": number}
+        with seeded(*self.draws.seed, self.number):
+            return {**super().generate_train_batch(), "number": self.number}
 
 
 class InOrder(NonDetMultiThreadedAugmenter):

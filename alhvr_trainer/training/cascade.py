@@ -10,18 +10,15 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-import numpy as np
 import torch
 from nnunetv2.inference.export_prediction import resample_and_save
-from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
-from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
-from nnunetv2.utilities.label_handling.label_handling import convert_labelmap_to_one_hot
 from tqdm import tqdm
 
 from alhvr_trainer.errors import InputError
 from alhvr_trainer.settings import UNLABELED_SUFFIX
 from alhvr_trainer.training.distributed.ranks import rank, rank_0_first, ranks, wait_for_all
+from alhvr_trainer.training.prediction import predicting
 from alhvr_trainer.unlabeled.stream import unlabeled_dataset
 
 FOLDER = f"predicted_next_stage{UNLABELED_SUFFIX}"
@@ -77,47 +74,22 @@ def save_next_stage(trainer: nnUNetTrainer) -> None:
     with rank_0_first():
         cases = unlabeled_dataset(trainer, train, validation, previous_stage_folder(trainer))
         targets = {stage: unlabeled_dataset(trainer, train, validation, configuration_name=stage) for stage in stages}
-    trainer.set_deep_supervision_enabled(False)
-    trainer.network.eval()
-    predictor = nnUNetPredictor(
-        use_mirroring=True, perform_everything_on_device=True, device=trainer.device, allow_tqdm=False
-    )
-    predictor.manual_initialization(
-        trainer.network,
-        trainer.plans_manager,
-        trainer.configuration_manager,
-        None,
-        trainer.dataset_json,
-        type(trainer).__name__,
-        trainer.inference_allowed_mirroring_axes,
-    )
     threads = torch.get_num_threads()
     mine = cases.identifiers[rank() :: ranks()]
-    for case in tqdm(mine, desc=f"Segmentations of unlabelled cases for {', '.join(stages)}"):
-        logits, properties = _logits(trainer, predictor, cases, case)
-        for stage, target in targets.items():
-            folder = Path(trainer.output_folder) / FOLDER / stage
-            folder.mkdir(parents=True, exist_ok=True)
-            resample_and_save(
-                logits,
-                target.load_case(case)[0].shape[1:],
-                str(folder / case),
-                trainer.plans_manager,
-                trainer.configuration_manager,
-                properties,
-                trainer.dataset_json,
-                threads,
-            )
-    trainer.set_deep_supervision_enabled(trainer.enable_deep_supervision)
+    with predicting(trainer, mirroring=True) as predict:
+        for case in tqdm(mine, desc=f"Segmentations of unlabelled cases for {', '.join(stages)}"):
+            logits, properties = predict(cases, case)
+            for stage, target in targets.items():
+                folder = Path(trainer.output_folder) / FOLDER / stage
+                folder.mkdir(parents=True, exist_ok=True)
+                resample_and_save(
+                    logits,
+                    target.load_case(case)[0].shape[1:],
+                    str(folder / case),
+                    trainer.plans_manager,
+                    trainer.configuration_manager,
+                    properties,
+                    trainer.dataset_json,
+                    threads,
+                )
     wait_for_all()
-
-
-def _logits(
-    trainer: nnUNetTrainer, predictor: nnUNetPredictor, cases: nnUNetDatasetBlosc2, case: str
-) -> tuple[torch.Tensor, dict]:
-    data, _, previous, properties = cases.load_case(case)
-    image = data[:]
-    if previous is not None:
-        labels = trainer.label_manager.foreground_labels
-        image = np.vstack((image, convert_labelmap_to_one_hot(previous[:], labels, output_dtype=image.dtype)))
-    return predictor.predict_sliding_window_return_logits(torch.from_numpy(image)).cpu(), properties

@@ -158,7 +158,11 @@ class SeveralNetworksTrainer(TwoStreamTrainer):
         if self.grad_scaler is not None:
             self.grad_scaler.update()
 
-    # --- validation: nnU-Net's, of the network that predicts --------------------------------------------------------
+    def look_for_foreground(self) -> None:
+        with self.acting_on(self.predicts_with):
+            super().look_for_foreground()
+
+    # --- the network that predicts ----------------------------------------------------------------------------------
 
     def on_validation_epoch_start(self) -> None:
         with self.acting_on(self.predicts_with):

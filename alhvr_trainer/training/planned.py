@@ -110,7 +110,8 @@ class PlannedTrainer(DistributedTrainer):
         warning = hidden_intensities(self)
         if warning:
             self.print_to_log_file(f"ALHVR: WARNING: {warning}")
-        forced = (*self._forced(self.samples_per_step()[0]), *[0.0] * self.unlabeled_batch_size)
+        aimed = [self.settings.unlabeled_foreground] * self.unlabeled_batch_size
+        forced = (*self._forced(self.samples_per_step()[0]), *aimed)
         training.draws = Draws((self.seed, rank(), 0), self.current_epoch * self.num_iterations_per_epoch, forced)
         # on as many patches as nnU-Net with these plans, however few of them training sees labelled
         forced = self._forced(sum(self._split_batch()))

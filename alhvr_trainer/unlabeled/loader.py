@@ -16,6 +16,7 @@ from nnunetv2.training.nnUNetTrainer import nnUNetTrainer as trainer_module
 from torch import Tensor
 
 from alhvr_trainer.training.batches import Draws, InOrder, NumberedLoader
+from alhvr_trainer.unlabeled.foreground import PredictedForeground
 
 
 class SegmentationChannels:
@@ -47,8 +48,11 @@ class LabeledAndUnlabeled:
         unlabeled: the same over the ``_unlabeled`` folder; its cases have no label file behind them.
         labeled_batch_size: L.
         unlabeled_batch_size: U.
+        foreground: where unlabelled cases show foreground, for patches around it; None: no patch aims at it.
     """
 
+    batch: int
+    """Number of the batch that is being made."""
     inside_unlabeled = 1
     """In that channel, inside an unlabelled image. A method whose augmentation must tell the kinds apart sets 2."""
 
@@ -58,11 +62,14 @@ class LabeledAndUnlabeled:
         unlabeled: nnUNetBaseDataset,
         labeled_batch_size: int,
         unlabeled_batch_size: int,
+        foreground: PredictedForeground | None = None,
     ) -> None:
         self.labeled = labeled
         self.unlabeled = unlabeled
         self.labeled_batch_size = labeled_batch_size
         self.unlabeled_batch_size = unlabeled_batch_size
+        self.foreground = foreground
+        self.batch = labeled.draws.first  # type: ignore[attr-defined]
         self.identifiers = [*labeled.identifiers, *unlabeled.identifiers]
         self.draws: Draws = labeled.draws  # type: ignore[attr-defined]
         self._unlabeled_cases = set(unlabeled.identifiers)
@@ -75,7 +82,10 @@ class LabeledAndUnlabeled:
         value = np.int8(self.inside_unlabeled if unlabeled else 1)
         inside = np.broadcast_to(value, data.shape[1:])  # takes no memory
         parts = [part for part in (seg, previous, inside) if part is not None]
-        return data, SegmentationChannels(parts), None, {"class_locations": None, **properties}
+        if unlabeled:
+            voxels = self.foreground.voxels(identifier, self.batch) if self.foreground else None
+            properties = {**properties, "class_locations": voxels}
+        return data, SegmentationChannels(parts), None, properties
 
 
 class _RegionsAndInside(SegOnlyTransform):
@@ -98,6 +108,7 @@ class SemiSupervisedDataLoader(NumberedLoader):
 
     _data: LabeledAndUnlabeled
     has_ignore: bool
+    annotated_classes_key: tuple[int, ...]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -108,16 +119,17 @@ class SemiSupervisedDataLoader(NumberedLoader):
             ]
 
     def get_indices(self) -> list[str]:
+        self._data.batch = self.number
         labeled = np.random.choice(self._data.labeled.identifiers, self._data.labeled_batch_size)
         unlabeled = np.random.choice(self._data.unlabeled.identifiers, self._data.unlabeled_batch_size)
         return [*labeled, *unlabeled]
 
     def get_bbox(self, data_shape: Any, force_fg: bool, class_locations: Any, *args: Any, **kwargs: Any) -> Any:
-        """nnU-Net's choice of a patch; with an ignore label it aims at annotated voxels, which these cases lack."""
+        """nnU-Net's choice of a patch; unlabelled cases have no annotated voxels, and may show no foreground yet."""
         has_ignore = self.has_ignore
-        self.has_ignore = has_ignore and class_locations is not None
+        self.has_ignore = has_ignore and self.annotated_classes_key in (class_locations or {})
         try:
-            return super().get_bbox(data_shape, force_fg, class_locations, *args, **kwargs)
+            return super().get_bbox(data_shape, force_fg and bool(class_locations), class_locations, *args, **kwargs)
         finally:
             self.has_ignore = has_ignore
 
