@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from alhvr_trainer.devices import check_device
 from alhvr_trainer.errors import InputError, one_line
+from alhvr_trainer.files.dataset_json import channel_names
 from alhvr_trainer.files.overwriting import overwritten_input
 from alhvr_trainer.settings.names import TRAINER_NAME, WEIGHTS_FILE
 from alhvr_trainer.unlabeled.dataset import Cases, files_by_case
@@ -110,7 +111,6 @@ def _cases(source: Path, model: TrainedModel) -> Cases:
     if not source.exists():
         raise InputError(f"input {source} does not exist; name a folder of images, or one image")
     found = files_by_case(str(source if source.is_dir() else source.absolute().parent), ending, strict=source.is_dir())
-    found = {case: channels for case, channels in found.items() if not case.startswith(".")}
     if source.is_file():
         name = source.name.removesuffix(ending)[:-5]
         found = {case: channels for case, channels in found.items() if case == name}
@@ -126,7 +126,7 @@ def _cases(source: Path, model: TrainedModel) -> Cases:
 
 
 def _files_per_case(model: TrainedModel) -> int:
-    channels = len(model.dataset_json.get("channel_names") or model.dataset_json["modality"])
+    channels = len(channel_names(model.dataset_json))
     # nnU-Net's reader of pictures takes all colors out of one file
     return 1 if model.plans["image_reader_writer"] == "NaturalImage2DIO" and channels in (3, 4) else channels
 

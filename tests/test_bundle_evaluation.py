@@ -15,6 +15,7 @@ import monai.bundle
 import numpy as np
 import pytest
 import SimpleITK as sitk
+import tifffile
 from dicom_files import oblique_image, write_series
 from nnunet_environment import set_nnunet
 from scripts.cases import find_cases
@@ -148,6 +149,27 @@ def sevenfold(image: sitk.Image) -> sitk.Image:
 def moved(image: sitk.Image) -> sitk.Image:
     image.SetOrigin([mm + 5 for mm in image.GetOrigin()])
     return image
+
+
+@pytest.mark.parametrize(("with_spacing", "unit"), [((), "voxels"), (("one", "two"), "mm"), (("one",), None)])
+def test_the_unit_of_distances(with_spacing, unit, tmp_path):
+    """Volumes in TIFF have sizes where a JSON file beside them says so; nobody averages over mm and voxels."""
+    content = {"labels": {"background": 0, "organ": 1}, "file_ending": ".tif"}
+    (tmp_path / "dataset.json").write_text(json.dumps(content))
+    for folder in ("out", "labels"):
+        (tmp_path / folder).mkdir()
+        for case in ("one", "two"):
+            tifffile.imwrite(tmp_path / folder / f"{case}.tif", np.pad(np.ones((3, 4, 5), np.uint8), 2))
+            if case in with_spacing:
+                (tmp_path / folder / f"{case}.json").write_text(json.dumps({"spacing": [2, 1, 1]}))
+    cases = [{"case": case} for case in ("one", "two")]
+    bundles = Evaluation(cases, tmp_path / "out", tmp_path / "labels", tmp_path / "dataset.json")
+    for measure in (lambda: evaluate(tmp_path / "out", tmp_path / "labels", content), bundles.evaluate):
+        if unit:
+            assert measure()["unit"] == unit
+            continue
+        with pytest.raises(Exception, match="case one has its spacing in mm, case two has none: add the spacing"):
+            measure()
 
 
 def test_references_of_any_ending(evaluation):

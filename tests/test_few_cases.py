@@ -16,17 +16,21 @@ from alhvr_trainer.methods.supervised import SupervisedTrainer
 from alhvr_trainer.planning.plan_and_preprocess import plan_and_preprocess
 
 SHAPE = (8, 40, 36)
+ODD = "run #1, 50% @$HOME [a]/007"
+"""A folder's name as shells, globs, MONAI and fire trip over it."""
 
 
 @pytest.fixture
 def planned_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Plan and preprocess a dataset with so many labelled cases."""
 
-    def planned(labeled: int) -> Path:
-        set_environment(monkeypatch, tmp_path)
-        make_dataset(tmp_path / "raw", labeled=labeled, unlabeled=2, shape=SHAPE)
+    def planned(labeled: int, name: str = "nnunet") -> Path:
+        root = tmp_path / name
+        root.mkdir(parents=True, exist_ok=True)
+        set_environment(monkeypatch, root)
+        make_dataset(root / "raw", labeled=labeled, unlabeled=2, shape=SHAPE)
         plan_and_preprocess("901", "2d", num_processes=1)
-        return make_tiny(tmp_path)
+        return make_tiny(root)
 
     return planned
 
@@ -68,26 +72,36 @@ def test_every_number_of_labeled_cases_gets_a_split_that_fits(labeled: int, plan
 
 
 def test_a_split_that_is_there_stays(planned_with, tmp_path: Path):
-    mine = write_splits(tmp_path / "preprocessed" / NAME, {"train": ["case_000"], "val": ["case_001", "case_002"]})
+    mine = write_splits(
+        tmp_path / "nnunet" / "preprocessed" / NAME, {"train": ["case_000"], "val": ["case_001", "case_002"]}
+    )
     assert read_json(planned_with(3), "splits_final.json") == mine
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("labeled", [1, 3])
-def test_from_scans_to_a_bundle(labeled: int, planned_with, capsys: pytest.CaptureFixture[str]):
+@pytest.mark.parametrize(("labeled", "name"), [(1, ODD), (3, "nnunet")])
+def test_from_scans_to_a_bundle(labeled: int, name: str, planned_with, capsys: pytest.CaptureFixture[str]):
     """Each command is what the one before said to type, with the user's folders filled in."""
-    root = planned_with(labeled)
+    root = planned_with(labeled, name)
     change_settings(root, num_epochs=1)
     flags = ["-d", "901", "-c", "2d", "-f", "0"]
     assert cli.main(["train", *flags, "--device", "cpu"]) == 0
     assert capsys.readouterr().out.splitlines()[-1] == "next: alhvr predict -d 901 -c 2d -f 0 -i IN -o OUT"
-    images, out = root / "raw" / NAME / "imagesTr_unlabeled", root / "out"
-    assert cli.main(["predict", *flags, "-i", str(images), "-o", str(out), "--device", "cpu"]) == 0
+    dataset, out, scores, bundle = root / "raw" / NAME, root / "out", root / "scores", root / "bundle"
+    predict = ["predict", *flags, "-o", str(out), "--device", "cpu"]
+    assert cli.main([*predict, "-i", str(dataset / "imagesTr_unlabeled")]) == 0
     assert {file.name for file in out.glob("*.nii.gz")} == {"scan_000.nii.gz", "scan_001.nii.gz"}
     assert sitk.GetArrayFromImage(sitk.ReadImage(str(out / "scan_000.nii.gz"))).shape == SHAPE
-    assert cli.main(["export_bundle", *flags, "-o", str(root / "bundle")]) == 0
-    assert (root / "bundle" / "models" / "model.pt").is_file()
+    assert cli.main([*predict, "-i", str(dataset / "imagesTr")]) == 0
+    words = ["evaluate", "--predictions", str(out), "--references", str(dataset / "labelsTr"), "--output", str(scores)]
+    assert cli.main([*words, "--dataset_json", str(dataset / "dataset.json")]) == 0
+    words = ["export_bundle", *flags, "-o", str(bundle), "--evaluation", str(scores / "metrics.json")]
+    assert cli.main(words) == 0
+    assert (bundle / "models" / "model.pt").is_file()
+    assert f"{labeled} cases" in (bundle / "docs" / "README.md").read_text()
     assert cli.main(["export_nnunet", *flags, "-o", str(root / "model.zip")]) == 0
+    assert cli.main(["predict", "-m", str(next((root / "results" / NAME).iterdir())), *predict[7:],
+                     "-f", "0", "-i", str(dataset / "imagesTr")]) == 0  # fmt: skip
 
 
 def test_the_labeled_only_baseline_takes_the_same_split(planned_with):

@@ -8,6 +8,7 @@ from typing import Any
 from alhvr_trainer.errors import InputError
 from alhvr_trainer.evaluation.files import match_cases, read_dataset_json, read_pair
 from alhvr_trainer.evaluation.metrics import case_metrics, metrics_files, summarize, table, write_metrics
+from alhvr_trainer.files.label_files import common_unit
 from alhvr_trainer.files.overwriting import overwritten_input
 
 
@@ -70,12 +71,15 @@ def evaluate(
     problem = None if output is None else overwritten_input(inputs, metrics_files(Path(output)))
     if problem:
         raise InputError(problem)
-    cases, units = {}, set()
+    cases, units = {}, {}
     for case, files in tqdm(pairs.items(), desc="evaluate", unit="case"):
         prediction, reference = read_pair(files[0], files[1], labels, content)
-        units.add(reference.unit)
+        units[case] = reference.unit
         cases[case] = case_metrics(prediction.array, reference.array, labels.classes, reference.spacing, labels.ignore)
-    result = summarize(cases, " or ".join(sorted(units)))
+    try:
+        result = summarize(cases, common_unit(units))
+    except ValueError as error:
+        raise InputError(str(error)) from error
     print(table(result), flush=True)
     if output is not None:
         write_metrics(result, Path(output))

@@ -66,6 +66,24 @@ def read_label_map(file: Path, dataset_json: Mapping[str, Any]) -> LabelMap:
     )
 
 
+def common_unit(units: Mapping[str, str]) -> str:
+    """Unit of the distances of all cases; an average over millimeters and voxels would mean nothing.
+
+    Args:
+        units: case -> unit.
+
+    Raises:
+        ValueError: some cases are in mm, others in voxels.
+    """
+    by_unit = {unit: case for case, unit in units.items()}
+    if len(by_unit) > 1:
+        raise ValueError(
+            f"case {by_unit['mm']} has its spacing in mm, case {by_unit['voxels']} has none: add the spacing (for "
+            "TIFF a JSON file beside it), or evaluate them apart"
+        )
+    return next(iter(by_unit))
+
+
 def check_whole_numbers(values: np.ndarray, stored: np.ndarray | None, file: Path) -> None:
     """Label maps are read in float32, as nnU-Net's readers do: what is a whole number there, is one.
 

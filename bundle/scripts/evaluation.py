@@ -9,7 +9,7 @@ from typing import Any
 
 from .cases import ENDINGS, without_ending
 from .errors import InputError
-from .label_files import LabelMap, different_voxels, read_label_map
+from .label_files import LabelMap, common_unit, different_voxels, read_label_map
 from .label_maps import Labels, labels_of, listed, unknown_values
 from .metrics import case_metrics, summarize, table, write_metrics
 from .nifti import check_complete
@@ -88,17 +88,21 @@ class Evaluation:
         references, dataset_json = self.check(), self._read_dataset_json()
         labels = labels_of(dataset_json["labels"])
         predictions = _files(self.output_dir, self._ending()) if self.output_dir.is_dir() else {}
-        failures, measured = dict(failed or {}), {}
+        failures, measured, units = dict(failed or {}), {}, {}
         for case, reference in references.items():
             try:
                 if case not in failures:
-                    measured[case] = _measure(case, predictions.get(case), reference, labels, dataset_json)
+                    prediction = predictions.get(case)
+                    measured[case], units[case] = _measure(case, prediction, reference, labels, dataset_json)
             except InputError as error:
                 failures[case] = str(error)
         failures = {case: failures[case] for case in references if case in failures}
         if not measured:
             raise InputError(f"no case could be measured: {_reasons(failures)}")
-        result = {**summarize(measured), "failed": failures}
+        try:
+            result = {**summarize(measured, common_unit(units)), "failed": failures}
+        except ValueError as error:
+            raise InputError(str(error)) from error
         print(table(result), flush=True)
         write_metrics(result, self.output_dir)
         return result
@@ -159,14 +163,16 @@ def _files(folder: Path, ending: str) -> dict[str, Path]:
 
 def _measure(
     case: str, prediction_file: Path | None, reference_file: Path, labels: Labels, dataset_json: Mapping[str, Any]
-) -> dict[str, Any]:
+) -> tuple[dict[str, Any], str]:
+    """Metrics, and the unit of the distances."""
     if prediction_file is None:
         raise InputError(f"no prediction of {case}")
     prediction, reference = (_read(file, labels, dataset_json) for file in (prediction_file, reference_file))
     problem = different_voxels(prediction, reference, (prediction_file, reference_file))
     if problem:
         raise InputError(problem)
-    return case_metrics(prediction.array, reference.array, labels.classes, reference.spacing, labels.ignore)
+    scores = case_metrics(prediction.array, reference.array, labels.classes, reference.spacing, labels.ignore)
+    return scores, reference.unit
 
 
 def _read(file: Path, labels: Labels, dataset_json: Mapping[str, Any]) -> LabelMap:
