@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from alhvr_trainer.devices import check_device
 from alhvr_trainer.errors import InputError, one_line
 from alhvr_trainer.files.dataset_json import channel_names
-from alhvr_trainer.files.overwriting import overwritten_input
+from alhvr_trainer.files.overwriting import inside_raw_dataset, overwritten_input
 from alhvr_trainer.settings.names import TRAINER_NAME, WEIGHTS_FILE
 from alhvr_trainer.unlabeled.dataset import Cases, files_by_case
 
@@ -87,6 +87,7 @@ def predict(
     previous = _previous(model, previous_stage, cases)
     files = [file for images in cases.values() for file in images]
     problem = overwritten_input([*files, *previous], [target, *_written(target, cases, model)])
+    problem = problem or inside_raw_dataset(target)
     if problem:
         raise InputError(problem)
     predictor = _predictor(model, network, device, step_size, mirroring)

@@ -236,6 +236,14 @@ def test_bad_files(folders, spoil, message):
         evaluate(folders / "predictions", folders / "references", DATASET_JSON)
 
 
+def test_the_same_folder_twice_and_a_file_as_output(folders, tmp_path):
+    with pytest.raises(InputError, match="are one folder: predictions would be their own references"):
+        evaluate(folders / "predictions", folders / ".." / folders.name / "predictions", DATASET_JSON)
+    (tmp_path / "notes").write_text("mine")
+    with pytest.raises(InputError, match=r"output .*notes is a file; name a folder"):
+        evaluate(folders / "predictions", folders / "references", DATASET_JSON, output=tmp_path / "notes")
+
+
 def test_only_predicted_leaves_references_out_and_says_so(folders, capsys):
     _remove_prediction(folders)
     result = evaluate(folders / "predictions", folders / "references", DATASET_JSON, only_predicted=True)

@@ -155,11 +155,20 @@ def test_a_model_of_the_stock_trainer_has_no_network_b(workspace, tmp_path):
 
 def test_the_previous_zip_survives_a_full_disk(workspace, tmp_path):
     target = tmp_path / "model.zip"
-    target.write_bytes(b"previous")
+    with zipfile.ZipFile(target, "w") as archive:
+        archive.writestr("previous", "")
+    content = target.read_bytes()
     with file_size_limit(10_000), pytest.raises(InputError, match=r"^cannot write .*model\.zip \(.+\)$"):
         export_nnunet(901, "2d", output=str(target))
-    assert target.read_bytes() == b"previous"
+    assert target.read_bytes() == content
     assert [path.name for path in tmp_path.iterdir()] == ["model.zip"]
+
+
+def test_a_file_that_is_no_zip_is_not_replaced(workspace, tmp_path):
+    (tmp_path / "scan.nii.gz").write_bytes(b"a scan")
+    with pytest.raises(InputError, match=r"scan\.nii\.gz is there already and is no zip file; choose another name"):
+        export_nnunet(901, "2d", output=str(tmp_path / "scan.nii.gz"))
+    assert (tmp_path / "scan.nii.gz").read_bytes() == b"a scan"
 
 
 def test_output_folder_is_refused(workspace, tmp_path):

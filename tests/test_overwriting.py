@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from alhvr_trainer.files.overwriting import overwritten_input
+from alhvr_trainer.files.overwriting import inside_raw_dataset, overwritten_input
 
 pytestmark = pytest.mark.any_nnunet
 
@@ -48,3 +48,19 @@ def test_links(scans, tmp_path):
 def test_other_places_are_free(scans, tmp_path):
     outputs = [tmp_path / "out", scans / "out", scans / "b.nii.gz", tmp_path]
     assert overwritten_input([scans, scans / "a.nii.gz"], outputs) is None
+
+
+@pytest.mark.parametrize(("folder", "refused"), [
+    ("", True), ("labelsTr", True), ("labelsTs", True), ("imagesTr_unlabeled", True), ("link", True),
+    ("predictions", False), ("../elsewhere", False), ("imagesTr/deeper", False),
+])  # fmt: skip
+def test_predictions_do_not_belong_into_a_raw_dataset(folder, refused, tmp_path):
+    dataset = tmp_path / "Dataset001_Raw"
+    (dataset / "imagesTr").mkdir(parents=True)
+    (dataset / "labelsTr").mkdir()
+    (dataset / "dataset.json").write_text("{}")
+    (dataset / "link").symlink_to(dataset / "labelsTr")
+    problem = inside_raw_dataset(dataset / folder)
+    assert bool(problem) == refused
+    if refused:
+        assert "belongs to the raw dataset Dataset001_Raw, whose files would be replaced" in problem

@@ -75,6 +75,12 @@ def test_refused_before_anything_is_written(model, images, tmp_path):
     assert message(input=tmp_path).startswith(f"no image in input {tmp_path}")
     assert message(previous_stage=tmp_path).startswith("previous_stage is for the second stage")
 
+    raw = tmp_path / "raw"
+    for folder in ("imagesTr", "labelsTr"):
+        (raw / folder).mkdir(parents=True)
+    (raw / "dataset.json").write_text("{}")
+    assert message(output=raw / "labelsTr").startswith(f"{raw}/labelsTr belongs to the raw dataset raw, whose files")
+
     broken = tmp_path / "broken"
     broken.mkdir()
     for file in images.iterdir():

@@ -66,6 +66,8 @@ def evaluate(
 
     labels, content = read_dataset_json(dataset_json)
     pairs = match_cases(Path(predictions), Path(references), content["file_ending"], only_predicted)
+    if output is not None and Path(output).exists() and not Path(output).is_dir():
+        raise InputError(f"output {output} is a file; name a folder")
     inputs = [*(file for pair in pairs.values() for file in pair)]
     inputs += [] if isinstance(dataset_json, dict) else [Path(dataset_json)]
     problem = None if output is None else overwritten_input(inputs, metrics_files(Path(output)))

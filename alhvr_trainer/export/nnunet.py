@@ -68,6 +68,8 @@ def export_nnunet(
     target = Path(output)
     if target.is_dir():
         raise InputError(f"output {target} is a folder; name a zip file")
+    if target.exists() and not zipfile.is_zipfile(target):
+        raise InputError(f"output {target} is there already and is no zip file; choose another name")
     model = find_model(dataset, configuration, fold, plans, trainer, weights_file)
     problem = overwritten_input([path for path in model.folder.rglob("*") if path.is_file()], [target])
     if problem:

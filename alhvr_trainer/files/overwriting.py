@@ -10,6 +10,8 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
+_RAW_FOLDERS = ("imagesTr", "imagesTs", "labelsTr", "labelsTs")
+
 
 def overwritten_input(inputs: Iterable[str | Path], outputs: Iterable[str | Path]) -> str | None:
     """Which output would replace an input, as one line that names both; None if none would.
@@ -35,6 +37,22 @@ def overwritten_input(inputs: Iterable[str | Path], outputs: Iterable[str | Path
         for identity in _identities(output):
             if identity in read_from:
                 return f"{output} would be written over {read_from[identity]}, which is an input: choose another output"
+    return None
+
+
+def inside_raw_dataset(output: str | Path) -> str | None:
+    """Why predictions do not belong into a folder of a nnU-Net raw dataset, as one line; None for any other folder.
+
+    There they would take the place of scans, of reference labels of the same names, or of ``dataset.json``.
+
+    Args:
+        output: folder; it need not exist.
+    """
+    folder = Path(os.path.realpath(output))
+    for dataset in (folder, folder.parent):
+        is_raw = (dataset / "dataset.json").is_file() and (dataset / "imagesTr").is_dir()
+        if is_raw and (dataset == folder or folder.name.startswith(_RAW_FOLDERS)):
+            return f"{output} belongs to the raw dataset {dataset.name}, whose files would be replaced: choose another"
     return None
 
 
