@@ -350,3 +350,15 @@ def test_where_a_series_lies(tmp_path):
     image = read_image(write_series(tmp_path / "p", oblique_image(), names="{:03d}"))
     np.testing.assert_allclose(image.GetOrigin(), ORIGIN, atol=1e-5)
     np.testing.assert_allclose(image.GetDirection(), OBLIQUE, atol=1e-5)
+
+
+def test_predictions_do_not_replace_the_labels_of_a_raw_dataset(tmp_path):
+    for folder in ("imagesTr", "labelsTr"):
+        (tmp_path / folder).mkdir()
+    touch(tmp_path / "imagesTr", "a_0000.nii.gz")
+    (tmp_path / "dataset.json").write_text("{}")
+    found = {
+        folder: cases_or_problem(tmp_path / "imagesTr", 1, None, tmp_path / folder) for folder in ("labelsTr", "p")
+    }
+    assert "belongs to the raw dataset" in found["labelsTr"].problem and not found["labelsTr"]
+    assert found["p"].problem == "" and len(found["p"]) == 1
