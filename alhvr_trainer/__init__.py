@@ -23,8 +23,7 @@ if TYPE_CHECKING:  # what type checkers and editors see; the names below are the
     from alhvr_trainer.export.bundle import export_bundle
     from alhvr_trainer.export.nnunet import export_nnunet
     from alhvr_trainer.link import link, trainer_path, unlink
-    from alhvr_trainer.methods.alhvr.channels import alhvr_channel_terms
-    from alhvr_trainer.methods.alhvr.terms import alhvr_terms
+    from alhvr_trainer.losses.alhvr import alhvr_channel_terms, alhvr_terms
     from alhvr_trainer.methods.alhvr.trainer import ALHVRTrainer
     from alhvr_trainer.planning.make_split import make_split
     from alhvr_trainer.planning.plan_and_preprocess import plan_and_preprocess
@@ -62,8 +61,8 @@ _HOMES = {
     "ALHVRPlanner": "alhvr_trainer.planning.planner",
     "ALHVRTrainer": "alhvr_trainer.methods.alhvr.trainer",
     "InputError": "alhvr_trainer.errors",
-    "alhvr_channel_terms": "alhvr_trainer.methods.alhvr.channels",
-    "alhvr_terms": "alhvr_trainer.methods.alhvr.terms",
+    "alhvr_channel_terms": "alhvr_trainer.losses.alhvr",
+    "alhvr_terms": "alhvr_trainer.losses.alhvr",
 }
 
 

@@ -17,7 +17,7 @@ from nnunetv2.paths import nnUNet_preprocessed
 from nnunetv2.training.loss import dice
 from torch import distributed as dist
 
-from alhvr_trainer.methods.alhvr import FeaturePerturbation, alhvr_channel_terms, alhvr_terms
+from alhvr_trainer.losses import FeaturePerturbation, alhvr_channel_terms, alhvr_terms
 from alhvr_trainer.training.distributed.ranks import of_all_ranks, rank, ranks, share, wait_for_all
 
 METHOD_CASES: dict[str, dict[str, Any]] = {

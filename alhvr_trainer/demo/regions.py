@@ -13,7 +13,7 @@ from nnunetv2.utilities.label_handling.label_handling import determine_num_input
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from alhvr_trainer.demo.figures import REGIONS
-from alhvr_trainer.methods.alhvr import FeaturePerturbation, alhvr_terms
+from alhvr_trainer.losses import FeaturePerturbation, alhvr_terms
 from alhvr_trainer.methods.alhvr.networks import TwoPass
 from alhvr_trainer.settings import SETTINGS_KEY, ALHVRSettings, settings_from_plans, threshold_proportion
 
@@ -43,7 +43,7 @@ def regions_of(checkpoint: dict[str, Any], slices: np.ndarray) -> tuple[dict[str
     configuration = plans.get_configuration(arguments["configuration"])
     settings = settings_from_plans(configuration.configuration, ALHVRSettings)
     data, valid = _padded(slices, configuration.pool_op_kernel_sizes)
-    inputs = []
+    inputs: list[torch.Tensor] = []
     both = checkpoint["network_weights"], checkpoint[SETTINGS_KEY]["network_b_weights"]
     for offset, weights in enumerate(both):
         network = get_network_from_plans(
@@ -57,8 +57,8 @@ def regions_of(checkpoint: dict[str, Any], slices: np.ndarray) -> tuple[dict[str
         network.load_state_dict(weights)
         perturb = FeaturePerturbation(PERTURBATION_SEED + offset, torch.device("cpu"))
         with torch.no_grad():
-            out = TwoPass(network, settings.feature_stage)(data, 0, perturb)
-        inputs += [out.logits, out.perturbed_logits, out.features, out.perturbed_features]
+            _, passes = TwoPass(network, settings.feature_stage)(data, 0, perturb)
+        inputs += passes
     beta = threshold_proportion(settings, len(configuration.patch_size))
     terms = alhvr_terms(*inputs, threshold_proportion=beta, valid=valid)
     rows, columns = slices.shape[2:]

@@ -9,54 +9,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
+from alhvr_trainer.losses.fixmatch import confident_labels, pseudo_label_term
+from alhvr_trainer.losses.schedules import average_decay
 from alhvr_trainer.methods.views import INSIDE_UNLABELED, two_view_pipeline
 from alhvr_trainer.settings import FixMatchSettings
-from alhvr_trainer.training.distributed.sums import Group
 from alhvr_trainer.training.distributed.trainer import unwrapped
 from alhvr_trainer.training.networks import move_average
 from alhvr_trainer.training.samples import Forward, Predictions, Samples, first, full_resolution
-from alhvr_trainer.training.schedule import average_decay
 from alhvr_trainer.training.semi_supervised import SemiSupervisedTrainer
-from alhvr_trainer.training.voxels import masked_mean
-
-
-def confident_labels(weak: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
-    """Pseudo-labels ``argmax(q)`` and where they count, ``max(q) >= tau``, with ``q = softmax(z)`` of the weak view.
-
-    Args:
-        weak: z, logits on the weakly augmented images, (U, C, *S); no gradient reaches them.
-        threshold: tau.
-
-    Returns:
-        Labels (U, *S), integer, and mask (U, *S), bool.
-
-    Example:
-        >>> import torch
-        >>> confident_labels(torch.tensor([[[0.0, 0.0], [1.0, 4.0]]]), 0.95)
-        (tensor([[1, 1]]), tensor([[False,  True]]))
-    """
-    confidence, labels = torch.softmax(weak.detach(), dim=1).max(dim=1)
-    return labels, confidence >= threshold
-
-
-def pseudo_label_term(
-    strong: Tensor, labels: Tensor, confident: Tensor, valid: Tensor | None = None, group: Group = None
-) -> Tensor:
-    """``l_u = 1/(mu B) sum_b 1(max(q_b) >= tau) H(argmax(q_b), p(y | A(u_b)))``: a mean over all voxels, sure or not.
-
-    The share of confident voxels so acts as the ramp-up of the term.
-
-    Args:
-        strong: logits on the strongly augmented images, (U, C, *S).
-        labels, confident: of :func:`confident_labels`, each (U, *S).
-        valid: (U, *S) bool, False outside the image; None means all.
-        group: the ranks that the batch is spread over; the sum of their results is the batch's term.
-
-    Source: Eq. 4, a voxel in the place of an image; the authors' code agrees.
-    """
-    return masked_mean(cross_entropy(strong, labels, reduction="none") * confident, valid, group)
 
 
 class FixMatchTrainer(SemiSupervisedTrainer):

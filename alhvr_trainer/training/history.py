@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from alhvr_trainer.training.distributed.sums import Group, total
+from alhvr_trainer.losses.sums import Group, total
+from alhvr_trainer.losses.voxels import count_classes, valid_voxels
 from alhvr_trainer.training.samples import Forward, Samples, full_resolution
-from alhvr_trainer.training.voxels import count_classes, valid_voxels
 
 History = dict[str, list[float]]
 """Epoch means by name."""

@@ -8,9 +8,9 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from alhvr_trainer.training.distributed.sums import Group
-from alhvr_trainer.training.precision import at_least_float32
-from alhvr_trainer.training.voxels import masked_mean
+from alhvr_trainer.losses.precision import at_least_float32
+from alhvr_trainer.losses.sums import Group
+from alhvr_trainer.losses.voxels import masked_mean
 
 Outputs: TypeAlias = "Tensor | list[Tensor]"
 """Logits as nnU-Net's networks give them: (B, C, *S), with deep supervision a list, full resolution first."""

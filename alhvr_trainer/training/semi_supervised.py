@@ -22,6 +22,7 @@ from alhvr_trainer.files.checkpoints import (
     restore_random_states,
     write_atomically,
 )
+from alhvr_trainer.losses.schedules import consistency_weight
 from alhvr_trainer.settings import SETTINGS_KEY
 from alhvr_trainer.training.cascade import save_next_stage
 from alhvr_trainer.training.collapse import collapse_warnings, grace_epochs
@@ -38,7 +39,6 @@ from alhvr_trainer.training.samples import (
     full_resolution,
     predictions,
 )
-from alhvr_trainer.training.schedule import consistency_weight
 
 
 class SemiSupervisedTrainer(SeveralNetworksTrainer):

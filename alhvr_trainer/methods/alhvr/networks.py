@@ -4,43 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from alhvr_trainer.errors import InputError
+from alhvr_trainer.losses import TwoPasses
+from alhvr_trainer.training.samples import Outputs, full_resolution
 
 FEATURE_STRIDE = 8
+Perturb: TypeAlias = Callable[[list[Tensor]], list[Tensor]]
 UNet = Any
 """nnU-Net's ``PlainConvUNet`` or ``ResidualEncoderUNet``: a module with an ``encoder`` and a staged ``decoder``."""
-
-
-@dataclass(frozen=True)
-class TwoPassOutput:
-    """What one network gives for a batch of L labelled and, after them, U unlabelled samples."""
-
-    outputs: Tensor | list[Tensor]
-    """Clean pass on all samples: logits (L+U, C, *S), with deep supervision a list, full resolution first."""
-    perturbed_logits: Tensor
-    """Decoder on perturbed encoder features of the unlabelled samples, (U, C, *S)."""
-    features: Tensor
-    """Decoder feature map of the clean pass, unlabelled samples, (U, K, *s)."""
-    perturbed_features: Tensor
-    """The same map in the perturbed pass, (U, K, *s)."""
-
-    @property
-    def logits(self) -> Tensor:
-        """Full-resolution logits of the clean pass, (L+U, C, *S)."""
-        return self.outputs if isinstance(self.outputs, Tensor) else self.outputs[0]
-
-    def labeled_outputs(self, labeled: int) -> Tensor | list[Tensor]:
-        """The clean pass on the first ``labeled`` samples, in the form that nnU-Net's loss takes."""
-        if isinstance(self.outputs, Tensor):
-            return self.outputs[:labeled]
-        return [output[:labeled] for output in self.outputs]
 
 
 class TwoPass:
@@ -73,19 +50,23 @@ class TwoPass:
             self._encode = torch.compile(self._encode, **options)
             self._decode = torch.compile(self._decode, **options)
 
-    def __call__(self, data: Tensor, labeled: int, perturb: Callable[[list[Tensor]], list[Tensor]]) -> TwoPassOutput:
+    def __call__(self, data: Tensor, labeled: int, perturb: Perturb) -> tuple[Outputs, TwoPasses]:
         """Run both passes.
 
         Args:
             data: (L+U, channels, *S), labelled samples first.
             labeled: L; there must be at least one sample after them.
             perturb: maps the list of encoder outputs to perturbed ones, e.g. ``FeaturePerturbation``.
+
+        Returns:
+            The clean pass on all samples, and both passes on the unlabelled ones, at full resolution.
         """
         skips = self._encode(data)
         outputs, features = self._decode(skips)
         with _single_output(self._decoder):
             perturbed_logits, perturbed_features = self._decode(perturb([skip[labeled:] for skip in skips]))
-        return TwoPassOutput(outputs, perturbed_logits, features[labeled:], perturbed_features)
+        logits = full_resolution(outputs)[labeled:]
+        return outputs, TwoPasses(logits, perturbed_logits, features[labeled:], perturbed_features)
 
 
 class _TappedDecoder:

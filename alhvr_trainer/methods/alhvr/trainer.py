@@ -6,16 +6,15 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from alhvr_trainer.methods.alhvr.channels import alhvr_channel_terms
-from alhvr_trainer.methods.alhvr.networks import TwoPass, TwoPassOutput
-from alhvr_trainer.methods.alhvr.perturbation import FeaturePerturbation
-from alhvr_trainer.methods.alhvr.terms import alhvr_terms
+from alhvr_trainer.losses import FeaturePerturbation, alhvr_channel_terms, alhvr_terms
+from alhvr_trainer.losses.alhvr import TERMS
+from alhvr_trainer.losses.voxels import valid_voxels
+from alhvr_trainer.methods.alhvr.networks import TwoPass
 from alhvr_trainer.settings import ALHVRSettings, threshold_proportion
 from alhvr_trainer.training.distributed.ranks import rank, ranks
 from alhvr_trainer.training.distributed.trainer import unwrapped
-from alhvr_trainer.training.samples import Forward, Predictions, Samples
+from alhvr_trainer.training.samples import Forward, Predictions, Samples, first
 from alhvr_trainer.training.semi_supervised import SemiSupervisedTrainer
-from alhvr_trainer.training.voxels import valid_voxels
 
 REGION_MASKS = ("omega1", "omega2a", "omega2b", "omega3")
 
@@ -42,7 +41,7 @@ class ALHVRTrainer(SemiSupervisedTrainer):
     settings_class = ALHVRSettings
     settings: ALHVRSettings
     supervised = ("a", "b")
-    terms = ("dtct_a", "dtct_b", "ce_a", "ce_b", "cos_a", "cos_b")
+    terms = TERMS
     observed = ("gamma", *(f"share_{region}" for region in REGION_MASKS))
     co_trained = True
     panels = (
@@ -71,26 +70,23 @@ class ALHVRTrainer(SemiSupervisedTrainer):
 
     def forward(self, samples: Samples) -> Forward:
         """Each network twice: on all samples, and its decoder on perturbed features of the unlabelled ones."""
-        labeled = samples.labeled
-        outputs = {name: run(samples.data, labeled, self.perturbations[name]) for name, run in self.passes.items()}
+        found = {
+            name: run(samples.data, samples.labeled, self.perturbations[name]) for name, run in self.passes.items()
+        }
         return Forward(
-            labeled={name: out.labeled_outputs(labeled) for name, out in outputs.items()},
-            logits={name: out.logits[labeled:] for name, out in outputs.items()},
-            extra=outputs,
+            labeled={name: first(outputs, samples.labeled) for name, (outputs, _) in found.items()},
+            logits={name: passes.logits for name, (_, passes) in found.items()},
+            extra=[passes for _, passes in found.values()],
         )
 
     def unsupervised(self, predictions: Predictions, samples: Samples) -> dict[str, Tensor]:
         """DTCT and CG-CPCL of both networks (Eq. 5-6 and 11-25), gamma and the regions' shares of the voxels."""
         settings, valid, group = self.settings, samples.unlabeled_valid, predictions.group
-        outputs: dict[str, TwoPassOutput] = predictions.extra
-        inputs = [
-            tensor
-            for out in outputs.values()
-            for tensor in (out.logits[samples.labeled :], out.perturbed_logits, out.features, out.perturbed_features)
-        ]
+        a, b = predictions.extra
         method = alhvr_channel_terms if self.label_manager.has_regions else alhvr_terms
         terms = method(
-            *inputs,
+            *a,
+            *b,
             threshold_proportion=self.threshold_proportion,
             temperature=settings.temperature,
             prototype_scale=settings.prototype_scale,

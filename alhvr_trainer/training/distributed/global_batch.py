@@ -10,8 +10,8 @@ from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
 from torch import Tensor, nn
 from torch import distributed as dist
 
+from alhvr_trainer.losses.precision import at_least_float32
 from alhvr_trainer.training.distributed.ranks import ranks
-from alhvr_trainer.training.precision import at_least_float32
 
 
 def sum_gradients(parameters: Iterable[nn.Parameter], group: dist.ProcessGroup | None) -> None:

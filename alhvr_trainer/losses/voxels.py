@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from alhvr_trainer.training.distributed.sums import Group, total
+from .sums import Group, total
 
 
 def masked_mean(values: Tensor, valid: Tensor | None = None, group: Group = None) -> Tensor:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from alhvr_trainer.methods.alhvr.interpolation import upsample, upsample_transposed, upsampled_squared_norm
-from alhvr_trainer.training.distributed.sums import Group, total
+from .interpolation import upsample, upsample_transposed, upsampled_squared_norm
+from .sums import Group, total
 
 _EPS_COUNT = 1e-16
 _EPS_VOXELS = 1e-5

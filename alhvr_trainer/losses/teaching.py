@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from alhvr_trainer.training.distributed.sums import Group, total
+from .sums import Group, total
 
 _EPS_COUNT = 1e-16
 _EPS_LOG = 1e-6

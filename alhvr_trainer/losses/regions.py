@@ -8,7 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from alhvr_trainer.training.distributed.sums import Group, gathered
+from .sums import Group, gathered
+
+REGIONS = ("omega1", "omega2", "omega3")
 
 
 @dataclass(frozen=True)
