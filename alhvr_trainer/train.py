@@ -10,9 +10,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import patch
 
+from alhvr_trainer.config.names import TRAINER_NAME
 from alhvr_trainer.devices import check_device
 from alhvr_trainer.errors import InputError, did_you_mean
-from alhvr_trainer.settings.names import TRAINER_NAME
 
 
 def train(
@@ -65,8 +65,8 @@ def train(
         alhvr train -d 27 -c 2d -f 0
     """
     _check_flags(continue_training, validation_only, best, weights, checkpoints, gpus, device)
-    from alhvr_trainer.export.models import one_fold
     from alhvr_trainer.link import let_nnunet_find_us
+    from alhvr_trainer.models import one_fold
 
     let_nnunet_find_us()
     number = one_fold(fold, "each is a training of its own")
@@ -101,7 +101,7 @@ def _check_names(dataset: int | str, configuration: str, plans: str | None) -> t
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
     from alhvr_trainer.compatibility import nnunet_folder
-    from alhvr_trainer.files.json_files import read_object
+    from alhvr_trainer.config.json_files import read_object
     from alhvr_trainer.names import chosen_plans, dataset_in, no_such_plans, plans_in
 
     try:
@@ -127,7 +127,7 @@ def _check_names(dataset: int | str, configuration: str, plans: str | None) -> t
 def _check_trainer(name: str) -> None:
     """nnU-Net finds a trainer of this name."""
     from alhvr_trainer.compatibility import trainer_class
-    from alhvr_trainer.methods.variants import TRAINERS, trainer_named
+    from alhvr_trainer.trainers.variants import TRAINERS, trainer_named
 
     try:
         if name.startswith(tuple(TRAINERS)):

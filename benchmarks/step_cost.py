@@ -27,7 +27,7 @@ import torch
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 
 from alhvr_trainer.losses import ALHVRLoss, FeaturePerturbation
-from alhvr_trainer.methods.alhvr.networks import TwoPass
+from alhvr_trainer.trainers.two_passes import TwoPass
 
 CASES: dict[str, dict[str, Any]] = {
     "2d": {"patch": (256, 256), "features": (16, 32, 64, 128, 256), "labeled": 8, "unlabeled": 8},

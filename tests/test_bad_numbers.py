@@ -13,9 +13,9 @@ from data_builders import change_dataset_json, change_settings, read_json, write
 from tiny_training import make_trainer
 
 from alhvr_trainer.errors import InputError
-from alhvr_trainer.files.checkpoints import read_checkpoint
 from alhvr_trainer.losses import TwoPasses
-from alhvr_trainer.methods.alhvr.trainer import ALHVRTrainer
+from alhvr_trainer.trainers.alhvr import ALHVRTrainer
+from alhvr_trainer.trainers.checkpoints import read_checkpoint
 
 pytest_plugins = ["planned_dataset"]
 

@@ -10,15 +10,15 @@ from pathlib import Path
 import pytest
 import yaml
 
-from alhvr_trainer.benchmark import benchmark as command
-from alhvr_trainer.benchmark import prepare
-from alhvr_trainer.benchmark.benchmark import benchmark
-from alhvr_trainer.benchmark.jobs import digest, is_done, jobs_of, read_results, result_file, write_text
-from alhvr_trainer.benchmark.progress import clock, epoch_in, seconds_left
-from alhvr_trainer.benchmark.suites import load_suite, parse_suite, shipped_suites
+from alhvr_trainer.config import SETTINGS_KEY, Settings, settings_from_plans
+from alhvr_trainer.config.suites import load_suite, parse_suite, shipped_suites
 from alhvr_trainer.errors import InputError
+from alhvr_trainer.experiments.benchmark import benchmark as command
+from alhvr_trainer.experiments.benchmark import prepare
+from alhvr_trainer.experiments.benchmark.benchmark import benchmark
+from alhvr_trainer.experiments.benchmark.jobs import digest, is_done, jobs_of, read_results, result_file, write_text
+from alhvr_trainer.experiments.benchmark.progress import clock, epoch_in, seconds_left
 from alhvr_trainer.resources import plans_folder
-from alhvr_trainer.settings import SETTINGS_KEY, Settings, settings_from_plans
 
 pytestmark = pytest.mark.any_nnunet
 
@@ -65,7 +65,7 @@ def test_there_are_the_announced_suites():
 
 @pytest.mark.parametrize("name", shipped_suites())
 def test_settings_of_shipped_suites_are_the_methods_own(name):
-    from alhvr_trainer.methods.variants import TRAINERS
+    from alhvr_trainer.trainers.variants import TRAINERS
 
     suite = load_suite(name)
     for method in suite.methods:

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.functional import interpolate
 
 from alhvr_trainer.losses.mcnet import mutual_consistency
-from alhvr_trainer.methods.mcnet import LinearUpsampling, make_auxiliary
+from alhvr_trainer.trainers.mcnet import LinearUpsampling, make_auxiliary
 
 pytestmark = pytest.mark.any_nnunet
 

@@ -8,7 +8,7 @@ from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 
 from alhvr_trainer.errors import InputError
 from alhvr_trainer.losses import FeaturePerturbation
-from alhvr_trainer.methods.alhvr.networks import TwoPass, check_network, default_feature_stage
+from alhvr_trainer.trainers.two_passes import TwoPass, check_network, default_feature_stage
 
 ISOTROPIC = {2: [[1, 1]] + [[2, 2]] * 4, 3: [[1, 1, 1]] + [[2, 2, 2]] * 3}
 

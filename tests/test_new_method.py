@@ -14,7 +14,7 @@ from data_builders import change_settings
 from tiny_training import make_trainer
 
 from alhvr_trainer.errors import InputError
-from alhvr_trainer.files.checkpoints import read_checkpoint
+from alhvr_trainer.trainers.checkpoints import read_checkpoint
 
 pytest_plugins = ["planned_dataset"]
 pytestmark = pytest.mark.any_nnunet

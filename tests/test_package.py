@@ -19,8 +19,8 @@ import pytest
 
 import alhvr_trainer
 from alhvr_trainer import resources
-from alhvr_trainer.papers import PAPERS
-from alhvr_trainer.settings import METHODS, ALHVRSettings, Settings
+from alhvr_trainer.config import METHODS, ALHVRSettings, Settings
+from alhvr_trainer.config.papers import PAPERS
 
 pytestmark = pytest.mark.any_nnunet
 
@@ -101,7 +101,7 @@ def test_every_package_is_listed():
     folders = {path.parent for path in (REPOSITORY / "alhvr_trainer").rglob("*.py")}
     packages = {".".join(folder.relative_to(REPOSITORY).parts) for folder in folders}
     listed = set(config["options"]["packages"].split())
-    assert listed == packages | {"alhvr_trainer.plans", "alhvr_trainer.bundle"}
+    assert listed == packages | {"alhvr_trainer.plans", "alhvr_trainer.bundle", "alhvr_trainer.bundle.scripts"}
 
 
 def test_what_is_imported_is_required():

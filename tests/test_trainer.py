@@ -21,12 +21,12 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from tiny_training import make_trainer
 
 from alhvr_trainer.errors import InputError
-from alhvr_trainer.files.checkpoints import read_checkpoint
-from alhvr_trainer.methods.alhvr.trainer import ALHVRTrainer
-from alhvr_trainer.methods.supervised import SupervisedTrainer, SupervisedWholeBatchTrainer
-from alhvr_trainer.methods.variants import trainer_named
 from alhvr_trainer.planning.plan_and_preprocess import plan_and_preprocess
-from alhvr_trainer.training.checks import hidden_intensities
+from alhvr_trainer.trainers.alhvr import ALHVRTrainer
+from alhvr_trainer.trainers.checkpoints import read_checkpoint
+from alhvr_trainer.trainers.checks import hidden_intensities
+from alhvr_trainer.trainers.supervised import SupervisedTrainer, SupervisedWholeBatchTrainer
+from alhvr_trainer.trainers.variants import trainer_named
 
 pytest_plugins = ["planned_dataset"]
 

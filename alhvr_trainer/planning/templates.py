@@ -16,12 +16,7 @@ from typing import Any
 import numpy as np
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from alhvr_trainer.errors import InputError, shown
-from alhvr_trainer.files.dataset_json import channel_names
-from alhvr_trainer.files.json_files import read_json
-from alhvr_trainer.files.plans_check import check_network, check_numbers, check_schemes
-from alhvr_trainer.resources import plans_folder
-from alhvr_trainer.settings import (
+from alhvr_trainer.config import (
     PLANS_NAME,
     SETTINGS_KEY,
     THRESHOLD_PROPORTION_2D,
@@ -30,6 +25,11 @@ from alhvr_trainer.settings import (
     settings_from_plans,
     split_batch,
 )
+from alhvr_trainer.config.dataset_json import channel_names
+from alhvr_trainer.config.json_files import read_json
+from alhvr_trainer.config.plans import check_network, check_numbers, check_schemes
+from alhvr_trainer.errors import InputError, shown
+from alhvr_trainer.resources import plans_folder
 
 TRAINING_KEYS = ("batch_size", "patch_size", "architecture", "batch_dice", SETTINGS_KEY)
 """Settings that do not depend on a dataset."""

@@ -7,15 +7,15 @@ import re
 from pathlib import Path
 from typing import Any
 
+from alhvr_trainer.config import SETTINGS_KEY
+from alhvr_trainer.config.json_files import is_whole
+from alhvr_trainer.config.papers import paper_of
 from alhvr_trainer.export.bundle import facts
 from alhvr_trainer.export.bundle.details import Details
 from alhvr_trainer.export.bundle.metadata import NOT_STATED, data_source, licence
 from alhvr_trainer.export.bundle.plots import copy_training_plots, plot_dice
 from alhvr_trainer.export.bundle.results import KEYS, Measured, Results, Spread
-from alhvr_trainer.export.models import Member, TrainedModel
-from alhvr_trainer.files.json_files import is_whole
-from alhvr_trainer.papers import paper_of
-from alhvr_trainer.settings import SETTINGS_KEY
+from alhvr_trainer.models import Member, TrainedModel
 
 PLACEHOLDER = re.compile(r"<!-- (\w+): [^>]* -->\n?", re.DOTALL)
 """``<!-- key: what will stand here -->`` in the template."""
