@@ -161,12 +161,12 @@ def _predictor(model: TrainedModel, network: str, device: str, step_size: float,
     import torch
     from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
+    from alhvr_trainer.config.methods import method_of
     from alhvr_trainer.link import let_nnunet_find_us
     from alhvr_trainer.models import model_members
     from alhvr_trainer.trainers.checkpoints import read_checkpoint
-    from alhvr_trainer.trainers.variants import TRAINERS
 
-    if model.trainer.startswith(tuple(TRAINERS)):
+    if method_of(model.trainer):
         let_nnunet_find_us()
     for number in model.folds:
         read_checkpoint(model.checkpoint_path(number))

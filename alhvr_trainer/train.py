@@ -127,10 +127,11 @@ def _check_names(dataset: int | str, configuration: str, plans: str | None) -> t
 def _check_trainer(name: str) -> None:
     """nnU-Net finds a trainer of this name."""
     from alhvr_trainer.compatibility import trainer_class
-    from alhvr_trainer.trainers.variants import TRAINERS, trainer_named
+    from alhvr_trainer.config.methods import method_of, methods
+    from alhvr_trainer.trainers.variants import trainer_named
 
     try:
-        if name.startswith(tuple(TRAINERS)):
+        if method_of(name):
             trainer_named(name)
             return
         with redirect_stdout(io.StringIO()):  # where it looks; it says so again when it starts
@@ -138,8 +139,8 @@ def _check_trainer(name: str) -> None:
     except AttributeError:
         found = None
     if found is None:
-        close = did_you_mean(name, [*TRAINERS, "nnUNetTrainer"])
-        raise InputError(f"no trainer is called {name}{close}; there are {', '.join(TRAINERS)}, and variants of them")
+        close = did_you_mean(name, [*methods(), "nnUNetTrainer"])
+        raise InputError(f"no trainer is called {name}{close}; there are {', '.join(methods())}, and variants of them")
 
 
 def _check_flags(

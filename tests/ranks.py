@@ -119,7 +119,7 @@ def train_steps(
     plans: dict, dataset_json: dict, method: str = "ALHVRTrainer", steps: int = 2
 ) -> dict[str, torch.Tensor]:
     """Losses, and gradients and weights of all networks, after a few steps on given batches."""
-    from alhvr_trainer.config import split_batch
+    from alhvr_trainer.config.settings import split_batch
     from alhvr_trainer.trainers.distributed import unwrapped
     from alhvr_trainer.trainers.variants import trainer_named
 

@@ -11,7 +11,6 @@ import pytest
 from benchmark_results import result, scores
 from scipy.stats import wilcoxon
 
-from alhvr_trainer.config.suites import load_suite, parse_suite
 from alhvr_trainer.errors import InputError
 from alhvr_trainer.experiments.benchmark.aggregate import (
     Statistic,
@@ -24,6 +23,7 @@ from alhvr_trainer.experiments.benchmark.aggregate import (
 )
 from alhvr_trainer.experiments.benchmark.plots import box_plots, values_by_fold
 from alhvr_trainer.experiments.benchmark.report import write_report
+from alhvr_trainer.experiments.benchmark.suites import load_suite, parse_suite
 from alhvr_trainer.experiments.benchmark.tables import comma_separated, markdown, mean_and_sd
 
 pytestmark = pytest.mark.any_nnunet

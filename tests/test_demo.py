@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from alhvr_trainer.config import TRAINER_NAME, ALHVRSettings
+from alhvr_trainer.config.names import TRAINER_NAME
 from alhvr_trainer.errors import InputError
 from alhvr_trainer.experiments.demo.comparison import result_in_words, same_cases
 from alhvr_trainer.experiments.demo.phantom import write_volume
@@ -24,6 +24,7 @@ from alhvr_trainer.experiments.demo.run import demo, run_steps
 from alhvr_trainer.experiments.demo.speed import relative_time
 from alhvr_trainer.experiments.demo.steps import BASELINE_NAME, Layout, Step
 from alhvr_trainer.resources import plans_folder
+from alhvr_trainer.trainers.alhvr import ALHVRSettings
 
 pytestmark = pytest.mark.any_nnunet
 

@@ -124,18 +124,18 @@ print(trainer("ALHVRTrainerX"))
 
 
 def test_every_trainer_passes_the_shim_and_has_its_paper():
-    from alhvr_trainer.config import METHODS
-    from alhvr_trainer.config.papers import PAPERS
+    from alhvr_trainer.config.methods import methods
     from alhvr_trainer.ext_trainer import alhvr
     from alhvr_trainer.trainers.semi_supervised import SemiSupervisedTrainer
-    from alhvr_trainer.trainers.variants import TRAINERS
 
-    for name, kind in TRAINERS.items():
-        assert getattr(alhvr, name) is kind
-    methods = {name: kind for name, kind in TRAINERS.items() if issubclass(kind, SemiSupervisedTrainer)}
-    assert set(TRAINERS) - set(methods) == {"SupervisedTrainer", "SupervisedWholeBatchTrainer"}
-    assert set(PAPERS) == set(methods)
-    assert [kind.settings_class for kind in methods.values()] == list(METHODS)
+    for name, method in methods().items():
+        assert getattr(alhvr, name) is method.trainer
+        semi_supervised = issubclass(method.trainer, SemiSupervisedTrainer)
+        assert bool(method.reference) == bool(method.summary) == semi_supervised
+    assert [name for name, method in methods().items() if not method.summary] == [
+        "SupervisedTrainer",
+        "SupervisedWholeBatchTrainer",
+    ]
 
 
 @needs_external_trainers

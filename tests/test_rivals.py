@@ -14,8 +14,9 @@ import torch
 from data_builders import change_settings, make_tiny, read_json, set_environment, write_json
 from tiny_training import make_trainer
 
+from alhvr_trainer.losses.cps import region_mask
 from alhvr_trainer.trainers.checkpoints import read_checkpoint
-from alhvr_trainer.trainers.cps import CPSTrainer, region_mask
+from alhvr_trainer.trainers.cps import CPSTrainer
 from alhvr_trainer.trainers.distributed import unwrapped
 from alhvr_trainer.trainers.fixmatch import FixMatchTrainer
 from alhvr_trainer.trainers.mcnet import MCNetTrainer

@@ -459,7 +459,7 @@ def test_bad_settings_stop_before_anything_else(tiny: Path):
 
 def test_settings_out_of_range(tiny: Path):
     change_settings(tiny, threshold_proportion=1.5)
-    with pytest.raises(InputError, match=r'"alhvr.threshold_proportion" in the plans is 1.5; it must be a number from'):
+    with pytest.raises(InputError, match=r'"alhvr.threshold_proportion" .* is 1.5; it should be less'):
         make_trainer(tiny)
 
 
@@ -577,7 +577,7 @@ def test_terms_are_computed_in_float32_under_autocast(tiny: Path, monkeypatch: p
 
         def recorded(*args: Any, passes: Any = passes) -> Any:
             output = passes(*args)
-            seen.append(output.perturbed_logits.dtype)
+            seen.append(output[1].perturbed_logits.dtype)
             return output
 
         def checked(*args: Any, terms: Any = terms) -> Any:
@@ -598,7 +598,7 @@ def test_terms_are_computed_in_float32_under_autocast(tiny: Path, monkeypatch: p
 
 def test_mixed_precision_is_float16_or_bfloat16(tiny: Path):
     change_settings(tiny, mixed_precision="float8")
-    with pytest.raises(InputError, match=r'"alhvr.mixed_precision" .* is .float8.; it must be "float16" or "bfloat16"'):
+    with pytest.raises(InputError, match=r'"alhvr.mixed_precision" .* is .float8.; it should be .float16. or'):
         make_trainer(tiny)
 
 

@@ -13,10 +13,10 @@ from nnunetv2.utilities.label_handling.label_handling import LabelManager, deter
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import nn
 
-from alhvr_trainer.config import Settings, settings_from_plans, split_batch, without_strangers
 from alhvr_trainer.config.dataset_json import channel_names, check_dataset_json
 from alhvr_trainer.config.json_files import is_list_of, is_name, is_positive, is_whole
 from alhvr_trainer.config.plans_rules import CONFIGURATION, TOP, Rule, in_nnunet, is_finite
+from alhvr_trainer.config.settings import Settings, known_settings, settings_from_plans, split_batch
 from alhvr_trainer.errors import InputError, cut, one_line, shown
 
 MOST_PARAMETERS = 10**9
@@ -224,7 +224,7 @@ def _check_intensities(plans: dict[str, Any], configuration: dict[str, Any], cha
 
 def _check_settings(configuration: dict[str, Any], where: str, kind: type[Settings] | None) -> None:
     try:
-        settings = settings_from_plans(configuration if kind else without_strangers(configuration), kind or Settings)
+        settings = settings_from_plans(configuration if kind else known_settings(configuration), kind or Settings)
         split_batch(configuration["batch_size"], settings.unlabeled_batch_size)
     except InputError as error:
         raise InputError(f"{where}: {error}") from error

@@ -18,9 +18,9 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from alhvr_trainer.config import UNLABELED_FOLDER, UNLABELED_KEY
 from alhvr_trainer.config.dataset_json import channel_names, file_ending
 from alhvr_trainer.config.json_files import is_list_of, is_name, read_json
+from alhvr_trainer.config.names import UNLABELED_FOLDER, UNLABELED_KEY
 from alhvr_trainer.data.raw_dataset import Cases, check_case_names, files_by_case, images_of_labeled_folder
 from alhvr_trainer.errors import InputError, did_you_mean, shown
 

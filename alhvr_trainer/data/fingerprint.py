@@ -20,9 +20,9 @@ from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from
 from nnunetv2.preprocessing.cropping.cropping import crop_to_nonzero
 
 from alhvr_trainer.compatibility import nnunet_folder
-from alhvr_trainer.config import UNLABELED_KEY
 from alhvr_trainer.config.dataset_json import channel_names
 from alhvr_trainer.config.json_files import read_object
+from alhvr_trainer.config.names import UNLABELED_KEY
 from alhvr_trainer.data.cases import all_unlabeled_cases, load_splits, split_unlabeled_cases
 from alhvr_trainer.data.images import check_channel_count, read_case
 from alhvr_trainer.data.raw_dataset import Cases, check_for_hidden_images, images_of_labeled_folder, load_dataset_json

@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from alhvr_trainer.config import UNLABELED_SUFFIX
 from alhvr_trainer.config.dataset_json import channel_names
+from alhvr_trainer.config.names import UNLABELED_SUFFIX
 from alhvr_trainer.data.images import check_channel_count, read_case
 from alhvr_trainer.data.numpy_pickles import load_values
 from alhvr_trainer.data.raw_dataset import Cases

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from alhvr_trainer.config import PLANNER_NAME
+from alhvr_trainer.config.names import PLANNER_NAME
 from alhvr_trainer.data.cases import SPLITS_FILE, all_unlabeled_cases, load_splits, raw_unlabeled_cases
 from alhvr_trainer.data.datasets import preprocessed_folder, raw_folder, resolve_dataset, whole_number
 from alhvr_trainer.data.raw_dataset import Cases, check_for_hidden_images, images_of_labeled_folder, load_dataset_json

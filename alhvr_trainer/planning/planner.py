@@ -16,7 +16,7 @@ from nnunetv2.experiment_planning.experiment_planners.residual_unets.residual_en
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from nnunetv2.utilities.json_export import recursive_fix_for_json_export
 
-from alhvr_trainer.config import PLANS_NAME, SETTINGS_KEY
+from alhvr_trainer.config.names import PLANS_NAME, SETTINGS_KEY
 from alhvr_trainer.data.datasets import preprocessed_folder
 from alhvr_trainer.data.fingerprint import (
     ALHVRFingerprintExtractor,

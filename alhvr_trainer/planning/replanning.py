@@ -6,8 +6,8 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
-from alhvr_trainer.config import SETTINGS_KEY
 from alhvr_trainer.config.json_files import read_object
+from alhvr_trainer.config.names import SETTINGS_KEY
 from alhvr_trainer.errors import InputError
 
 AS_PLANNED = "alhvr_as_planned"

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import Field
 from torch import Tensor, nn
 
-from alhvr_trainer.config import ALHVRSettings, threshold_proportion
+from alhvr_trainer.config.methods import method
+from alhvr_trainer.config.settings import Settings
 from alhvr_trainer.losses import FeaturePerturbation, alhvr_channel_terms, alhvr_terms
 from alhvr_trainer.losses.alhvr import TERMS
+from alhvr_trainer.losses.regions import Region, paper_proportion
 from alhvr_trainer.losses.voxels import valid_voxels
 from alhvr_trainer.trainers.distributed import unwrapped
 from alhvr_trainer.trainers.ranks import rank, ranks
@@ -19,6 +22,39 @@ from alhvr_trainer.trainers.two_passes import TwoPass
 REGION_MASKS = ("omega1", "omega2a", "omega2b", "omega3")
 
 
+class ALHVRSettings(Settings):
+    """ALHVR (Lei et al., ICCV 2025)."""
+
+    threshold_proportion: Annotated[float, Field(ge=0.01, le=1.0)] | None = None
+    """Share of the least confident voxels whose mean is gamma [beta]; default 0.8 in 2D, 0.7 in 3D."""
+    # below 0.02 the powers of the sharpening underflow in float32, above 1 its gradient at 0 is infinite
+    temperature: float = Field(0.1, ge=0.02, le=1.0)
+    """Sharpening temperature of the teacher [T]."""
+    prototype_scale: float = Field(1.0, ge=0.001)
+    """Factor on the cosine between features and prototypes."""
+    dtct_regions: tuple[Region, ...] = ("omega3",)
+    """Regions on which DTCT acts; empty switches it off."""
+    cgcpcl_regions: tuple[Region, ...] = ("omega2",)
+    """Regions on which CG-CPCL acts; empty switches it off."""
+    detach_teacher: bool = False
+    """Stop the gradient through DTCT's sharpened teacher."""
+    official_ce_broadcast: bool = False
+    """Compute CG-CPCL's cross-entropy with the mask broadcast of the authors' released code."""
+    feature_stage: Annotated[int, Field(ge=0)] | None = None
+    """Decoder stage whose output feeds CG-CPCL, 0 = deepest; default: the stage at 1/8 resolution."""
+
+
+@method(
+    "ALHVR",
+    "adaptive learning of high-value regions",
+    summary="Two networks of the same architecture train together from different initial weights, on labelled images "
+    "with nnU-Net's own loss. On unlabelled images each predicts from clean and from perturbed features, and "
+    "its confidence sorts the voxels into regions: where both networks are sure there is nothing to learn, "
+    "where one is sure it teaches the other through class prototypes of its features, and where both are unsure "
+    "the more confident prediction of each voxel teaches both. To predict, one network is enough.",
+    reference="Lei T. et al. Adaptive Learning of High-Value Regions for Semi-Supervised Medical Image Segmentation. "
+    "ICCV 2025.",
+)
 class ALHVRTrainer(SemiSupervisedTrainer):
     """Semi-supervised nnU-Net: ``nnUNetv2_train D C F -tr ALHVRTrainer``.
 
@@ -28,7 +64,7 @@ class ALHVRTrainer(SemiSupervisedTrainer):
     ``loss = sum over networks n of  L_sup_n + w(t) * (L_dtct_n + L_cgcpcl_n)``
 
     with nnU-Net's own loss as L_sup. Network a is what nnU-Net validates, saves and predicts with. Settings come from
-    the ``alhvr`` block of the plans (:class:`alhvr_trainer.config.ALHVRSettings`). With ``-pretrained_weights`` both
+    the ``alhvr`` block of the plans (:class:`ALHVRSettings`). With ``-pretrained_weights`` both
     start from these, each with random segmentation layers of its own.
 
     Source: Lei et al., ICCV 2025. The authors train with SGD, momentum 0.9 and a constant rate; here nnU-Net's
@@ -66,7 +102,8 @@ class ALHVRTrainer(SemiSupervisedTrainer):
             name: FeaturePerturbation(self.seed + 2 * rank() + number, self.device)
             for number, name in enumerate(self.passes)
         }
-        self.threshold_proportion = threshold_proportion(self.settings, len(self.configuration_manager.patch_size))
+        dimensions = len(self.configuration_manager.patch_size)
+        self.threshold_proportion = self.settings.threshold_proportion or paper_proportion(dimensions)
 
     def forward(self, samples: Samples) -> Forward:
         """Each network twice: on all samples, and its decoder on perturbed features of the unlabelled ones."""

@@ -15,7 +15,7 @@ from nnunetv2.inference.export_prediction import resample_and_save
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from tqdm import tqdm
 
-from alhvr_trainer.config import UNLABELED_SUFFIX
+from alhvr_trainer.config.names import UNLABELED_SUFFIX
 from alhvr_trainer.data.stream import unlabeled_dataset
 from alhvr_trainer.errors import InputError
 from alhvr_trainer.trainers.prediction import predicting

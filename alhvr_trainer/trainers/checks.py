@@ -8,8 +8,8 @@ from batchgenerators.utilities.file_and_folder_operations import load_json
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
-from alhvr_trainer.config import PLANNER_NAME, SETTINGS_KEY
 from alhvr_trainer.config.json_files import read_object
+from alhvr_trainer.config.names import PLANNER_NAME, SETTINGS_KEY
 from alhvr_trainer.data.cases import SPLITS_FILE, is_in_file, load_splits, split_unlabeled_cases
 from alhvr_trainer.data.fingerprint import FINGERPRINT_FILE, LABELED_CASES
 from alhvr_trainer.data.splits import NNUNET_FOLDS, split_for_few_cases

@@ -5,14 +5,37 @@ Chen et al., "Semi-Supervised Semantic Segmentation with Cross Pseudo Supervisio
 
 from __future__ import annotations
 
+from typing import Annotated, Literal
+
+from pydantic import Field
 from torch import Tensor, nn
 
-from alhvr_trainer.config import CPSSettings, threshold_proportion
+from alhvr_trainer.config.methods import method
+from alhvr_trainer.config.settings import Settings
 from alhvr_trainer.losses.cps import CPSTerms, cps_terms
+from alhvr_trainer.losses.regions import REGIONS, Region, paper_proportion
 from alhvr_trainer.trainers.samples import Predictions, Samples
 from alhvr_trainer.trainers.semi_supervised import SemiSupervisedTrainer
 
 
+class CPSSettings(Settings):
+    """CPS (Chen et al., CVPR 2021), on all voxels or in some of ALHVR's regions."""
+
+    cps_samples: Literal["all", "unlabeled"] = "all"
+    """Samples that the networks teach each other on: "all" [L_cps^l + L_cps^u], or "unlabeled" [L_cps^u]."""
+    cps_regions: tuple[Region, ...] = Field(REGIONS, min_length=1)
+    """Regions on which they teach each other; all three are CPS itself."""
+    threshold_proportion: Annotated[float, Field(ge=0.01, le=1.0)] | None = None
+    """Share of the least confident voxels whose mean parts the regions [beta]; default 0.8 in 2D, 0.7 in 3D."""
+
+
+@method(
+    "CPS",
+    "cross pseudo supervision",
+    summary="Two networks of the same architecture train together from different initial weights, on labelled images "
+    "with nnU-Net's own loss. Each learns the other's pseudo-labels. To predict, one network is enough.",
+    reference="Chen X. et al. Semi-Supervised Semantic Segmentation with Cross Pseudo Supervision. CVPR 2021.",
+)
 class CPSTrainer(SemiSupervisedTrainer):
     """Cross pseudo supervision inside nnU-Net: ``nnUNetv2_train D C F -tr CPSTrainer``.
 
@@ -45,11 +68,12 @@ class CPSTrainer(SemiSupervisedTrainer):
         return {"cps_a": terms.a + of_labeled.a, "cps_b": terms.b + of_labeled.b}
 
     def _terms(self, predictions: Predictions, rows: slice) -> CPSTerms:
+        dimensions = len(self.configuration_manager.patch_size)
         return cps_terms(
             predictions.logits["a"][rows],
             predictions.logits["b"][rows],
             valid=None if predictions.valid is None else predictions.valid[rows],
             group=predictions.group,
             regions=self.settings.cps_regions,
-            threshold_proportion=threshold_proportion(self.settings, len(self.configuration_manager.patch_size)),
+            threshold_proportion=self.settings.threshold_proportion or paper_proportion(dimensions),
         )

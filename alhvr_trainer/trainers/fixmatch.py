@@ -8,9 +8,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
-from alhvr_trainer.config import FixMatchSettings
+from alhvr_trainer.config.methods import method
+from alhvr_trainer.config.settings import Settings, Share
 from alhvr_trainer.losses.fixmatch import confident_labels, pseudo_label_term
 from alhvr_trainer.losses.schedules import average_decay
 from alhvr_trainer.trainers.distributed import unwrapped
@@ -20,6 +22,32 @@ from alhvr_trainer.trainers.semi_supervised import SemiSupervisedTrainer
 from alhvr_trainer.trainers.views import INSIDE_UNLABELED, two_view_pipeline
 
 
+class FixMatchSettings(Settings):
+    """FixMatch (Sohn et al., NeurIPS 2020)."""
+
+    consistency_weight: float = Field(1.0, ge=0.0)
+    """Weight of the unsupervised term [lambda_u]."""
+    # the share of confident voxels is the ramp-up
+    ramp_fraction: Share = 0.0
+    """Share of all training iterations over which the weight ramps up."""
+    confidence_threshold: Share = 0.95
+    """Confidence on the weak view from which on a voxel's pseudo-label counts [tau]."""
+    ema_decay: Share = 0.999
+    """Decay of the moving average of the weights that predicts."""
+    strong_transforms: int = Field(2, ge=0)
+    """How many of nnU-Net's intensity transforms RandAugment draws for the strong view."""
+    cutout: Share = 0.5
+    """Edge of the box that the strong view lacks, as a share of the patch; 0: none."""
+
+
+@method(
+    "FixMatch",
+    "consistency and confidence",
+    summary="What the network is sure of on a weakly augmented unlabelled image, it learns on the strongly augmented "
+    "one. The moving average of its weights predicts.",
+    reference="Sohn K. et al. FixMatch: Simplifying Semi-Supervised Learning with Consistency and Confidence. NeurIPS "
+    "2020.",
+)
 class FixMatchTrainer(SemiSupervisedTrainer):
     """FixMatch inside nnU-Net: ``nnUNetv2_train D C F -tr FixMatchTrainer``.
 

@@ -9,10 +9,12 @@ from typing import Any
 
 import torch
 from dynamic_network_architectures.initialization.weight_init import InitWeights_He
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from alhvr_trainer.config import MCNetSettings
+from alhvr_trainer.config.methods import method
+from alhvr_trainer.config.settings import Settings
 from alhvr_trainer.losses.mcnet import mutual_consistency
 from alhvr_trainer.trainers.distributed import unwrapped
 from alhvr_trainer.trainers.networks import keep_in_step_with
@@ -72,6 +74,22 @@ def make_auxiliary(decoder: Any) -> Any:
     return decoder
 
 
+class MCNetSettings(Settings):
+    """MC-Net (Wu et al., MICCAI 2021)."""
+
+    temperature: float = Field(0.1, ge=0.02, le=1.0)
+    """Sharpening temperature of the pseudo-labels [T]."""
+    detach_pseudo_labels: bool = False
+    """Stop the gradient through the sharpened pseudo-labels."""
+
+
+@method(
+    "MC-Net",
+    "mutual consistency",
+    summary="A second decoder with another kind of up-sampling shares the network's encoder; the two learn from each "
+    "other's sharpened predictions. To predict, nnU-Net's own decoder is enough.",
+    reference="Wu Y. et al. Semi-supervised Left Atrium Segmentation with Mutual Consistency Training. MICCAI 2021.",
+)
 class MCNetTrainer(SemiSupervisedTrainer):
     """MC-Net inside nnU-Net: ``nnUNetv2_train D C F -tr MCNetTrainer``.
 

@@ -5,10 +5,14 @@ Tarvainen & Valpola, *Mean teachers are better role models*, NeurIPS 2017.
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
-from alhvr_trainer.config import MeanTeacherSettings
+from alhvr_trainer.config.methods import method
+from alhvr_trainer.config.settings import Settings, Share
 from alhvr_trainer.losses.mean_teacher import consistency_term, noisy
 from alhvr_trainer.losses.schedules import average_decay
 from alhvr_trainer.trainers.distributed import unwrapped
@@ -18,6 +22,32 @@ from alhvr_trainer.trainers.samples import Forward, Predictions, Samples, first,
 from alhvr_trainer.trainers.semi_supervised import SemiSupervisedTrainer
 
 
+class MeanTeacherSettings(Settings):
+    """Mean Teacher (Tarvainen & Valpola, NeurIPS 2017): 0.1 is the authors' weight on SVHN, see ``docs/methods.md``."""
+
+    # the authors: 40 000 of 180 000 steps (SVHN) or of 150 000 (CIFAR-10)
+    ramp_fraction: Share = 0.25
+    """Share of all training iterations over which the weight ramps up."""
+    ema_decay: Share = 0.999
+    """Decay of the teacher's moving average after the ramp-up [alpha]."""
+    ramp_ema_decay: Share | None = 0.99
+    """The same during the ramp-up; null: no other."""
+    input_noise: float = Field(0.15, ge=0.0)
+    """Standard deviation of the Gaussian noise on the input, in normalised intensities."""
+    input_noise_bound: Annotated[float, Field(ge=0.0)] | None = None
+    """The noise is clamped to plus or minus this; default: not at all."""
+    dropout: float = Field(0.0, ge=0.0, le=0.99)
+    """Share of the channels dropped after the deepest encoder stage and after the last decoder stage."""
+
+
+@method(
+    "Mean Teacher",
+    "averaged weights as targets",
+    summary="On unlabelled images the network learns to agree, under noise on the input, with a teacher: the moving "
+    "average of its own weights, which is also what predicts.",
+    reference="Tarvainen A., Valpola H. Mean teachers are better role models: Weight-averaged consistency targets "
+    "improve semi-supervised deep learning results. NeurIPS 2017.",
+)
 class MeanTeacherTrainer(SemiSupervisedTrainer):
     """Mean Teacher inside nnU-Net: ``nnUNetv2_train D C F -tr MeanTeacherTrainer``.
 
@@ -28,7 +58,7 @@ class MeanTeacherTrainer(SemiSupervisedTrainer):
     Source: Tarvainen & Valpola, NeurIPS 2017; what differs from the paper stands in ``docs/methods.md``.
     """
 
-    settings_class = MeanTeacherSettings
+    settings_class: type[MeanTeacherSettings] = MeanTeacherSettings
     settings: MeanTeacherSettings
     terms = ("consistency",)
     predicts_with = "teacher"

@@ -7,8 +7,8 @@ import os
 import torch
 
 from alhvr_trainer.compatibility import require_nnunet_folders
-from alhvr_trainer.config import Settings, set_training_length, settings_from_plans, split_batch
 from alhvr_trainer.config.plans import check_plans
+from alhvr_trainer.config.settings import Settings, set_training_length, settings_from_plans, split_batch
 from alhvr_trainer.data.batches import Draws, forced_foreground
 from alhvr_trainer.data.loader import loaders_in_order
 from alhvr_trainer.data.splits import NO_VALIDATION, write_split_for_few_cases

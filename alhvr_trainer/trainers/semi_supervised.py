@@ -13,7 +13,7 @@ import torch
 from nnunetv2.utilities.collate_outputs import collate_outputs
 from torch import Tensor
 
-from alhvr_trainer.config import SETTINGS_KEY
+from alhvr_trainer.config.names import SETTINGS_KEY
 from alhvr_trainer.errors import InputError, one_line
 from alhvr_trainer.losses.schedules import consistency_weight
 from alhvr_trainer.trainers.cascade import save_next_stage

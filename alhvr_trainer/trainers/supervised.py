@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from alhvr_trainer.config.methods import method
 from alhvr_trainer.trainers.planned import PlannedTrainer
 
 
+@method("nnU-Net, labelled cases alone")
 class SupervisedTrainer(PlannedTrainer):
     """nnU-Net's trainer with as many labelled samples per step as ALHVRTrainer: ``nnUNetv2_train D C F -tr ...``.
 
@@ -20,6 +22,7 @@ class SupervisedTrainer(PlannedTrainer):
         return values
 
 
+@method("nnU-Net, whole batch labelled")
 class SupervisedWholeBatchTrainer(SupervisedTrainer):
     """The same with the plans' whole batch labelled: as many samples per step as ALHVRTrainer has of both kinds."""
 

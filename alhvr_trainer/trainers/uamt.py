@@ -5,15 +5,46 @@ Yu et al., *Uncertainty-aware self-ensembling model for semi-supervised 3D left 
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch
+from pydantic import Field
 from torch import Tensor
 
-from alhvr_trainer.config import UAMTSettings
+from alhvr_trainer.config.methods import method
+from alhvr_trainer.config.settings import Share
 from alhvr_trainer.losses.uamt import certain_consistency_term, certain_voxels, entropy_threshold, predictive_entropy
-from alhvr_trainer.trainers.mean_teacher import MeanTeacherTrainer
+from alhvr_trainer.trainers.mean_teacher import MeanTeacherSettings, MeanTeacherTrainer
 from alhvr_trainer.trainers.samples import Forward, Predictions, Samples, as_classes, first, full_resolution
 
 
+class UAMTSettings(MeanTeacherSettings):
+    """UA-MT (Yu et al., MICCAI 2019)."""
+
+    ramp_fraction: Share = 1.0
+    """Share of all training iterations over which the weight ramps up."""
+    ema_decay: Share = 0.99
+    """Decay of the teacher's moving average [alpha]."""
+    ramp_ema_decay: Share | None = None
+    """The same during the ramp-up; null: no other."""
+    input_noise: float = Field(0.1, ge=0.0)
+    """Standard deviation of the Gaussian noise on the teacher's input, in normalised intensities."""
+    input_noise_bound: Annotated[float, Field(ge=0.0)] | None = 0.2
+    """The noise is clamped to plus or minus this."""
+    dropout: float = Field(0.5, ge=0.0, le=0.99)
+    """Share of the channels dropped after the deepest encoder stage and after the last decoder stage."""
+    uncertainty_passes: int = Field(8, ge=1)
+    """Passes of the teacher whose mean prediction says where it is certain [T]."""
+
+
+@method(
+    "UA-MT",
+    "uncertainty-aware mean teacher",
+    summary="On unlabelled images the network learns to agree with a teacher, the moving average of its own weights, "
+    "where several passes of that teacher under noise and dropout show that it is certain.",
+    reference="Yu L. et al. Uncertainty-Aware Self-ensembling Model for Semi-supervised 3D Left Atrium Segmentation. "
+    "MICCAI 2019.",
+)
 class UAMTTrainer(MeanTeacherTrainer):
     """UA-MT inside nnU-Net: ``nnUNetv2_train D C F -tr UAMTTrainer``.
 

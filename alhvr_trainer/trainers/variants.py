@@ -10,27 +10,7 @@ import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.find_class_by_name import recursive_find_python_class
 
-from alhvr_trainer.trainers.alhvr import ALHVRTrainer
-from alhvr_trainer.trainers.cps import CPSTrainer
-from alhvr_trainer.trainers.fixmatch import FixMatchTrainer
-from alhvr_trainer.trainers.mcnet import MCNetTrainer
-from alhvr_trainer.trainers.mean_teacher import MeanTeacherTrainer
-from alhvr_trainer.trainers.supervised import SupervisedTrainer, SupervisedWholeBatchTrainer
-from alhvr_trainer.trainers.uamt import UAMTTrainer
-
-TRAINERS: dict[str, type[nnUNetTrainer]] = {
-    trainer.__name__: trainer
-    for trainer in (
-        ALHVRTrainer,
-        SupervisedTrainer,
-        SupervisedWholeBatchTrainer,
-        MeanTeacherTrainer,
-        UAMTTrainer,
-        FixMatchTrainer,
-        CPSTrainer,
-        MCNetTrainer,
-    )
-}
+from alhvr_trainer.config.methods import method_of
 
 KEPT = ("train_step", "get_dataloaders", "run_training", "on_train_epoch_start", "load_checkpoint", "save_checkpoint")
 """Methods that a variant of nnU-Net must leave alone to be combined with ours: there the two would contradict."""
@@ -58,11 +38,12 @@ def trainer_named(name: str) -> type[nnUNetTrainer]:
 
 
 def _base(name: str) -> type[nnUNetTrainer] | None:
-    if name in TRAINERS:
-        return TRAINERS[name]
-    ours = next((trainer for key, trainer in TRAINERS.items() if name.startswith(key)), None)
-    if ours is None:
+    method = method_of(name)
+    if method is None:
         return None
+    ours: type[nnUNetTrainer] = method.trainer
+    if name == ours.__name__:
+        return ours
     stock = _stock_variant(nnUNetTrainer.__name__ + name.removeprefix(ours.__name__))
     if stock is None or any(getattr(stock, name) is not getattr(nnUNetTrainer, name) for name in KEPT):
         return None

@@ -11,9 +11,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from alhvr_trainer.config import SETTINGS_KEY
 from alhvr_trainer.config.json_files import read_object
-from alhvr_trainer.config.suites import Suite, load_suite
+from alhvr_trainer.config.names import SETTINGS_KEY
 from alhvr_trainer.data.datasets import preprocessed_folder
 from alhvr_trainer.devices import check_device
 from alhvr_trainer.errors import InputError
@@ -38,6 +37,7 @@ from alhvr_trainer.experiments.benchmark.prepare import (
 )
 from alhvr_trainer.experiments.benchmark.progress import Progress
 from alhvr_trainer.experiments.benchmark.report import write_report
+from alhvr_trainer.experiments.benchmark.suites import Suite, load_suite
 from alhvr_trainer.link import check_nnunet_finds_us
 from alhvr_trainer.processes import interrupted_by, run_logged
 from alhvr_trainer.resources import ext_trainer_folder

@@ -12,8 +12,8 @@ from typing import Any
 
 from alhvr_trainer.compatibility import nnunet_folder
 from alhvr_trainer.config.json_files import read_object
-from alhvr_trainer.config.suites import Suite, file_name
 from alhvr_trainer.errors import InputError, shown
+from alhvr_trainer.experiments.benchmark.suites import Suite, file_name
 
 RUNS = "runs"
 """Folder of the results, below the output folder."""

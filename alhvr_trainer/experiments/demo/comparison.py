@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 
 from alhvr_trainer.bundle.scripts.metrics import summarize
-from alhvr_trainer.config import TRAINER_NAME, ALHVRSettings
+from alhvr_trainer.config.names import TRAINER_NAME
 from alhvr_trainer.experiments.benchmark.aggregate import paired_test
 from alhvr_trainer.experiments.demo.steps import BASELINE_NAME
+from alhvr_trainer.trainers.alhvr import ALHVRSettings
 
 TITLES = {BASELINE_NAME: "labelled scans only", TRAINER_NAME: "ALHVR"}
 Scores = Mapping[str, dict[str, Any]]

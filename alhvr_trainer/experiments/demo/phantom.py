@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 
-from alhvr_trainer.config import UNLABELED_FOLDER
+from alhvr_trainer.config.names import UNLABELED_FOLDER
 from alhvr_trainer.experiments.demo.anatomy import LABELS, draw_heart, draw_organs, draw_tones, paint_slice
 
 SHAPE = (5, 48, 48)

@@ -12,9 +12,12 @@ from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from alhvr_trainer.config import SETTINGS_KEY, ALHVRSettings, settings_from_plans, threshold_proportion
+from alhvr_trainer.config.names import SETTINGS_KEY
+from alhvr_trainer.config.settings import settings_from_plans
 from alhvr_trainer.experiments.demo.figures import REGIONS
 from alhvr_trainer.losses import FeaturePerturbation, alhvr_terms
+from alhvr_trainer.losses.regions import paper_proportion
+from alhvr_trainer.trainers.alhvr import ALHVRSettings
 from alhvr_trainer.trainers.two_passes import TwoPass
 
 PERTURBATION_SEED = 0
@@ -59,7 +62,7 @@ def regions_of(checkpoint: dict[str, Any], slices: np.ndarray) -> tuple[dict[str
         with torch.no_grad():
             _, passes = TwoPass(network, settings.feature_stage)(data, 0, perturb)
         inputs += passes
-    beta = threshold_proportion(settings, len(configuration.patch_size))
+    beta = settings.threshold_proportion or paper_proportion(len(configuration.patch_size))
     terms = alhvr_terms(*inputs, threshold_proportion=beta, valid=valid)
     rows, columns = slices.shape[2:]
     maps = {name: getattr(terms, name)[:, :rows, :columns].numpy() for name in REGIONS}

@@ -16,7 +16,8 @@ import numpy as np
 import SimpleITK as sitk
 
 from alhvr_trainer.bundle.scripts.metrics import METRICS, UNITS, cell
-from alhvr_trainer.config import SETTINGS_KEY, TRAINER_NAME, UNLABELED_FOLDER, split_batch
+from alhvr_trainer.config.names import SETTINGS_KEY, TRAINER_NAME, UNLABELED_FOLDER
+from alhvr_trainer.config.settings import split_batch
 from alhvr_trainer.data.preprocessing import unlabeled_folder
 from alhvr_trainer.experiments.demo import figures
 from alhvr_trainer.experiments.demo.anatomy import LABELS
