@@ -14,24 +14,23 @@ from typing import TYPE_CHECKING, Any
 from alhvr_trainer.commands import COMMANDS, command
 
 if TYPE_CHECKING:  # what type checkers and editors see; the names below are the same
-    from alhvr_trainer.benchmark.benchmark import benchmark
     from alhvr_trainer.cli import version
-    from alhvr_trainer.convert.convert import convert
-    from alhvr_trainer.demo.run import demo
     from alhvr_trainer.errors import InputError
     from alhvr_trainer.evaluation.evaluate import evaluate
+    from alhvr_trainer.experiments.benchmark.benchmark import benchmark
+    from alhvr_trainer.experiments.convert.convert import convert
+    from alhvr_trainer.experiments.demo.run import demo
     from alhvr_trainer.export.bundle import export_bundle
     from alhvr_trainer.export.nnunet import export_nnunet
     from alhvr_trainer.link import link, trainer_path, unlink
-    from alhvr_trainer.methods.alhvr.channels import alhvr_channel_terms
-    from alhvr_trainer.methods.alhvr.terms import alhvr_terms
-    from alhvr_trainer.methods.alhvr.trainer import ALHVRTrainer
+    from alhvr_trainer.losses.alhvr import alhvr_channel_terms, alhvr_terms
     from alhvr_trainer.planning.make_split import make_split
     from alhvr_trainer.planning.plan_and_preprocess import plan_and_preprocess
     from alhvr_trainer.planning.planner import ALHVRPlanner
     from alhvr_trainer.predict import predict
     from alhvr_trainer.predict_next_stage import predict_next_stage
     from alhvr_trainer.train import train
+    from alhvr_trainer.trainers.alhvr import ALHVRTrainer
 
 __version__ = "0.1.0"
 __all__ = [
@@ -60,10 +59,10 @@ __all__ = [
 
 _HOMES = {
     "ALHVRPlanner": "alhvr_trainer.planning.planner",
-    "ALHVRTrainer": "alhvr_trainer.methods.alhvr.trainer",
+    "ALHVRTrainer": "alhvr_trainer.trainers.alhvr",
     "InputError": "alhvr_trainer.errors",
-    "alhvr_channel_terms": "alhvr_trainer.methods.alhvr.channels",
-    "alhvr_terms": "alhvr_trainer.methods.alhvr.terms",
+    "alhvr_channel_terms": "alhvr_trainer.losses.alhvr",
+    "alhvr_terms": "alhvr_trainer.losses.alhvr",
 }
 
 

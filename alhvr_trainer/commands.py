@@ -10,7 +10,10 @@ COMMANDS = {
     "link": ("alhvr_trainer.link", "make nnU-Net's own commands find ALHVR's trainers and planner"),
     "unlink": ("alhvr_trainer.link", "take 'link' back"),
     "trainer_path": ("alhvr_trainer.link", "print the folder for nnUNet_extTrainer, instead of 'link'"),
-    "convert": ("alhvr_trainer.convert.convert", "released data sets as nnU-Net raw datasets, with the papers' splits"),
+    "convert": (
+        "alhvr_trainer.experiments.convert.convert",
+        "released data sets as nnU-Net raw datasets, with the papers' splits",
+    ),
     "plan_and_preprocess": (
         "alhvr_trainer.planning.plan_and_preprocess",
         "nnU-Net's planning and preprocessing for labelled and unlabelled cases",
@@ -25,8 +28,11 @@ COMMANDS = {
     "export_bundle": ("alhvr_trainer.export.bundle", "write a trained model as a MONAI bundle"),
     "export_nnunet": ("alhvr_trainer.export.nnunet", "write a trained model as a stock nnU-Net model"),
     "evaluate": ("alhvr_trainer.evaluation.evaluate", "Dice, Jaccard, HD95 and ASD of predictions"),
-    "benchmark": ("alhvr_trainer.benchmark.benchmark", "compare methods, seeds and labelled fractions, with tables"),
-    "demo": ("alhvr_trainer.demo.run", "the whole way on an embedded data set, with a report"),
+    "benchmark": (
+        "alhvr_trainer.experiments.benchmark.benchmark",
+        "compare methods, seeds and labelled fractions, with tables",
+    ),
+    "demo": ("alhvr_trainer.experiments.demo.run", "the whole way on an embedded data set, with a report"),
     "version": ("alhvr_trainer.cli", "print the version"),
 }
 """Name of a command -> the module that has its function, one line for the overview."""

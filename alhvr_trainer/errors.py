@@ -1,13 +1,11 @@
-"""The one error that users meet when their input is wrong."""
+"""The one error that users meet when their input is wrong, and the words of its message."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from difflib import get_close_matches
 
-
-class InputError(ValueError):
-    """Bad input: the message is one line that names the file or key, what was found, and what to do."""
+from alhvr_trainer.bundle.scripts.errors import InputError as InputError
 
 
 def one_line(error: BaseException, most: int = 300) -> str:

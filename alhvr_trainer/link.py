@@ -132,7 +132,7 @@ def class_named(name: str) -> type:
     if "Planner" in name:
         found: type = getattr(import_module("alhvr_trainer.planning.planner"), name)
         return found
-    from alhvr_trainer.methods.variants import trainer_named
+    from alhvr_trainer.trainers.variants import trainer_named
 
     return trainer_named(name)
 

@@ -12,8 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from alhvr_trainer.files.json_files import read_object
-from alhvr_trainer.settings.names import PLANS_NAME, TRAINER_NAME
+from alhvr_trainer.config.json_files import read_object
+from alhvr_trainer.config.names import PLANS_NAME, TRAINER_NAME
 
 Call = dict[str, Any]
 """Arguments of a command by name, defaults included, and what it returned under ``RESULT``."""

@@ -6,15 +6,15 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from alhvr_trainer.bundle.scripts.overwriting import inside_raw_dataset, overwritten_input
+from alhvr_trainer.config.dataset_json import channel_names
+from alhvr_trainer.config.names import TRAINER_NAME, WEIGHTS_FILE
+from alhvr_trainer.data.raw_dataset import Cases, files_by_case
 from alhvr_trainer.devices import check_device
 from alhvr_trainer.errors import InputError, one_line
-from alhvr_trainer.files.dataset_json import channel_names
-from alhvr_trainer.files.overwriting import inside_raw_dataset, overwritten_input
-from alhvr_trainer.settings.names import TRAINER_NAME, WEIGHTS_FILE
-from alhvr_trainer.unlabeled.dataset import Cases, files_by_case
 
 if TYPE_CHECKING:
-    from alhvr_trainer.export.models import TrainedModel
+    from alhvr_trainer.models import TrainedModel
 
 
 def predict(
@@ -80,7 +80,7 @@ def predict(
     if target.exists() and not target.is_dir():
         raise InputError(f"output {target} is a file; name a folder")
     check_device(device)
-    from alhvr_trainer.export.models import model_named
+    from alhvr_trainer.models import model_named
 
     model = model_named(dataset, configuration, fold, plans, trainer, weights_file, model_folder)
     cases = _cases(source, model)
@@ -162,12 +162,12 @@ def _predictor(model: TrainedModel, network: str, device: str, step_size: float,
     import torch
     from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
-    from alhvr_trainer.export.models import model_members
-    from alhvr_trainer.files.checkpoints import read_checkpoint
+    from alhvr_trainer.config.methods import method_of
     from alhvr_trainer.link import let_nnunet_find_us
-    from alhvr_trainer.methods.variants import TRAINERS
+    from alhvr_trainer.models import model_members
+    from alhvr_trainer.trainers.checkpoints import read_checkpoint
 
-    if model.trainer.startswith(tuple(TRAINERS)):
+    if method_of(model.trainer):
         let_nnunet_find_us()
     for number in model.folds:
         read_checkpoint(model.checkpoint_path(number))
@@ -190,7 +190,7 @@ def _verify(cases: Cases, model: TrainedModel) -> None:
     from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
     from tqdm import tqdm
 
-    from alhvr_trainer.files.nifti import ENDINGS, stored_voxels
+    from alhvr_trainer.data.nifti import ENDINGS, stored_voxels
 
     reader = model.plans_manager.image_reader_writer_class()
     for files in tqdm(cases.values(), desc="check images", unit="case"):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from alhvr_trainer.config.names import TRAINER_NAME
 from alhvr_trainer.devices import check_device
 from alhvr_trainer.errors import InputError
-from alhvr_trainer.settings.names import TRAINER_NAME
 
 
 def predict_next_stage(
@@ -42,10 +42,10 @@ def predict_next_stage(
     import torch
 
     from alhvr_trainer.compatibility import nnunet_folder
-    from alhvr_trainer.export.models import find_model, one_fold
-    from alhvr_trainer.methods.variants import trainer_named
-    from alhvr_trainer.training.cascade import save_next_stage
-    from alhvr_trainer.unlabeled.dataset import load_dataset_json
+    from alhvr_trainer.data.raw_dataset import load_dataset_json
+    from alhvr_trainer.models import find_model, one_fold
+    from alhvr_trainer.trainers.cascade import save_next_stage
+    from alhvr_trainer.trainers.variants import trainer_named
 
     number = one_fold(fold, "every fold predicts its own unlabelled cases")
     model = find_model(dataset, configuration, number, plans, trainer)

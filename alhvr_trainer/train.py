@@ -10,9 +10,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import patch
 
+from alhvr_trainer.config.names import TRAINER_NAME
 from alhvr_trainer.devices import check_device
 from alhvr_trainer.errors import InputError, did_you_mean
-from alhvr_trainer.settings.names import TRAINER_NAME
 
 
 def train(
@@ -65,8 +65,8 @@ def train(
         alhvr train -d 27 -c 2d -f 0
     """
     _check_flags(continue_training, validation_only, best, weights, checkpoints, gpus, device)
-    from alhvr_trainer.export.models import one_fold
     from alhvr_trainer.link import let_nnunet_find_us
+    from alhvr_trainer.models import one_fold
 
     let_nnunet_find_us()
     number = one_fold(fold, "each is a training of its own")
@@ -101,7 +101,7 @@ def _check_names(dataset: int | str, configuration: str, plans: str | None) -> t
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
     from alhvr_trainer.compatibility import nnunet_folder
-    from alhvr_trainer.files.json_files import read_object
+    from alhvr_trainer.config.json_files import read_object
     from alhvr_trainer.names import chosen_plans, dataset_in, no_such_plans, plans_in
 
     try:
@@ -127,10 +127,11 @@ def _check_names(dataset: int | str, configuration: str, plans: str | None) -> t
 def _check_trainer(name: str) -> None:
     """nnU-Net finds a trainer of this name."""
     from alhvr_trainer.compatibility import trainer_class
-    from alhvr_trainer.methods.variants import TRAINERS, trainer_named
+    from alhvr_trainer.config.methods import method_of, methods
+    from alhvr_trainer.trainers.variants import trainer_named
 
     try:
-        if name.startswith(tuple(TRAINERS)):
+        if method_of(name):
             trainer_named(name)
             return
         with redirect_stdout(io.StringIO()):  # where it looks; it says so again when it starts
@@ -138,8 +139,8 @@ def _check_trainer(name: str) -> None:
     except AttributeError:
         found = None
     if found is None:
-        close = did_you_mean(name, [*TRAINERS, "nnUNetTrainer"])
-        raise InputError(f"no trainer is called {name}{close}; there are {', '.join(TRAINERS)}, and variants of them")
+        close = did_you_mean(name, [*methods(), "nnUNetTrainer"])
+        raise InputError(f"no trainer is called {name}{close}; there are {', '.join(methods())}, and variants of them")
 
 
 def _check_flags(

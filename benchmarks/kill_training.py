@@ -38,7 +38,7 @@ UNFINISHED = ".*.tmp"
 
 
 def prepare(work: Path) -> None:
-    from alhvr_trainer.demo.phantom import write_dataset
+    from alhvr_trainer.experiments.demo.phantom import write_dataset
     from alhvr_trainer.planning.plan_and_preprocess import plan_and_preprocess
     from alhvr_trainer.resources import plans_folder
 
@@ -92,7 +92,7 @@ def one_round(fold: Path, resume: bool, seconds: float, in_writing: bool) -> str
 def inspect(fold: Path) -> tuple[dict[str, int], bool]:
     """Epoch of every checkpoint, -1 where it cannot be used; and whether the kill fell into the writing of one."""
     from alhvr_trainer.errors import InputError
-    from alhvr_trainer.files.checkpoints import read_checkpoint
+    from alhvr_trainer.trainers.checkpoints import read_checkpoint
 
     epochs = {}
     for name in CHECKPOINTS:

@@ -37,7 +37,7 @@ COMPARED = ("supervised_a", "supervised_b", "dtct_a", "dtct_b", "ce_a", "ce_b", 
 
 def prepare(work: Path, patches: dict[str, list[int]]) -> None:
     """Phantoms, planned and preprocessed for both configurations."""
-    from alhvr_trainer.demo.phantom import write_dataset
+    from alhvr_trainer.experiments.demo.phantom import write_dataset
     from alhvr_trainer.planning.plan_and_preprocess import plan_and_preprocess
 
     shape = (patches["3d_fullres"][0], *patches["2d"])
@@ -47,7 +47,7 @@ def prepare(work: Path, patches: dict[str, list[int]]) -> None:
 
 def run(work: Path, configuration: str, patch_size: list[int], mode: str, steps: int, device: str) -> dict[str, Any]:
     """Losses of every step, milliseconds and memory of one mode."""
-    from alhvr_trainer.methods.alhvr.trainer import ALHVRTrainer
+    from alhvr_trainer.trainers.alhvr import ALHVRTrainer
 
     options = MODES[mode]
     folder = work / "preprocessed" / "Dataset901_Phantom"

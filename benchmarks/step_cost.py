@@ -26,8 +26,8 @@ import numpy as np
 import torch
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 
-from alhvr_trainer.methods.alhvr import FeaturePerturbation, alhvr_terms
-from alhvr_trainer.methods.alhvr.networks import TwoPass
+from alhvr_trainer.losses import ALHVRLoss, FeaturePerturbation
+from alhvr_trainer.trainers.two_passes import TwoPass
 
 CASES: dict[str, dict[str, Any]] = {
     "2d": {"patch": (256, 256), "features": (16, 32, 64, 128, 256), "labeled": 8, "unlabeled": 8},
@@ -90,16 +90,9 @@ class Step:
             optimizer.step()
 
     def _co_training(self, with_terms: bool) -> torch.Tensor:
-        passes = [run(self.data, self.labeled, p) for run, p in zip(self.two_passes, self.perturbations, strict=True)]
-        loss = torch.stack([out.logits.mean() + out.perturbed_logits.mean() for out in passes]).sum()
-        if with_terms:
-            inputs = [
-                tensor
-                for out in passes
-                for tensor in (out.logits[self.labeled :], out.perturbed_logits, out.features, out.perturbed_features)
-            ]
-            loss = loss + 0.1 * alhvr_terms(*inputs).total
-        return loss
+        found = [run(self.data, self.labeled, p) for run, p in zip(self.two_passes, self.perturbations, strict=True)]
+        loss = torch.stack([logits.mean() + passes.perturbed_logits.mean() for logits, passes in found]).sum()
+        return loss + 0.1 * ALHVRLoss()(*(passes for _, passes in found)) if with_terms else loss
 
 
 def timed(step: Callable[[], None], device: torch.device) -> float:

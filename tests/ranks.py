@@ -17,8 +17,8 @@ from nnunetv2.paths import nnUNet_preprocessed
 from nnunetv2.training.loss import dice
 from torch import distributed as dist
 
-from alhvr_trainer.methods.alhvr import FeaturePerturbation, alhvr_channel_terms, alhvr_terms
-from alhvr_trainer.training.distributed.ranks import of_all_ranks, rank, ranks, share, wait_for_all
+from alhvr_trainer.losses import FeaturePerturbation, alhvr_channel_terms, alhvr_terms
+from alhvr_trainer.trainers.ranks import of_all_ranks, rank, ranks, share, wait_for_all
 
 METHOD_CASES: dict[str, dict[str, Any]] = {
     "2d": {},
@@ -119,9 +119,9 @@ def train_steps(
     plans: dict, dataset_json: dict, method: str = "ALHVRTrainer", steps: int = 2
 ) -> dict[str, torch.Tensor]:
     """Losses, and gradients and weights of all networks, after a few steps on given batches."""
-    from alhvr_trainer.methods.variants import trainer_named
-    from alhvr_trainer.settings import split_batch
-    from alhvr_trainer.training.distributed.trainer import unwrapped
+    from alhvr_trainer.config.settings import split_batch
+    from alhvr_trainer.trainers.distributed import unwrapped
+    from alhvr_trainer.trainers.variants import trainer_named
 
     trainer: Any = trainer_named(method)(
         plans | {"continue_training": False}, "2d", 0, dataset_json, torch.device("cpu")
@@ -159,7 +159,7 @@ def train_steps(
 
 def baseline(plans: dict, dataset_json: dict) -> dict[str, list]:
     """Of every rank of the supervised baseline, and what its loaders force to show foreground; a draw after set-up."""
-    from alhvr_trainer.methods.supervised import SupervisedTrainer
+    from alhvr_trainer.trainers.supervised import SupervisedTrainer
 
     trainer: Any = SupervisedTrainer(plans | {"continue_training": False}, "2d", 0, dataset_json, torch.device("cpu"))
     trainer.initialize()

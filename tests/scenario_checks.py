@@ -11,8 +11,8 @@ import scenario
 import SimpleITK as sitk
 from data_builders import set_environment
 
-from alhvr_trainer.files.checkpoints import read_checkpoint
 from alhvr_trainer.resources import ext_trainer_folder
+from alhvr_trainer.trainers.checkpoints import read_checkpoint
 
 FOLDS = 2
 UNLABELED = ("case_002", "case_003", "case_004")

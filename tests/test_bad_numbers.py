@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import re
 from pathlib import Path
 from typing import Any
@@ -14,9 +13,9 @@ from data_builders import change_dataset_json, change_settings, read_json, write
 from tiny_training import make_trainer
 
 from alhvr_trainer.errors import InputError
-from alhvr_trainer.files.checkpoints import read_checkpoint
-from alhvr_trainer.methods.alhvr.networks import TwoPassOutput
-from alhvr_trainer.methods.alhvr.trainer import ALHVRTrainer
+from alhvr_trainer.losses import TwoPasses
+from alhvr_trainer.trainers.alhvr import ALHVRTrainer
+from alhvr_trainer.trainers.checkpoints import read_checkpoint
 
 pytest_plugins = ["planned_dataset"]
 
@@ -57,14 +56,13 @@ def with_bad(tensor: torch.Tensor, sample: int, value: float) -> torch.Tensor:
     return poisoned
 
 
-def poisoned(output: TwoPassOutput, place: str, value: float, labeled: int) -> TwoPassOutput:
+def poisoned(outputs: list[torch.Tensor], passes: TwoPasses, place: str, value: float, labeled: int) -> Any:
     if place in ("labelled logits", "clean logits"):
-        full, *coarser = output.outputs
-        return dataclasses.replace(
-            output, outputs=[with_bad(full, 0 if place == "labelled logits" else labeled, value), *coarser]
-        )
+        full, *coarser = outputs
+        bad = with_bad(full, 0 if place == "labelled logits" else labeled, value)
+        return [bad, *coarser], passes._replace(logits=bad[labeled:])
     field = place.replace(" ", "_")
-    return dataclasses.replace(output, **{field: with_bad(getattr(output, field), 0, value)})
+    return outputs, passes._replace(**{field: with_bad(getattr(passes, field), 0, value)})
 
 
 @pytest.mark.parametrize("heads", ["softmax", "regions"])
@@ -89,8 +87,8 @@ def test_nan_and_inf_stop_before_the_step(tiny: Path, heads: str, monkeypatch: p
                     weight.data.view(-1)[0] = float(value)
                 else:
 
-                    def poisoned_pass(*args: Any, place: str = place, value: str = value) -> TwoPassOutput:
-                        return poisoned(clean_pass(*args), place, float(value), 2)
+                    def poisoned_pass(*args: Any, place: str = place, value: str = value) -> Any:
+                        return poisoned(*clean_pass(*args), place, float(value), 2)
 
                     bad.setitem(trainer.passes, "b", poisoned_pass)
                 with pytest.raises(InputError) as error:

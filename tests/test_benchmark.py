@@ -10,15 +10,16 @@ from pathlib import Path
 import pytest
 import yaml
 
-from alhvr_trainer.benchmark import benchmark as command
-from alhvr_trainer.benchmark import prepare
-from alhvr_trainer.benchmark.benchmark import benchmark
-from alhvr_trainer.benchmark.jobs import digest, is_done, jobs_of, read_results, result_file, write_text
-from alhvr_trainer.benchmark.progress import clock, epoch_in, seconds_left
-from alhvr_trainer.benchmark.suites import load_suite, parse_suite, shipped_suites
+from alhvr_trainer.config.names import SETTINGS_KEY
+from alhvr_trainer.config.settings import settings_from_plans
 from alhvr_trainer.errors import InputError
+from alhvr_trainer.experiments.benchmark import benchmark as command
+from alhvr_trainer.experiments.benchmark import prepare
+from alhvr_trainer.experiments.benchmark.benchmark import benchmark
+from alhvr_trainer.experiments.benchmark.jobs import digest, is_done, jobs_of, read_results, result_file, write_text
+from alhvr_trainer.experiments.benchmark.progress import clock, epoch_in, seconds_left
+from alhvr_trainer.experiments.benchmark.suites import load_suite, parse_suite, shipped_suites
 from alhvr_trainer.resources import plans_folder
-from alhvr_trainer.settings import SETTINGS_KEY, Settings, settings_from_plans
 
 pytestmark = pytest.mark.any_nnunet
 
@@ -65,11 +66,11 @@ def test_there_are_the_announced_suites():
 
 @pytest.mark.parametrize("name", shipped_suites())
 def test_settings_of_shipped_suites_are_the_methods_own(name):
-    from alhvr_trainer.methods.variants import TRAINERS
+    from alhvr_trainer.config.methods import methods
 
     suite = load_suite(name)
     for method in suite.methods:
-        kind = getattr(TRAINERS[method.trainer], "settings_class", Settings)
+        kind = methods()[method.trainer].trainer.settings_class
         settings = settings_from_plans({SETTINGS_KEY: suite.settings_of(method, 7)}, kind).as_dict()
         assert settings["seed"] == 7
         assert method.settings == {key: settings[key] for key in method.settings}

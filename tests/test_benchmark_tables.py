@@ -11,7 +11,8 @@ import pytest
 from benchmark_results import result, scores
 from scipy.stats import wilcoxon
 
-from alhvr_trainer.benchmark.aggregate import (
+from alhvr_trainer.errors import InputError
+from alhvr_trainer.experiments.benchmark.aggregate import (
     Statistic,
     case_values,
     class_names,
@@ -20,11 +21,10 @@ from alhvr_trainer.benchmark.aggregate import (
     paired_test,
     rows_of,
 )
-from alhvr_trainer.benchmark.plots import box_plots, values_by_fold
-from alhvr_trainer.benchmark.report import write_report
-from alhvr_trainer.benchmark.suites import load_suite, parse_suite
-from alhvr_trainer.benchmark.tables import comma_separated, markdown, mean_and_sd
-from alhvr_trainer.errors import InputError
+from alhvr_trainer.experiments.benchmark.plots import box_plots, values_by_fold
+from alhvr_trainer.experiments.benchmark.report import write_report
+from alhvr_trainer.experiments.benchmark.suites import load_suite, parse_suite
+from alhvr_trainer.experiments.benchmark.tables import comma_separated, markdown, mean_and_sd
 
 pytestmark = pytest.mark.any_nnunet
 

@@ -31,7 +31,7 @@ from alhvr_trainer.export.bundle.card import PLACEHOLDER
 from alhvr_trainer.export.bundle.details import next_changelog
 from alhvr_trainer.export.bundle.metadata import release
 from alhvr_trainer.export.bundle.results import eval_metrics, evaluation_results, validation_results
-from alhvr_trainer.export.models import TrainedModel, find_model_in_folder
+from alhvr_trainer.models import TrainedModel, find_model_in_folder
 from alhvr_trainer.resources import bundle_folder
 
 pytestmark = pytest.mark.any_nnunet

@@ -29,7 +29,7 @@ from trained_models import make_model
 from alhvr_trainer.errors import InputError
 from alhvr_trainer.export.bundle import export_bundle
 from alhvr_trainer.export.bundle.architecture import bundle_network, bundle_weights, network_config
-from alhvr_trainer.export.models import Member, TrainedModel, find_model, model_members, nnunet_network
+from alhvr_trainer.models import Member, TrainedModel, find_model, model_members, nnunet_network
 
 PLAIN, RESIDUAL = "PlainConvUNet", "ResidualEncoderUNet"
 BLOCKS = {"BasicBlockD": BasicBlockD, "BottleneckD": BottleneckD}

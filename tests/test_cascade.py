@@ -12,7 +12,7 @@ from scenario_checks import FOLDS, UNLABELED, assert_predicts, assert_trained, m
 
 from alhvr_trainer.errors import InputError
 from alhvr_trainer.predict_next_stage import predict_next_stage
-from alhvr_trainer.training.cascade import FOLDER
+from alhvr_trainer.trainers.cascade import FOLDER
 
 pytestmark = pytest.mark.slow
 pytest_plugins = ["scenario_checks"]

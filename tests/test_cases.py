@@ -7,16 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from alhvr_trainer.errors import InputError
-from alhvr_trainer.files.dataset_json import channel_names
-from alhvr_trainer.unlabeled.cases import (
+from alhvr_trainer.config.dataset_json import channel_names
+from alhvr_trainer.data.cases import (
     all_unlabeled_cases,
     load_splits,
     raw_unlabeled_cases,
     split_unlabeled_cases,
     unlabeled_cases_of_fold,
 )
-from alhvr_trainer.unlabeled.dataset import check_for_hidden_images, images_of_labeled_folder
+from alhvr_trainer.data.raw_dataset import check_for_hidden_images, images_of_labeled_folder
+from alhvr_trainer.errors import InputError
 
 DATASET_JSON = {"channel_names": {"0": "T1", "1": "T2"}, "file_ending": ".nii.gz"}
 SPLITS = [

@@ -8,7 +8,7 @@ import pytest
 import torch
 from literal_method import SHAPES, TERMS, draw, literal_terms
 
-from alhvr_trainer.methods.alhvr import alhvr_channel_terms, alhvr_terms
+from alhvr_trainer.losses import alhvr_channel_terms, alhvr_terms
 
 pytestmark = pytest.mark.any_nnunet
 

@@ -15,7 +15,7 @@ import torch
 from trained_models import file_size_limit
 
 from alhvr_trainer.errors import InputError
-from alhvr_trainer.files.checkpoints import (
+from alhvr_trainer.trainers.checkpoints import (
     random_states,
     read_checkpoint,
     restore_random_states,
@@ -25,7 +25,7 @@ from alhvr_trainer.files.checkpoints import (
 
 WRITER = """
 import sys, torch
-from alhvr_trainer.files.checkpoints import write_atomically
+from alhvr_trainer.trainers.checkpoints import write_atomically
 print("ready", flush=True)
 for i in range(10**6):
     write_atomically({"network_weights": torch.full((2_000_000,), float(i))}, sys.argv[1])

@@ -219,8 +219,8 @@ def test_documented_commands_fit_the_functions(line):
 def test_commands_are_functions_of_the_package():
     """Also those whose modules bear the same name and were imported before; type checkers see all of them."""
     code = (
-        "import sys, alhvr_trainer, alhvr_trainer.link, alhvr_trainer.convert, alhvr_trainer.benchmark.suites\n"
-        "import alhvr_trainer.predict, alhvr_trainer.demo.phantom, alhvr_trainer.train\n"
+        "import sys, alhvr_trainer, alhvr_trainer.link, alhvr_trainer.experiments.convert\n"
+        "import alhvr_trainer.predict, alhvr_trainer.experiments.demo.phantom, alhvr_trainer.train\n"
         "from alhvr_trainer import convert, link, predict, train, version\n"
         "assert version() == alhvr_trainer.__version__ and 'torch' not in sys.modules\n"
         "for name in alhvr_trainer.commands.COMMANDS:\n"

@@ -13,12 +13,12 @@ import torch
 from data_builders import change_dataset_json, change_settings, read_json, write_json
 from tiny_training import make_trainer
 
-from alhvr_trainer.files.checkpoints import read_checkpoint
-from alhvr_trainer.methods.alhvr.trainer import ALHVRTrainer
-from alhvr_trainer.training.collapse import collapse_warnings, grace_epochs
-from alhvr_trainer.training.history import HistoryKeys, foreground_names, label_voxels, step_values
-from alhvr_trainer.training.plots import all_panels, plot_history
-from alhvr_trainer.training.samples import Forward, Samples
+from alhvr_trainer.trainers.alhvr import ALHVRTrainer
+from alhvr_trainer.trainers.checkpoints import read_checkpoint
+from alhvr_trainer.trainers.collapse import collapse_warnings, grace_epochs
+from alhvr_trainer.trainers.history import HistoryKeys, foreground_names, label_voxels, step_values
+from alhvr_trainer.trainers.plots import all_panels, plot_history
+from alhvr_trainer.trainers.samples import Forward, Samples
 
 pytest_plugins = ["planned_dataset"]
 

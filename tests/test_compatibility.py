@@ -16,8 +16,8 @@ from packaging.requirements import Requirement
 
 from alhvr_trainer import compatibility
 from alhvr_trainer.compatibility import nnunet_folder, nnunet_folder_if_set
-from alhvr_trainer.demo.run import demo
 from alhvr_trainer.errors import InputError
+from alhvr_trainer.experiments.demo.run import demo
 from alhvr_trainer.resources import ext_trainer_folder
 
 link = import_module("alhvr_trainer.link")  # the package's attribute is the command

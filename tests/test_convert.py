@@ -15,16 +15,16 @@ import tiny_releases as releases
 from tiny_releases import AFFINE, NRRD_SPACING
 
 from alhvr_trainer import cli
-from alhvr_trainer.convert.abdomenct1k import abdomenct1k
-from alhvr_trainer.convert.acdc import acdc_h5
-from alhvr_trainer.convert.brats2019 import brats2019, brats2019_flair, brats2019_h5
-from alhvr_trainer.convert.convert import KINDS, convert
-from alhvr_trainer.convert.folds import SHARES, drawn_folds, paper_split
-from alhvr_trainer.convert.la2018 import la2018, la2018_h5
-from alhvr_trainer.convert.release import Release
-from alhvr_trainer.convert.writing import write_dataset
+from alhvr_trainer.data.cases import load_splits
 from alhvr_trainer.errors import InputError
-from alhvr_trainer.unlabeled.cases import load_splits
+from alhvr_trainer.experiments.convert.abdomenct1k import abdomenct1k
+from alhvr_trainer.experiments.convert.acdc import acdc_h5
+from alhvr_trainer.experiments.convert.brats2019 import brats2019, brats2019_flair, brats2019_h5
+from alhvr_trainer.experiments.convert.convert import KINDS, convert
+from alhvr_trainer.experiments.convert.folds import SHARES, drawn_folds, paper_split
+from alhvr_trainer.experiments.convert.la2018 import la2018, la2018_h5
+from alhvr_trainer.experiments.convert.release import Release
+from alhvr_trainer.experiments.convert.writing import write_dataset
 
 pytestmark = pytest.mark.any_nnunet
 

@@ -14,14 +14,14 @@ import tiny_releases as releases
 from tiny_releases import SIZE, labels, noise, write_h5, write_nifti
 
 from alhvr_trainer import cli
-from alhvr_trainer.convert.acdc import acdc
-from alhvr_trainer.convert.brats2019 import brats2019
-from alhvr_trainer.convert.convert import convert
-from alhvr_trainer.convert.folds import paper_split
-from alhvr_trainer.convert.la2018 import la2018
-from alhvr_trainer.convert.labels import mapped_values
-from alhvr_trainer.convert.volumes import HDF5Volume, ImageFile
 from alhvr_trainer.errors import InputError
+from alhvr_trainer.experiments.convert.acdc import acdc
+from alhvr_trainer.experiments.convert.brats2019 import brats2019
+from alhvr_trainer.experiments.convert.convert import convert
+from alhvr_trainer.experiments.convert.folds import paper_split
+from alhvr_trainer.experiments.convert.la2018 import la2018
+from alhvr_trainer.experiments.convert.labels import mapped_values
+from alhvr_trainer.experiments.convert.volumes import HDF5Volume, ImageFile
 
 pytestmark = pytest.mark.any_nnunet
 

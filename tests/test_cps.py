@@ -8,8 +8,8 @@ import math
 import pytest
 import torch
 
-from alhvr_trainer.methods.alhvr.regions import split_regions
-from alhvr_trainer.methods.cps import REGIONS, cps_terms, region_mask
+from alhvr_trainer.losses.cps import REGIONS, cps_terms, region_mask
+from alhvr_trainer.losses.regions import split_regions
 
 pytestmark = pytest.mark.any_nnunet
 

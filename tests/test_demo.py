@@ -16,14 +16,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from alhvr_trainer.demo.comparison import result_in_words, same_cases
-from alhvr_trainer.demo.phantom import write_volume
-from alhvr_trainer.demo.run import demo, run_steps
-from alhvr_trainer.demo.speed import relative_time
-from alhvr_trainer.demo.steps import BASELINE_NAME, Layout, Step
+from alhvr_trainer.config.names import TRAINER_NAME
 from alhvr_trainer.errors import InputError
+from alhvr_trainer.experiments.demo.comparison import result_in_words, same_cases
+from alhvr_trainer.experiments.demo.phantom import write_volume
+from alhvr_trainer.experiments.demo.run import demo, run_steps
+from alhvr_trainer.experiments.demo.speed import relative_time
+from alhvr_trainer.experiments.demo.steps import BASELINE_NAME, Layout, Step
 from alhvr_trainer.resources import plans_folder
-from alhvr_trainer.settings import TRAINER_NAME, ALHVRSettings
+from alhvr_trainer.trainers.alhvr import ALHVRSettings
 
 pytestmark = pytest.mark.any_nnunet
 
@@ -109,8 +110,8 @@ def test_ending_the_demo_ends_the_running_command(tmp_path):
     pid_file = tmp_path / "pid"
     waiting = f"import os, time; open({str(pid_file)!r}, 'w').write(str(os.getpid())); time.sleep(60)"
     code = (
-        "import sys; from pathlib import Path; from alhvr_trainer.demo.run import run_steps; "
-        "from alhvr_trainer.demo.steps import Layout, Step; "
+        "import sys; from pathlib import Path; from alhvr_trainer.experiments.demo.run import run_steps; "
+        "from alhvr_trainer.experiments.demo.steps import Layout, Step; "
         f"step = Step('a', 'wait', 60, [sys.executable, '-c', {waiting!r}], Path('never')); "
         f"run_steps([step], Layout(Path({str(tmp_path)!r}), 'Plans'), '')"
     )
@@ -157,7 +158,7 @@ def test_folder_of_others_is_left_alone(tmp_path):
 
 
 def test_comparison_of_folders(tmp_path):
-    from alhvr_trainer.demo.report import compare_folders
+    from alhvr_trainer.experiments.demo.report import compare_folders
 
     label = np.zeros((2, 4, 4), np.uint8)
     for folder in ("expected", "found"):
@@ -172,7 +173,7 @@ def test_comparison_of_folders(tmp_path):
 
 
 def test_pictured_cases_follow_a_fixed_rule():
-    from alhvr_trainer.demo.report import chosen_cases
+    from alhvr_trainer.experiments.demo.report import chosen_cases
 
     dice = {"best": 0.9, "worst": None, "third": 0.7, "second": 0.8, "fourth": 0.2}
     cases = {case: {"A": {"Dice": value}, "B": {"Dice": value}} for case, value in dice.items()}
@@ -281,8 +282,8 @@ def test_demo_trains_both_on_the_same_terms(tiny_demo):
 
 @pytest.mark.slow
 def test_regions_of_both_checkpoints_cover_every_voxel_once(tiny_demo):
-    from alhvr_trainer.demo.regions import middle_slices, regions_of
-    from alhvr_trainer.files.checkpoints import read_checkpoint
+    from alhvr_trainer.experiments.demo.regions import middle_slices, regions_of
+    from alhvr_trainer.trainers.checkpoints import read_checkpoint
 
     output, _, _ = tiny_demo
     layout = Layout(output, "ALHVRPlansDemo")

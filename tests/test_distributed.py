@@ -22,9 +22,9 @@ from data_builders import NAME, SPLIT, change_settings, read_json, write_json, w
 
 from alhvr_trainer.cli import main
 from alhvr_trainer.errors import InputError
-from alhvr_trainer.files.checkpoints import read_checkpoint
-from alhvr_trainer.training.checks import check_batch_fits_ranks
-from alhvr_trainer.training.distributed.ranks import share
+from alhvr_trainer.trainers.checkpoints import read_checkpoint
+from alhvr_trainer.trainers.checks import check_batch_fits_ranks
+from alhvr_trainer.trainers.ranks import share
 
 pytest_plugins = ["planned_dataset"]
 

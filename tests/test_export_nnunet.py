@@ -27,8 +27,8 @@ from trained_models import (
 )
 
 from alhvr_trainer.errors import InputError
-from alhvr_trainer.export.models import find_model, parse_folds
 from alhvr_trainer.export.nnunet import export_nnunet
+from alhvr_trainer.models import find_model, parse_folds
 from alhvr_trainer.resources import ext_trainer_folder
 
 STOCK = f"{DATASET}/nnUNetTrainer__ALHVRPlans__2d"

@@ -22,10 +22,10 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch._dynamo import OptimizedModule
 
 from alhvr_trainer.errors import InputError
-from alhvr_trainer.files.checkpoints import read_checkpoint
 from alhvr_trainer.planning.plan_and_preprocess import plan_and_preprocess
 from alhvr_trainer.resources import ext_trainer_folder
-from alhvr_trainer.training.distributed.trainer import unwrapped
+from alhvr_trainer.trainers.checkpoints import read_checkpoint
+from alhvr_trainer.trainers.distributed import unwrapped
 
 pytest_plugins = ["planned_dataset"]
 

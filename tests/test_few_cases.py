@@ -12,8 +12,8 @@ from tiny_training import make_trainer
 
 from alhvr_trainer import cli
 from alhvr_trainer.errors import InputError
-from alhvr_trainer.methods.supervised import SupervisedTrainer
 from alhvr_trainer.planning.plan_and_preprocess import plan_and_preprocess
+from alhvr_trainer.trainers.supervised import SupervisedTrainer
 
 SHAPE = (8, 40, 36)
 ODD = "run #1, 50% @$HOME [a]/007"

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from alhvr_trainer.methods.fixmatch import confident_labels, pseudo_label_term
+from alhvr_trainer.losses.fixmatch import confident_labels, pseudo_label_term
 
 pytestmark = pytest.mark.any_nnunet
 

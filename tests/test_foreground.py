@@ -12,10 +12,10 @@ import torch
 from data_builders import change_settings
 from tiny_training import make_trainer
 
-from alhvr_trainer.methods.supervised import SupervisedTrainer
-from alhvr_trainer.training.batches import Draws
-from alhvr_trainer.unlabeled.foreground import FOLDER, LOOKS, VOXELS, PredictedForeground, foreground_voxels
-from alhvr_trainer.unlabeled.loader import LabeledAndUnlabeled, SemiSupervisedDataLoader
+from alhvr_trainer.data.batches import Draws
+from alhvr_trainer.data.foreground import FOLDER, LOOKS, VOXELS, PredictedForeground, foreground_voxels
+from alhvr_trainer.data.loader import LabeledAndUnlabeled, SemiSupervisedDataLoader
+from alhvr_trainer.trainers.supervised import SupervisedTrainer
 
 pytest_plugins = ["planned_dataset"]
 

@@ -33,11 +33,10 @@ from trained_models import DATASET, checkpoint_of, make_model
 
 import alhvr_trainer
 from alhvr_trainer import cli
+from alhvr_trainer.data.images import read_case
 from alhvr_trainer.errors import InputError
-from alhvr_trainer.methods.alhvr.trainer import ALHVRTrainer
 from alhvr_trainer.planning.templates import apply_template, load_template
-from alhvr_trainer.settings import ALHVRSettings
-from alhvr_trainer.unlabeled.images import read_case
+from alhvr_trainer.trainers.alhvr import ALHVRSettings, ALHVRTrainer
 
 pytest_plugins = ["planned_dataset"]
 

@@ -19,7 +19,7 @@ from trained_models import python_path
 
 from alhvr_trainer import cli
 from alhvr_trainer.errors import InputError
-from alhvr_trainer.resources import ext_trainer_folder
+from alhvr_trainer.resources import bundle_folder, ext_trainer_folder
 
 link = import_module("alhvr_trainer.link")  # the package's attribute is the command
 LOOK_UP = f"""
@@ -102,7 +102,7 @@ def test_nnunet_finds_trainers_and_planner_when_linked(use):
         LOOK_UP
         + """
 found = trainer("nnUNetTrainer")
-print(found.__module__, "alhvr_trainer.methods.variants" in sys.modules)
+print(found.__module__, "alhvr_trainer.trainers.variants" in sys.modules)
 for name in ("ALHVRTrainer", "ALHVRTrainer_5epochs", "ALHVRTrainer_1epoch", "SupervisedTrainer"):
     found = trainer(name)
     print(name, found.__name__, found.__module__)
@@ -113,10 +113,10 @@ print(trainer("ALHVRTrainerX"))
     )
     assert run(code, use).splitlines() == [
         "nnunetv2.training.nnUNetTrainer.nnUNetTrainer False",
-        "ALHVRTrainer ALHVRTrainer alhvr_trainer.methods.alhvr.trainer",
-        "ALHVRTrainer_5epochs ALHVRTrainer_5epochs alhvr_trainer.methods.alhvr.trainer",
-        "ALHVRTrainer_1epoch ALHVRTrainer_1epoch alhvr_trainer.methods.alhvr.trainer",
-        "SupervisedTrainer SupervisedTrainer alhvr_trainer.methods.supervised",
+        "ALHVRTrainer ALHVRTrainer alhvr_trainer.trainers.alhvr",
+        "ALHVRTrainer_5epochs ALHVRTrainer_5epochs alhvr_trainer.trainers.alhvr",
+        "ALHVRTrainer_1epoch ALHVRTrainer_1epoch alhvr_trainer.trainers.alhvr",
+        "SupervisedTrainer SupervisedTrainer alhvr_trainer.trainers.supervised",
         "alhvr_trainer.planning.planner None",
         "nnunetv2.experiment_planning.experiment_planners.default_experiment_planner",
         "None",
@@ -124,18 +124,18 @@ print(trainer("ALHVRTrainerX"))
 
 
 def test_every_trainer_passes_the_shim_and_has_its_paper():
+    from alhvr_trainer.config.methods import methods
     from alhvr_trainer.ext_trainer import alhvr
-    from alhvr_trainer.methods.variants import TRAINERS
-    from alhvr_trainer.papers import PAPERS
-    from alhvr_trainer.settings import METHODS
-    from alhvr_trainer.training.semi_supervised import SemiSupervisedTrainer
+    from alhvr_trainer.trainers.semi_supervised import SemiSupervisedTrainer
 
-    for name, kind in TRAINERS.items():
-        assert getattr(alhvr, name) is kind
-    methods = {name: kind for name, kind in TRAINERS.items() if issubclass(kind, SemiSupervisedTrainer)}
-    assert set(TRAINERS) - set(methods) == {"SupervisedTrainer", "SupervisedWholeBatchTrainer"}
-    assert set(PAPERS) == set(methods)
-    assert [kind.settings_class for kind in methods.values()] == list(METHODS)
+    for name, method in methods().items():
+        assert getattr(alhvr, name) is method.trainer
+        semi_supervised = issubclass(method.trainer, SemiSupervisedTrainer)
+        assert bool(method.reference) == bool(method.summary) == semi_supervised
+    assert [name for name, method in methods().items() if not method.summary] == [
+        "SupervisedTrainer",
+        "SupervisedWholeBatchTrainer",
+    ]
 
 
 @needs_external_trainers
@@ -154,7 +154,7 @@ print("found", trainer("ALHVRTrainer").__module__, trainer("SupervisedTrainer_5e
     )
     printed = run(code, use).splitlines()
     assert printed[0] == "before None"
-    assert printed[-1] == "found alhvr_trainer.methods.alhvr.trainer alhvr_trainer.methods.supervised"
+    assert printed[-1] == "found alhvr_trainer.trainers.alhvr alhvr_trainer.trainers.supervised"
 
 
 def test_linked_module_is_harmless_without_alhvr(use):
@@ -223,11 +223,10 @@ def test_read_only_nnunet(monkeypatch, looks_elsewhere, remedy):
 
 def test_without_nnunet(tmp_path):
     """A Python that has our package and no other."""
-    package = Path(link.__file__).parent
-    (tmp_path / "alhvr_trainer").symlink_to(package)
+    shutil.copytree(Path(link.__file__).parent, tmp_path / "alhvr_trainer")
+    shutil.copytree(bundle_folder(), tmp_path / "alhvr_trainer" / "bundle", dirs_exist_ok=True)
     code = f"import sys; sys.path.append({str(tmp_path)!r}); from alhvr_trainer.link import link; link()"
     done = subprocess.run([sys.executable, "-I", "-S", "-c", code], capture_output=True, text=True)
-    assert done.stderr.splitlines()[-1] == (
-        f"alhvr_trainer.errors.InputError: nnunetv2 is not installed for {sys.executable}; "
-        "install it first: pip install nnunetv2"
+    assert done.stderr.splitlines()[-1].endswith(
+        f"errors.InputError: nnunetv2 is not installed for {sys.executable}; install it first: pip install nnunetv2"
     )

@@ -8,7 +8,8 @@ from dynamic_network_architectures.architectures.unet import PlainConvUNet
 from torch import nn
 from torch.nn.functional import interpolate
 
-from alhvr_trainer.methods.mcnet import LinearUpsampling, make_auxiliary, mutual_consistency
+from alhvr_trainer.losses.mcnet import mutual_consistency
+from alhvr_trainer.trainers.mcnet import LinearUpsampling, make_auxiliary
 
 pytestmark = pytest.mark.any_nnunet
 

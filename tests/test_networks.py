@@ -7,8 +7,8 @@ import torch
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 
 from alhvr_trainer.errors import InputError
-from alhvr_trainer.methods.alhvr import FeaturePerturbation
-from alhvr_trainer.methods.alhvr.networks import TwoPass, check_network, default_feature_stage
+from alhvr_trainer.losses import FeaturePerturbation
+from alhvr_trainer.trainers.two_passes import TwoPass, check_network, default_feature_stage
 
 ISOTROPIC = {2: [[1, 1]] + [[2, 2]] * 4, 3: [[1, 1, 1]] + [[2, 2, 2]] * 3}
 
@@ -50,17 +50,13 @@ def test_two_passes(kind, dimensions, deep_supervision):
     network = build(kind, dimensions, deep_supervision)
     keys = list(network.state_dict())
     data = torch.randn(3, 1, *[32] * dimensions)
-    out = TwoPass(network)(data, 1, FeaturePerturbation(0))
+    outputs, out = TwoPass(network)(data, 1, FeaturePerturbation(0))
 
     plain = network(data)
-    torch.testing.assert_close(out.logits, plain[0] if deep_supervision else plain)
-    labeled = out.labeled_outputs(1)
-    if deep_supervision:
-        assert [tuple(x.shape) for x in labeled] == [(1, *x.shape[1:]) for x in plain]
-    else:
-        assert labeled.shape == (1, *plain.shape[1:])
+    torch.testing.assert_close(outputs, plain)
+    assert torch.equal(out.logits, (outputs[0] if deep_supervision else outputs)[1:])
     assert out.perturbed_logits.shape == (2, 3, *[32] * dimensions)
-    assert (out.perturbed_logits - out.logits[1:]).abs().max() > 1e-3  # it is perturbed
+    assert (out.perturbed_logits - out.logits).abs().max() > 1e-3  # it is perturbed
     stage = default_feature_stage(network)
     scale = 8 if dimensions == 2 else 4  # four stages reach 1/8 in the bottleneck only: the deepest stage is at 1/4
     assert stage == 0
@@ -75,8 +71,8 @@ def test_two_passes(kind, dimensions, deep_supervision):
 
 def test_without_perturbation_the_second_pass_is_the_first():
     network = build("PlainConvUNet", 2, True)
-    out = TwoPass(network)(torch.randn(4, 1, 32, 32), 2, lambda skips: skips)
-    torch.testing.assert_close(out.perturbed_logits, out.logits[2:])
+    _, out = TwoPass(network)(torch.randn(4, 1, 32, 32), 2, lambda skips: skips)
+    torch.testing.assert_close(out.perturbed_logits, out.logits)
     torch.testing.assert_close(out.perturbed_features, out.features)
 
 
@@ -98,13 +94,13 @@ def test_feature_stage_follows_the_strides(strides, stage, scale):
     size = [max(s, 64) if dimensions == 2 else s for s in size]
     if len(strides) == 7:
         size = [128, 128]
-    out = TwoPass(network)(torch.randn(2, 1, *size), 1, FeaturePerturbation(0))
+    _, out = TwoPass(network)(torch.randn(2, 1, *size), 1, FeaturePerturbation(0))
     assert out.features.shape[2:] == tuple(s // f for s, f in zip(size, scale, strict=True))
 
 
 def test_feature_stage_can_be_set_and_is_checked():
     network = build("PlainConvUNet", 2, False)
-    out = TwoPass(network, feature_stage=3)(torch.randn(2, 1, 32, 32), 1, FeaturePerturbation(0))
+    _, out = TwoPass(network, feature_stage=3)(torch.randn(2, 1, 32, 32), 1, FeaturePerturbation(0))
     assert out.features.shape == (1, 4, 32, 32)
     check_network(network, 3)
     with pytest.raises(InputError, match=r'"alhvr.feature_stage" is 4, but the decoder has stages 0 \(deepest\) to 3'):
@@ -124,8 +120,8 @@ def test_compiled_passes_are_the_same_without_graph_breaks(kind, dimensions):
     found = []
     for run in (compiled, compiled, eager):  # the second call finds the graphs of the first
         network.zero_grad()
-        out = run(torch.ones(3, 1, *[32] * dimensions), 1, FeaturePerturbation(0))
-        tensors = [*out.outputs, out.perturbed_logits, out.features, out.perturbed_features]
+        outputs, passes = run(torch.ones(3, 1, *[32] * dimensions), 1, FeaturePerturbation(0))
+        tensors = [*outputs, *passes]
         torch.stack([x.square().sum() for x in tensors]).sum().backward()
         found.append([*tensors, *(p.grad.clone() for p in network.parameters() if p.grad is not None)])
     for first, second, expected in zip(*found, strict=True):

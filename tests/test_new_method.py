@@ -14,7 +14,7 @@ from data_builders import change_settings
 from tiny_training import make_trainer
 
 from alhvr_trainer.errors import InputError
-from alhvr_trainer.files.checkpoints import read_checkpoint
+from alhvr_trainer.trainers.checkpoints import read_checkpoint
 
 pytest_plugins = ["planned_dataset"]
 pytestmark = pytest.mark.any_nnunet
@@ -63,5 +63,7 @@ def test_it_trains_saves_and_resumes(example: Any, tiny: Path):
 
 def test_a_bad_value_of_its_setting_is_named(example: Any, tiny: Path):
     change_settings(tiny, mutual_temperature=0.5)
-    with pytest.raises(InputError, match=r'"alhvr.mutual_temperature" in the plans is 0.5; it must be a number of at'):
+    with pytest.raises(
+        InputError, match=r'"alhvr.mutual_temperature" .* is 0.5; it should be greater than or equal to 1'
+    ):
         make_trainer(tiny, example.MutualTrainer)

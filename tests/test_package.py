@@ -11,7 +11,6 @@ import subprocess
 import sys
 import tarfile
 import zipfile
-from dataclasses import fields
 from importlib.metadata import entry_points, version
 from pathlib import Path
 
@@ -19,8 +18,9 @@ import pytest
 
 import alhvr_trainer
 from alhvr_trainer import resources
-from alhvr_trainer.papers import PAPERS
-from alhvr_trainer.settings import METHODS, ALHVRSettings, Settings
+from alhvr_trainer.config.methods import methods
+from alhvr_trainer.config.settings import Settings
+from alhvr_trainer.trainers.alhvr import ALHVRSettings
 
 pytestmark = pytest.mark.any_nnunet
 
@@ -101,7 +101,7 @@ def test_every_package_is_listed():
     folders = {path.parent for path in (REPOSITORY / "alhvr_trainer").rglob("*.py")}
     packages = {".".join(folder.relative_to(REPOSITORY).parts) for folder in folders}
     listed = set(config["options"]["packages"].split())
-    assert listed == packages | {"alhvr_trainer.plans", "alhvr_trainer.bundle"}
+    assert listed == packages | {"alhvr_trainer.plans", "alhvr_trainer.bundle", "alhvr_trainer.bundle.scripts"}
 
 
 def test_what_is_imported_is_required():
@@ -131,28 +131,28 @@ def test_one_version():
     assert {version("alhvr-trainer"), citation[1], changes[1]} == {alhvr_trainer.__version__}
 
 
-@pytest.mark.parametrize("setting", fields(ALHVRSettings), ids=lambda setting: setting.name)
+@pytest.mark.parametrize("setting", ALHVRSettings.model_fields)
 def test_page_of_settings_lists_every_setting(setting):
     page = (REPOSITORY / "docs" / "settings.md").read_text(encoding="utf-8")
     table = [line for line in page.splitlines() if line.startswith("| `")]
-    (row,) = [line for line in table if f"`{setting.name}`" in line.split("|")[1]]
-    default = ALHVRSettings().as_dict()[setting.name]
+    (row,) = [line for line in table if f"`{setting}`" in line.split("|")[1]]
+    default = ALHVRSettings().as_dict()[setting]
     if default is not None:
         assert row.split("|")[2].strip().strip("`") == json.dumps(default)
 
 
-@pytest.mark.parametrize("kind", [kind for kind in METHODS if kind is not ALHVRSettings])
-def test_page_of_methods_lists_their_settings(kind):
+@pytest.mark.parametrize("trainer", [n for n, each in methods().items() if each.summary and n != "ALHVRTrainer"])
+def test_page_of_methods_lists_their_settings(trainer):
     """Every key that a rival adds or gives another default, in its section; numbers are compared."""
-    paper = PAPERS[kind.__name__.replace("Settings", "Trainer")]
+    method = methods()[trainer]
     section = re.split(r"^## ", (REPOSITORY / "docs" / "methods.md").read_text(encoding="utf-8"), flags=re.MULTILINE)
-    (text,) = [part for part in section if part.startswith(f"{paper.name}\n")]
+    (text,) = [part for part in section if part.startswith(f"{method.name}\n")]
     listed: dict[str, str] = {}
     for row in re.findall(r"^\| (`.+?) \| (.+?) \|", text, re.MULTILINE):
         names = re.findall(r"`(\w+)`", row[0])
         listed |= dict(zip(names, row[1].split(", ") if len(names) > 1 else [row[1]], strict=True))
     common = Settings().as_dict()
-    for name, default in kind().as_dict().items():
+    for name, default in method.trainer.settings_class().as_dict().items():
         if name in common and default == common[name]:
             continue
         assert name in listed, name

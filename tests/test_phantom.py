@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from alhvr_trainer.demo.anatomy import LABELS
-from alhvr_trainer.demo.phantom import SPACING, make_phantom, write_dataset
+from alhvr_trainer.experiments.demo.anatomy import LABELS
+from alhvr_trainer.experiments.demo.phantom import SPACING, make_phantom, write_dataset
 
 pytestmark = pytest.mark.any_nnunet
 

@@ -17,15 +17,16 @@ from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class, nnUNetDatasetBlosc2
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
+from alhvr_trainer.config.settings import settings_from_plans, split_batch
+from alhvr_trainer.data.datasets import resolve_dataset
+from alhvr_trainer.data.fingerprint import add_unlabeled_to_fingerprint
 from alhvr_trainer.errors import InputError
-from alhvr_trainer.planning.datasets import resolve_dataset
 from alhvr_trainer.planning.make_split import make_split
 from alhvr_trainer.planning.plan_and_preprocess import plan_and_preprocess
 from alhvr_trainer.planning.planner import PLANNERS, ALHVRPlanner
 from alhvr_trainer.planning.replanning import AS_PLANNED, keep_changed_settings
 from alhvr_trainer.resources import plans_folder
-from alhvr_trainer.settings import ALHVRSettings, settings_from_plans, split_batch
-from alhvr_trainer.unlabeled.fingerprint import add_unlabeled_to_fingerprint
+from alhvr_trainer.trainers.alhvr import ALHVRSettings
 
 pytest_plugins = ["planned_dataset"]
 

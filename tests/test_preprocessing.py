@@ -20,18 +20,18 @@ from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPre
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from alhvr_trainer.errors import InputError
-from alhvr_trainer.unlabeled import workers
-from alhvr_trainer.unlabeled.cases import Cases, raw_unlabeled_cases, unlabeled_cases_of_fold
-from alhvr_trainer.unlabeled.images import read_case
-from alhvr_trainer.unlabeled.preprocessing import (
+from alhvr_trainer.data import workers
+from alhvr_trainer.data.cases import Cases, raw_unlabeled_cases, unlabeled_cases_of_fold
+from alhvr_trainer.data.images import read_case
+from alhvr_trainer.data.preprocessing import (
     missing_cases,
     preprocess_unlabeled,
     remove_other_cases,
     unlabeled_folder,
 )
-from alhvr_trainer.unlabeled.sources import companions, same_sources, source_stamps
-from alhvr_trainer.unlabeled.workers import run_on_cases
+from alhvr_trainer.data.sources import companions, same_sources, source_stamps
+from alhvr_trainer.data.workers import run_on_cases
+from alhvr_trainer.errors import InputError
 
 RESAMPLING = {"order": 1, "order_z": 0, "force_separate_z": None}
 PLANS = {

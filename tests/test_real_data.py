@@ -31,7 +31,7 @@ def test_hippocampus_learns_from_the_first_steps(real_data: Path, tmp_path: Path
     (dataset / "splits_final.json").write_text(json.dumps([split]))
     plan_and_preprocess(4, "2d", num_processes=1)
 
-    from alhvr_trainer.methods.alhvr.trainer import ALHVRTrainer
+    from alhvr_trainer.trainers.alhvr import ALHVRTrainer
 
     plans_file = tmp_path / "preprocessed" / source.name / "ALHVRPlans.json"
     plans = json.loads(plans_file.read_text())

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from alhvr_trainer.benchmark.jobs import digest, read_results
-from alhvr_trainer.benchmark.report import write_report
-from alhvr_trainer.benchmark.suites import load_suite
+from alhvr_trainer.experiments.benchmark.jobs import digest, read_results
+from alhvr_trainer.experiments.benchmark.report import write_report
+from alhvr_trainer.experiments.benchmark.suites import load_suite
 
 pytestmark = pytest.mark.any_nnunet
 REPOSITORY = Path(__file__).parents[1]

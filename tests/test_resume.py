@@ -22,8 +22,8 @@ import pytest
 import torch
 from data_builders import NAME, make_tiny, read_json, write_json
 
-from alhvr_trainer.files.checkpoints import read_checkpoint
 from alhvr_trainer.resources import ext_trainer_folder
+from alhvr_trainer.trainers.checkpoints import read_checkpoint
 
 pytest_plugins = ["planned_dataset"]
 pytestmark = pytest.mark.slow

@@ -14,17 +14,18 @@ import torch
 from data_builders import change_settings, make_tiny, read_json, set_environment, write_json
 from tiny_training import make_trainer
 
-from alhvr_trainer.files.checkpoints import read_checkpoint
-from alhvr_trainer.methods.cps import CPSTrainer, region_mask
-from alhvr_trainer.methods.fixmatch import FixMatchTrainer
-from alhvr_trainer.methods.mcnet import MCNetTrainer
-from alhvr_trainer.methods.mean_teacher import MeanTeacherTrainer
-from alhvr_trainer.methods.supervised import SupervisedTrainer
-from alhvr_trainer.methods.uamt import UAMTTrainer
-from alhvr_trainer.methods.variants import trainer_named
-from alhvr_trainer.training.distributed.trainer import unwrapped
-from alhvr_trainer.training.samples import predictions
-from alhvr_trainer.training.semi_supervised import SemiSupervisedTrainer
+from alhvr_trainer.losses.cps import region_mask
+from alhvr_trainer.trainers.checkpoints import read_checkpoint
+from alhvr_trainer.trainers.cps import CPSTrainer
+from alhvr_trainer.trainers.distributed import unwrapped
+from alhvr_trainer.trainers.fixmatch import FixMatchTrainer
+from alhvr_trainer.trainers.mcnet import MCNetTrainer
+from alhvr_trainer.trainers.mean_teacher import MeanTeacherTrainer
+from alhvr_trainer.trainers.samples import predictions
+from alhvr_trainer.trainers.semi_supervised import SemiSupervisedTrainer
+from alhvr_trainer.trainers.supervised import SupervisedTrainer
+from alhvr_trainer.trainers.uamt import UAMTTrainer
+from alhvr_trainer.trainers.variants import trainer_named
 
 pytest_plugins = ["planned_dataset"]
 

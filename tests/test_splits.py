@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from alhvr_trainer.data.splits import choose_splits
 from alhvr_trainer.errors import InputError
-from alhvr_trainer.planning.splits import choose_splits
 
 pytestmark = pytest.mark.any_nnunet
 

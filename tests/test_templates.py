@@ -9,10 +9,11 @@ import data_builders
 import pytest
 from data_builders import NAME, read_json
 
+from alhvr_trainer.config.settings import settings_from_plans
 from alhvr_trainer.errors import InputError
 from alhvr_trainer.planning.plan_and_preprocess import plan_and_preprocess
 from alhvr_trainer.planning.templates import apply_template, load_template, shipped_templates
-from alhvr_trainer.settings import ALHVRSettings, settings_from_plans
+from alhvr_trainer.trainers.alhvr import ALHVRSettings
 
 pytest_plugins = ["planned_dataset"]
 

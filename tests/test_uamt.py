@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from alhvr_trainer.methods.dropout import add_dropout
-from alhvr_trainer.methods.mean_teacher import consistency_term
-from alhvr_trainer.methods.uamt import certain_consistency_term, certain_voxels, entropy_threshold, predictive_entropy
+from alhvr_trainer.losses.mean_teacher import consistency_term
+from alhvr_trainer.losses.uamt import certain_consistency_term, certain_voxels, entropy_threshold, predictive_entropy
+from alhvr_trainer.trainers.dropout import add_dropout
 
 pytestmark = pytest.mark.any_nnunet
 

@@ -19,11 +19,11 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from trained_models import DATASET, make_model
 
 from alhvr_trainer.cli import main
+from alhvr_trainer.data.numpy_pickles import load_values
 from alhvr_trainer.errors import InputError
 from alhvr_trainer.export.nnunet import export_nnunet
-from alhvr_trainer.files.checkpoints import read_checkpoint
-from alhvr_trainer.files.numpy_pickles import load_values
-from alhvr_trainer.methods.alhvr.trainer import ALHVRTrainer
+from alhvr_trainer.trainers.alhvr import ALHVRTrainer
+from alhvr_trainer.trainers.checkpoints import read_checkpoint
 
 pytest_plugins = ["planned_dataset"]
 

@@ -12,7 +12,7 @@ from batchgeneratorsv2.transforms.intensity.brightness import MultiplicativeBrig
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.training.nnUNetTrainer.variants.data_augmentation.nnUNetTrainerNoDA import nnUNetTrainerNoDA
 
-from alhvr_trainer.methods.views import INSIDE_UNLABELED, Cutout, RandAugment, TwoViews, two_view_pipeline
+from alhvr_trainer.trainers.views import INSIDE_UNLABELED, Cutout, RandAugment, TwoViews, two_view_pipeline
 
 CHANNELS = 2
 

@@ -12,9 +12,9 @@ import SimpleITK as sitk
 import torch
 from trained_models import assert_same_files, run_command
 
-from alhvr_trainer.demo.phantom import write_dataset
-from alhvr_trainer.files.checkpoints import read_checkpoint
+from alhvr_trainer.experiments.demo.phantom import write_dataset
 from alhvr_trainer.resources import ext_trainer_folder, plans_folder
+from alhvr_trainer.trainers.checkpoints import read_checkpoint
 
 pytestmark = pytest.mark.slow
 

@@ -9,7 +9,7 @@ import torch
 from data_builders import read_json
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
-from alhvr_trainer.methods.alhvr.trainer import ALHVRTrainer
+from alhvr_trainer.trainers.alhvr import ALHVRTrainer
 
 
 def make_trainer(

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from alhvr_trainer.bundle.scripts.label_files import common_unit
+from alhvr_trainer.bundle.scripts.metrics import case_metrics, metrics_files, summarize, table, write_metrics
+from alhvr_trainer.bundle.scripts.overwriting import overwritten_input
 from alhvr_trainer.errors import InputError
 from alhvr_trainer.evaluation.files import match_cases, read_dataset_json, read_pair
-from alhvr_trainer.evaluation.metrics import case_metrics, metrics_files, summarize, table, write_metrics
-from alhvr_trainer.files.label_files import common_unit
-from alhvr_trainer.files.overwriting import overwritten_input
 
 
 def evaluate(

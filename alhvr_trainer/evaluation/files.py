@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from alhvr_trainer.bundle.scripts.label_files import LabelMap, different_voxels, read_label_map
+from alhvr_trainer.bundle.scripts.label_maps import Labels, labels_of, listed, unknown_values
+from alhvr_trainer.config.dataset_json import check_file_ending, check_labels
+from alhvr_trainer.config.json_files import read_object
+from alhvr_trainer.data.nifti import ENDINGS, stored_voxels
 from alhvr_trainer.errors import InputError
-from alhvr_trainer.evaluation.label_maps import Labels, labels_of, listed, unknown_values
-from alhvr_trainer.files.dataset_json import check_file_ending, check_labels
-from alhvr_trainer.files.json_files import read_object
-from alhvr_trainer.files.label_files import LabelMap, different_voxels, read_label_map
-from alhvr_trainer.files.nifti import ENDINGS, stored_voxels
 
 
 def read_dataset_json(source: str | Path | dict[str, Any]) -> tuple[Labels, dict[str, Any]]:

@@ -9,13 +9,13 @@ import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from alhvr_trainer.bundle.scripts.overwriting import overwritten_input
+from alhvr_trainer.config.json_files import read_object
+from alhvr_trainer.config.names import TRAINER_NAME, UNLABELED_KEY, WEIGHTS_FILE
 from alhvr_trainer.errors import InputError, one_line
-from alhvr_trainer.files.json_files import read_object
-from alhvr_trainer.files.overwriting import overwritten_input
-from alhvr_trainer.settings.names import TRAINER_NAME, UNLABELED_KEY, WEIGHTS_FILE
 
 if TYPE_CHECKING:
-    from alhvr_trainer.export.models import Member, TrainedModel
+    from alhvr_trainer.models import Member, TrainedModel
 
 STOCK_TRAINER = "nnUNetTrainer"
 
@@ -63,7 +63,7 @@ def export_nnunet(
     Example:
         alhvr export_nnunet -d 27 -c 2d -f 0 -p ALHVRPlans -o model.zip
     """
-    from alhvr_trainer.export.models import find_model, model_members
+    from alhvr_trainer.models import find_model, model_members
 
     target = Path(output)
     if target.is_dir():

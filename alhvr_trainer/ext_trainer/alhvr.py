@@ -3,12 +3,10 @@
 It serves nnUNet_extTrainer as it is; `alhvr link` copies it into nnU-Net, `alhvr unlink` removes the copies.
 """
 
-METHODS = ("ALHVR", "Supervised", "MeanTeacher", "UAMT", "FixMatch", "CPS", "MCNet")
-
 
 def __getattr__(name):
-    # nnU-Net asks every module in its folders for every class: all names but ours must cost nothing
-    if name.startswith(METHODS):
+    # nnU-Net asks every module in its folders for every class: its own names must cost nothing
+    if name.startswith("ALHVRPlanner") or ("Trainer" in name and not name.startswith("nnUNet")):
         try:
             from alhvr_trainer.link import class_named
         except ModuleNotFoundError as error:

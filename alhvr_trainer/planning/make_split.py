@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from alhvr_trainer.config.json_files import write_json
+from alhvr_trainer.data.cases import SPLITS_FILE, raw_unlabeled_cases, unlabeled_folders
+from alhvr_trainer.data.datasets import preprocessed_folder, raw_folder, resolve_dataset, whole_number
+from alhvr_trainer.data.raw_dataset import images_of_labeled_folder, load_dataset_json
+from alhvr_trainer.data.splits import choose_splits, split_summary
 from alhvr_trainer.errors import InputError
-from alhvr_trainer.files.json_files import write_json
-from alhvr_trainer.planning.datasets import preprocessed_folder, raw_folder, resolve_dataset, whole_number
-from alhvr_trainer.planning.splits import choose_splits, split_summary
-from alhvr_trainer.unlabeled.cases import SPLITS_FILE, raw_unlabeled_cases, unlabeled_folders
-from alhvr_trainer.unlabeled.dataset import images_of_labeled_folder, load_dataset_json
 
 
 def make_split(

@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from alhvr_trainer.config.names import PLANNER_NAME
+from alhvr_trainer.data.cases import SPLITS_FILE, all_unlabeled_cases, load_splits, raw_unlabeled_cases
+from alhvr_trainer.data.datasets import preprocessed_folder, raw_folder, resolve_dataset, whole_number
+from alhvr_trainer.data.raw_dataset import Cases, check_for_hidden_images, images_of_labeled_folder, load_dataset_json
+from alhvr_trainer.data.workers import default_processes
 from alhvr_trainer.errors import InputError, did_you_mean, one_line
-from alhvr_trainer.planning.datasets import preprocessed_folder, raw_folder, resolve_dataset, whole_number
-from alhvr_trainer.settings import PLANNER_NAME
-from alhvr_trainer.unlabeled.cases import SPLITS_FILE, all_unlabeled_cases, load_splits, raw_unlabeled_cases
-from alhvr_trainer.unlabeled.dataset import Cases, check_for_hidden_images, images_of_labeled_folder, load_dataset_json
-from alhvr_trainer.unlabeled.workers import default_processes
 
 if TYPE_CHECKING:
     from alhvr_trainer.planning.planner import ALHVRPlanner
@@ -138,7 +138,7 @@ def _nnunet_command(
 
 
 def _announce_unlabeled(name: str) -> None:
-    from alhvr_trainer.unlabeled.preprocessing import remove_other_cases
+    from alhvr_trainer.data.preprocessing import remove_other_cases
 
     dataset_json = load_dataset_json(raw_folder(name))
     check_for_hidden_images(raw_folder(name), dataset_json)
@@ -165,7 +165,7 @@ def _verify_labeled(name: str, processes: int) -> None:
 def _extract_fingerprint(name: str, processes: int, clean: bool) -> None:
     from nnunetv2.experiment_planning.plan_and_preprocess_api import extract_fingerprint_dataset
 
-    from alhvr_trainer.unlabeled.fingerprint import ALHVRFingerprintExtractor, add_unlabeled_to_fingerprint
+    from alhvr_trainer.data.fingerprint import ALHVRFingerprintExtractor, add_unlabeled_to_fingerprint
 
     try:
         extract_fingerprint_dataset(
@@ -203,7 +203,7 @@ def _preprocess(name: str, plans_name: str, wanted: list[str], processes: int) -
     from nnunetv2.experiment_planning.plan_and_preprocess_api import preprocess_dataset
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-    from alhvr_trainer.unlabeled.preprocessing import preprocess_unlabeled, unlabeled_folder
+    from alhvr_trainer.data.preprocessing import preprocess_unlabeled, unlabeled_folder
 
     plans = PlansManager(os.path.join(preprocessed_folder(name), f"{plans_name}.json"))
     present = [configuration for configuration in wanted if configuration in plans.available_configurations]

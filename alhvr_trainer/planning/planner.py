@@ -16,18 +16,18 @@ from nnunetv2.experiment_planning.experiment_planners.residual_unets.residual_en
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from nnunetv2.utilities.json_export import recursive_fix_for_json_export
 
-from alhvr_trainer.errors import InputError
-from alhvr_trainer.planning.datasets import preprocessed_folder
-from alhvr_trainer.planning.replanning import keep_changed_settings, plans_before
-from alhvr_trainer.planning.splits import write_split_for_few_cases
-from alhvr_trainer.planning.templates import Template, alhvr_block, apply_template
-from alhvr_trainer.settings import PLANS_NAME, SETTINGS_KEY
-from alhvr_trainer.unlabeled.fingerprint import (
+from alhvr_trainer.config.names import PLANS_NAME, SETTINGS_KEY
+from alhvr_trainer.data.datasets import preprocessed_folder
+from alhvr_trainer.data.fingerprint import (
     ALHVRFingerprintExtractor,
     add_unlabeled_to_fingerprint,
     merged_with_unlabeled,
 )
-from alhvr_trainer.unlabeled.workers import default_processes
+from alhvr_trainer.data.splits import write_split_for_few_cases
+from alhvr_trainer.data.workers import default_processes
+from alhvr_trainer.errors import InputError
+from alhvr_trainer.planning.replanning import keep_changed_settings, plans_before
+from alhvr_trainer.planning.templates import Template, alhvr_block, apply_template
 
 NETWORKS = 2
 UNLABELED_SHARE = 0.5

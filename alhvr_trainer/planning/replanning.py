@@ -6,9 +6,9 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
+from alhvr_trainer.config.json_files import read_object
+from alhvr_trainer.config.names import SETTINGS_KEY
 from alhvr_trainer.errors import InputError
-from alhvr_trainer.files.json_files import read_object
-from alhvr_trainer.settings import SETTINGS_KEY
 
 AS_PLANNED = "alhvr_as_planned"
 """Key of the plans: configuration -> its ``alhvr`` block as planning made it. What differs there was changed since."""

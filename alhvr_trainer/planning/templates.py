@@ -16,20 +16,14 @@ from typing import Any
 import numpy as np
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
+from alhvr_trainer.config.dataset_json import channel_names
+from alhvr_trainer.config.json_files import read_json
+from alhvr_trainer.config.names import PLANS_NAME, SETTINGS_KEY
+from alhvr_trainer.config.plans import check_network, check_numbers, check_schemes
+from alhvr_trainer.config.settings import Settings, settings_from_plans, split_batch
 from alhvr_trainer.errors import InputError, shown
-from alhvr_trainer.files.dataset_json import channel_names
-from alhvr_trainer.files.json_files import read_json
-from alhvr_trainer.files.plans_check import check_network, check_numbers, check_schemes
+from alhvr_trainer.losses.regions import paper_proportion
 from alhvr_trainer.resources import plans_folder
-from alhvr_trainer.settings import (
-    PLANS_NAME,
-    SETTINGS_KEY,
-    THRESHOLD_PROPORTION_2D,
-    THRESHOLD_PROPORTION_3D,
-    Settings,
-    settings_from_plans,
-    split_batch,
-)
 
 TRAINING_KEYS = ("batch_size", "patch_size", "architecture", "batch_dice", SETTINGS_KEY)
 """Settings that do not depend on a dataset."""
@@ -128,8 +122,7 @@ def alhvr_block(batch_size: int, dimensions: int) -> dict[str, Any]:
         {'unlabeled_batch_size': 8, 'threshold_proportion': 0.8}
     """
     _, unlabeled = split_batch(batch_size)
-    proportion = THRESHOLD_PROPORTION_2D if dimensions == 2 else THRESHOLD_PROPORTION_3D
-    return {"unlabeled_batch_size": unlabeled, "threshold_proportion": proportion}
+    return {"unlabeled_batch_size": unlabeled, "threshold_proportion": paper_proportion(dimensions)}
 
 
 def _checked_entries(where: str, entries: object, complete: bool) -> dict[str, Any]:

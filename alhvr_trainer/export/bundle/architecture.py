@@ -17,9 +17,9 @@ from dynamic_network_architectures.building_blocks.residual import BasicBlockD, 
 from monai.bundle import ConfigParser
 from torch import nn
 
+from alhvr_trainer.bundle.scripts import networks
 from alhvr_trainer.errors import InputError, one_line, shown
-from alhvr_trainer.export.models import Member, TrainedModel, nnunet_network
-from alhvr_trainer.resources import SCRIPTS_NAME, bundle_script
+from alhvr_trainer.models import Member, TrainedModel, nnunet_network
 
 NETWORK_ID = "network_def"
 SCRIPTS = "scripts"
@@ -139,7 +139,6 @@ def _native_network(model: TrainedModel, kind: type[nn.Module]) -> tuple[dict[st
     if kind not in NATIVE:
         return {}, None
     definition = network_config(model, kind)
-    networks = bundle_script("networks")
     known = inspect.signature(getattr(networks, NATIVE[kind])).parameters
     unknown = [key for key in definition if key not in known and not key.startswith("_")]
     foreign = [value for value in definition.values() if isinstance(value, dict) and "_target_" in value]
@@ -148,7 +147,7 @@ def _native_network(model: TrainedModel, kind: type[nn.Module]) -> tuple[dict[st
     try:
         return definition, _build(definition).eval()
     except RuntimeError as error:  # MONAI's, whose cause is the error of the network
-        if isinstance(error.__cause__, networks.InputError):
+        if isinstance(error.__cause__, InputError):
             return {}, None
         raise
 
@@ -193,8 +192,7 @@ def _small_patch(model: TrainedModel) -> torch.Tensor:
 
 def _build(definition: dict[str, Any]) -> nn.Module:
     """The network that MONAI builds from the entry."""
-    bundle_script("networks")
-    text = json.dumps(definition).replace(f'"{SCRIPTS}.', f'"{SCRIPTS_NAME}.')
+    text = json.dumps(definition).replace(f'"{SCRIPTS}.', f'"{networks.__package__}.')
     parser = ConfigParser({NETWORK_ID: json.loads(text), "verified": None})
     network = parser.get_parsed_content(NETWORK_ID)
     assert isinstance(network, nn.Module)

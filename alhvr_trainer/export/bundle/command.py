@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from alhvr_trainer.config.names import TRAINER_NAME, WEIGHTS_FILE
 from alhvr_trainer.export.bundle.details import FIRST_VERSION, Details
-from alhvr_trainer.settings.names import TRAINER_NAME, WEIGHTS_FILE
 
 
 def export_bundle(

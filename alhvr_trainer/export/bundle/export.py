@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from alhvr_trainer.bundle.scripts.checksums import write_checksums
+from alhvr_trainer.config.json_files import read_object
 from alhvr_trainer.errors import InputError, one_line
 from alhvr_trainer.export.bundle.architecture import BundleNetwork, bundle_network
 from alhvr_trainer.export.bundle.card import write_card
@@ -20,14 +22,13 @@ from alhvr_trainer.export.bundle.metadata import EXPORTED_BY, fill_metadata
 from alhvr_trainer.export.bundle.metadata import licence as licence_of
 from alhvr_trainer.export.bundle.native import NATIVE_CONFIG, native_config, why_not_native
 from alhvr_trainer.export.bundle.results import Measured, measured
-from alhvr_trainer.export.models import (
+from alhvr_trainer.models import (
     Member,
     TrainedModel,
     model_members,
     model_named,
 )
-from alhvr_trainer.files.json_files import read_object
-from alhvr_trainer.resources import bundle_folder, bundle_script
+from alhvr_trainer.resources import bundle_folder
 
 METADATA_FILE = Path("configs") / "metadata.json"
 
@@ -118,6 +119,7 @@ def _refuse_cascade(model: TrainedModel) -> None:
 
 def _write_bundle(folder: Path, export: Export) -> None:
     shutil.copytree(bundle_folder(), folder, ignore=shutil.ignore_patterns("__pycache__", ".*"))
+    (folder / "__init__.py").unlink()  # of this package; a bundle is none
     (folder / "models").mkdir()
     torch.save(export.network.weights, folder / "models" / "model.pt")
     _write_json(folder / "plans.json", export.model.plans)
@@ -139,7 +141,7 @@ def _write_bundle(folder: Path, export: Export) -> None:
         export.measured,
         export.why_not_native,
     )
-    bundle_script("checksums").write_checksums(folder)
+    write_checksums(folder)
 
 
 def _fill_config(config_file: Path, export: Export) -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from alhvr_trainer.export.models import TrainedModel
-from alhvr_trainer.files.dataset_json import channel_names
+from alhvr_trainer.config.dataset_json import channel_names
+from alhvr_trainer.models import TrainedModel
 
 _FORMATS = {
     ".nii.gz": "NIfTI",

@@ -9,7 +9,7 @@ import copy
 from typing import Any
 
 from alhvr_trainer.export.bundle.architecture import BundleNetwork
-from alhvr_trainer.export.models import TrainedModel
+from alhvr_trainer.models import TrainedModel
 
 NATIVE_CONFIG = "inference_native.json"
 READERS = {

@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 from alhvr_trainer.export.bundle.results import Results
-from alhvr_trainer.export.models import TrainedModel
+from alhvr_trainer.models import TrainedModel
 
 LARGEST_PLOT = 25 * 2**20
 """Bytes; the model zoo takes no larger file than 25 MB."""

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from alhvr_trainer.config.json_files import is_whole, read_object
 from alhvr_trainer.errors import InputError, shown
 from alhvr_trainer.export.bundle import facts
-from alhvr_trainer.export.models import WEIGHTS_FILE, TrainedModel
-from alhvr_trainer.files.json_files import is_whole, read_object
+from alhvr_trainer.models import WEIGHTS_FILE, TrainedModel
 
 KEYS = {"Dice": "dice", "Jaccard": "jaccard", "HD95": "hd95", "HD95_pooled": "hd95_pooled", "ASD": "asd"}
 """Metric -> its name in the metadata's eval_metrics; distances end in their unit."""

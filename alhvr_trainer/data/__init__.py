@@ -1,0 +1,1 @@
+"""Scans: datasets, folds, images, preprocessing, and the patches that training sees."""

@@ -1,0 +1,174 @@
+"""Choosing labelled, unlabelled and validation cases at random. Needs no nnU-Net."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from alhvr_trainer.config.json_files import write_json
+from alhvr_trainer.data.cases import SPLITS_FILE
+from alhvr_trainer.errors import InputError
+
+Amount = int | float | str | Sequence[str]
+"""A number of groups, a share of them, or names."""
+DEFAULT_VALIDATION_SHARE = 0.2
+NNUNET_FOLDS = 5
+"""Of the cross validation that nnU-Net makes where it finds no split; it fails on fewer cases."""
+MOST_WITHOUT_VALIDATION = 2
+NO_VALIDATION = "so its validation shows nothing about new scans"
+
+
+def choose_splits(
+    cases: Sequence[str],
+    labeled: Amount,
+    folds: int = 1,
+    validation: Amount | None = None,
+    group: str | None = None,
+    seed: int = 0,
+) -> list[dict[str, list[str]]]:
+    """Folds with ``"train"`` (labelled), ``"unlabeled"`` and ``"val"``; every case is in exactly one list of
+    a fold.
+
+    Args:
+        cases: case names.
+        labeled: number of labelled groups, share of the training groups, or names; see ``alhvr make_split``.
+        folds: number of folds; a cross validation unless ``validation`` is given.
+        validation: as ``labeled``, but a share of all groups.
+        group: regular expression; cases in whose names it finds the same text form a group. Default: every
+            case.
+        seed: of the random choice.
+
+    Raises:
+        InputError: amounts, names or expression do not fit the cases.
+
+    Example:
+        >>> choose_splits(["a_1", "a_2", "b_1", "b_2", "c_1"], labeled=1, validation=["c"], group="^.")
+        [{'train': ['a_1', 'a_2'], 'unlabeled': ['b_1', 'b_2'], 'val': ['c_1']}]
+    """
+    groups = groups_of(cases, group)
+    names = sorted(groups)
+    shuffled = [names[index] for index in np.random.default_rng(seed).permutation(len(names))]
+    parts = _validation_parts(shuffled, folds, validation, groups, seed)
+    splits = []
+    for fold, val in enumerate(parts):
+        training = [name for name in names if name not in val]
+        train = _chosen("labeled", labeled, training, groups, np.random.default_rng([seed, fold, 1]))
+        unlabeled = [name for name in training if name not in train]
+        lists = {"train": train, "unlabeled": unlabeled, "val": val}
+        splits.append({key: sorted(case for name in chosen for case in groups[name]) for key, chosen in lists.items()})
+    return splits
+
+
+def split_for_few_cases(cases: Sequence[str]) -> list[dict[str, list[str]]] | None:
+    """Folds for fewer labelled cases than the five of nnU-Net's cross validation; None where there are enough.
+
+    Each case is the validation case of one fold. One or two are both trained and validated on: leaving one out would
+    cost half of all labels.
+
+    Example:
+        >>> split_for_few_cases(["a", "b", "c"])[0], split_for_few_cases(["a", "b"])
+        ({'train': ['b', 'c'], 'val': ['a']}, [{'train': ['a', 'b'], 'val': ['a', 'b']}])
+    """
+    cases = sorted(cases)
+    if len(cases) >= NNUNET_FOLDS:
+        return None
+    if len(cases) <= MOST_WITHOUT_VALIDATION:
+        return [{"train": cases, "val": cases}]
+    return [{"train": [other for other in cases if other != case], "val": [case]} for case in cases]
+
+
+def write_split_for_few_cases(folder: str | Path, cases: Sequence[str]) -> None:
+    """Write the split of :func:`split_for_few_cases` where nnU-Net looks for one, unless there is one already.
+
+    Args:
+        folder: of the dataset in ``nnUNet_preprocessed``.
+        cases: all labelled ones.
+    """
+    file = Path(folder) / SPLITS_FILE
+    splits = None if file.exists() else split_for_few_cases(cases)
+    if splits:
+        write_json(splits, file)
+        how = (
+            "each is left out of one fold"
+            if len(splits) > 1
+            else f"fold 0 trains and validates on all, {NO_VALIDATION}"
+        )
+        print(f"{file}: {len(cases)} labelled case{'s' if len(cases) > 1 else ''}; {how}")
+
+
+def split_summary(splits: list[dict[str, list[str]]]) -> list[str]:
+    """One line for each fold."""
+    return [
+        f"fold {fold}: {len(split['train'])} labelled, {len(split['unlabeled'])} unlabelled, "
+        f"{len(split['val'])} validation cases"
+        for fold, split in enumerate(splits)
+    ]
+
+
+def groups_of(cases: Sequence[str], group: str | None) -> dict[str, list[str]]:
+    """Text that the expression finds in the names -> the cases in whose names it does; without one each case by itself.
+
+    Raises:
+        InputError: it is no regular expression, or finds nothing in a name.
+
+    Example:
+        >>> groups_of(["a_1", "a_2", "b_1"], "^.")
+        {'a': ['a_1', 'a_2'], 'b': ['b_1']}
+    """
+    if group is None:
+        return {case: [case] for case in cases}
+    try:
+        pattern = re.compile(group)
+    except re.error as error:
+        raise InputError(f'"group" is no regular expression: {error}') from error
+    groups: dict[str, list[str]] = {}
+    for case in cases:
+        match = pattern.search(case)
+        if match is None:
+            raise InputError(f'"group" {group!r} finds nothing in the case name "{case}"')
+        groups.setdefault(match[0], []).append(case)
+    return groups
+
+
+def _validation_parts(
+    shuffled: list[str], folds: int, validation: Amount | None, groups: dict[str, list[str]], seed: int
+) -> list[list[str]]:
+    if validation is None and folds > 1:
+        if folds > len(shuffled):
+            raise InputError(f'"folds" is {folds}, but there are only {len(shuffled)} cases or groups')
+        return [sorted(part.tolist()) for part in np.array_split(np.array(shuffled), folds)]
+    amount = DEFAULT_VALIDATION_SHARE if validation is None else validation
+    return [
+        _chosen("validation", amount, sorted(shuffled), groups, np.random.default_rng([seed, fold, 0]))
+        for fold in range(folds)
+    ]
+
+
+def _chosen(
+    what: str, amount: Amount, names: list[str], groups: dict[str, list[str]], random: np.random.Generator
+) -> list[str]:
+    """The groups out of ``names`` that ``amount`` asks for."""
+    if isinstance(amount, (str, list, tuple)):
+        listed = amount.split(",") if isinstance(amount, str) else amount
+        return _listed(what, [str(name).strip() for name in listed], names, groups)
+    if isinstance(amount, bool) or not isinstance(amount, (int, float)) or amount <= 0:
+        raise InputError(f'"{what}" must be a number, a share between 0 and 1, or names, found {amount!r}')
+    if isinstance(amount, float) and amount >= 1:
+        raise InputError(f'"{what}" is {amount}: a share must be below 1; give a number of cases without a point')
+    count = max(1, round(amount * len(names))) if isinstance(amount, float) else amount
+    if count > len(names):
+        raise InputError(f'"{what}" is {count}, but there are only {len(names)} cases or groups to choose from')
+    return sorted(random.choice(names, count, replace=False).tolist())
+
+
+def _listed(what: str, listed: list[str], names: list[str], groups: dict[str, list[str]]) -> list[str]:
+    group_of = {case: name for name in names for case in groups[name]}
+    chosen = []
+    for name in listed:
+        if name not in names and name not in group_of:
+            raise InputError(f'"{what}" names "{name}", which is no case (left) to choose')
+        chosen.append(name if name in names else group_of[name])
+    return sorted(set(chosen))

@@ -1,0 +1,198 @@
+"""``alhvr benchmark``: run a suite, one process per run, and write its tables and plots."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from alhvr_trainer.config.json_files import read_object
+from alhvr_trainer.config.names import SETTINGS_KEY
+from alhvr_trainer.data.datasets import preprocessed_folder
+from alhvr_trainer.devices import check_device
+from alhvr_trainer.errors import InputError
+from alhvr_trainer.experiments.benchmark.jobs import (
+    LOGS,
+    RUNS,
+    Job,
+    digest,
+    is_done,
+    jobs_of,
+    model_folder,
+    read_results,
+)
+from alhvr_trainer.experiments.benchmark.prepare import (
+    dataset_of,
+    locked,
+    plans_file,
+    plans_of,
+    prepare,
+    set_folders,
+    splits_of,
+)
+from alhvr_trainer.experiments.benchmark.progress import Progress
+from alhvr_trainer.experiments.benchmark.report import write_report
+from alhvr_trainer.experiments.benchmark.suites import Suite, load_suite
+from alhvr_trainer.link import check_nnunet_finds_us
+from alhvr_trainer.processes import interrupted_by, run_logged
+from alhvr_trainer.resources import ext_trainer_folder
+
+TRAINERS = "nnUNet_extTrainer"
+
+
+def benchmark(
+    suite: str,
+    output: str | None = None,
+    methods: str | Sequence[str] | None = None,
+    seeds: int | Sequence[int] | None = None,
+    folds: str | Sequence[str] | None = None,
+    device: str = "cuda",
+    tables_only: bool = False,
+    remove_checkpoints: bool = False,
+) -> Path:
+    """Run methods × seeds × labelled fractions on a data set, and write tables and box plots.
+
+    Each run trains, segments with the last and with the best checkpoint, measures Dice, Jaccard, HD95 and ASD of every
+    case, and leaves one small file in OUTPUT/runs. Runs whose file is there are skipped and an interrupted training
+    goes on from its latest checkpoint, so the same command resumes. Started twice, two processes share the runs. The
+    suite's settings must not change below finished runs: that is an error.
+
+    Args:
+        suite: phantom-quick, hippocampus-cpu, acdc, abdomenct1k, brats2019, or a YAML file.
+        output: folder for runs, logs, tables and plots; default: benchmark_SUITE.
+        methods: only these, separated by commas.
+        seeds: only these.
+        folds: only these labelled fractions, by name.
+        device: "cuda", "cpu" or "mps".
+        tables_only: run nothing, write tables and plots of the runs that are there.
+        remove_checkpoints: of finished runs, to save disk space.
+
+    Returns:
+        The report, OUTPUT/report.md.
+
+    Raises:
+        InputError: bad suite, data or arguments; or runs failed: the others were done, and the failed ones are named.
+
+    Example:
+        alhvr benchmark --suite phantom-quick --device cpu
+        alhvr benchmark --suite hippocampus-cpu --device cpu --methods Supervised,ALHVR --seeds 0
+    """
+    chosen = load_suite(suite)
+    folder = Path(output or f"benchmark_{chosen.name}").resolve()
+    failures: list[str] = []
+    if not tables_only:
+        part = {"methods": _list(methods), "seeds": _list(seeds), "folds": _list(folds)}
+        failures = run_suite(chosen, folder, device, remove_checkpoints, **part)
+    results = read_results(folder, chosen.name)
+    if results:
+        report = write_report(chosen, results, folder)
+        print(f"report: {report}", flush=True)
+    if failures:
+        raise InputError(f"{len(failures)} run(s) failed, all others are done: {'; '.join(failures)}")
+    if not results:
+        raise InputError(f"there is no finished run in {folder / RUNS}")
+    return report
+
+
+def _list(value: Any) -> list[Any] | None:
+    """``--methods A,B`` arrives as text, ``--seeds 0,1`` as a tuple, ``--seeds 0`` as a number."""
+    if value is None:
+        return None
+    if isinstance(value, str):
+        return [part.strip() for part in value.split(",") if part.strip()]
+    return list(value) if isinstance(value, (list, tuple)) else [value]
+
+
+def run_suite(
+    suite: Suite, output: Path, device: str, remove_checkpoints: bool = False, **part: list[Any] | None
+) -> list[str]:
+    """All runs of the suite that have no result yet.
+
+    Args:
+        suite: what to run.
+        output: folder for runs and logs.
+        device: "cuda", "cpu" or "mps".
+        remove_checkpoints: of each run when it is done.
+        part: methods, seeds and folds, as :func:`jobs_of` takes them.
+
+    Returns:
+        What failed: run, reason and log, one line each.
+
+    Raises:
+        InputError: nothing could be run, as data, plans or the suite are wrong.
+    """
+    check_device(device)
+    check_nnunet_finds_us()
+    set_folders(suite, output)
+    dataset = dataset_of(suite)
+    splits = splits_of(suite, dataset)
+    jobs = jobs_of(suite, dataset, splits, digest(read_object(plans_file(suite))), **part)
+    waiting = [job for job in jobs if not is_done(output, job)]
+    print(f"{suite.name}: {len(jobs)} runs, {len(jobs) - len(waiting)} of them done, in {output}", flush=True)
+    if not waiting:
+        return []
+    environment = _environment(suite)
+    failures = []
+    with interrupted_by(signal.SIGTERM, signal.SIGHUP):
+        plans_name = prepare(suite, dataset, splits, output / LOGS / "plan.log", environment)
+        progress = Progress(waiting, _finished(output, suite.name))
+        for job in waiting:
+            with locked(output / LOGS / f"{job.name}.lock", wait=False) as mine:
+                if not mine:
+                    print(f"{job}: another process runs it", flush=True)
+                elif not is_done(output, job):  # another process may have run it meanwhile
+                    plans = plans_of(job, plans_name)
+                    problem = _run(job, plans, output, device, environment, progress)
+                    if problem is not None:
+                        failures.append(f"{job}: {problem} ({_log(output, job)})")
+                    elif remove_checkpoints:
+                        _remove_checkpoints(job, plans)
+    return failures
+
+
+def _finished(output: Path, suite: str) -> dict[tuple[str, str], list[float]]:
+    """Seconds of the runs that were done in one go, by method and fold."""
+    seconds: dict[tuple[str, str], list[float]] = {}
+    for result in read_results(output, suite):
+        if not result["continued"]:
+            key = (result["job"]["method"], result["job"]["fold_name"])
+            seconds.setdefault(key, []).append(result["seconds"])
+    return seconds
+
+
+def _log(output: Path, job: Job) -> Path:
+    return output / LOGS / f"{job.name}.log"
+
+
+def _run(
+    job: Job, plans: str, output: Path, device: str, environment: dict[str, str], progress: Progress
+) -> str | None:
+    """One run, a process of its own; None, or what went wrong."""
+    log = _log(output, job)
+    configuration = read_object(Path(preprocessed_folder(job.dataset)) / f"{plans}.json")["configurations"]
+    epochs = configuration[job.configuration][SETTINGS_KEY].get("num_epochs", 1000)
+    log.parent.mkdir(parents=True, exist_ok=True)
+    log.touch()
+    progress.start(job, epochs, log)
+    module = [sys.executable, "-m", "alhvr_trainer.experiments.benchmark"]
+    words = [json.dumps(asdict(job)), plans, str(output), device]
+    problem = run_logged([*module, *words], log, environment, progress.look)
+    progress.finish(problem)
+    return problem
+
+
+def _remove_checkpoints(job: Job, plans: str) -> None:
+    for file in (model_folder(job, plans) / f"fold_{job.fold}").glob("checkpoint_*.pth"):
+        file.unlink()
+
+
+def _environment(suite: Suite) -> dict[str, str]:
+    """The user's variables, the suite's for what the user has not set; nnU-Net finds our trainers and the user's."""
+    folders = [str(ext_trainer_folder()), *os.environ.get(TRAINERS, "").split(os.pathsep)]
+    trainers = os.pathsep.join(dict.fromkeys(folder for folder in folders if folder))
+    return {**suite.environment, **os.environ, TRAINERS: trainers, "PYTHONUNBUFFERED": "1"}

@@ -1,0 +1,254 @@
+"""``alhvr demo``: the whole way from scans to a report on an embedded data set, with the real commands.
+
+Every step is a command of nnU-Net, MONAI or this package in a process of its own. A step that was done with
+the same command, settings and code is not repeated.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from alhvr_trainer import __version__
+from alhvr_trainer.errors import InputError
+from alhvr_trainer.experiments.demo.speed import relative_time
+from alhvr_trainer.experiments.demo.steps import CONFIGURATION, STAMPS, Layout, Step, plan_steps
+from alhvr_trainer.link import check_nnunet_finds_us
+from alhvr_trainer.processes import interrupted_by, last_line, run_logged
+from alhvr_trainer.resources import bundle_folder, plans_folder
+
+
+def demo(
+    output: str = "demo_output",
+    labeled: int = 5,
+    unlabeled: int = 30,
+    test: int = 20,
+    seed: int = 0,
+    plans_file: str = "demo",
+    fresh: bool = False,
+) -> Path:
+    """Run the whole way on an embedded data set and write a report with pictures.
+
+    Makes cardiac phantoms (few labelled, more unlabelled ones, and test cases), then plans and preprocesses,
+    trains nnU-Net on the labelled ones alone and ALHVRTrainer on all, predicts, evaluates, exports a MONAI
+    bundle and runs it. It uses the CPU, and folders of its own below ``output``: your nnU-Net is not
+    touched. Finished steps are not repeated.
+
+    Args:
+        output: folder for everything that the demo writes.
+        labeled: labelled cases; the last one is for validation.
+        unlabeled: cases without labels.
+        test: test cases.
+        seed: of the data set.
+        plans_file: a ready plan (``plans/*.json``) or a file: network, batch size, length of training.
+        fresh: repeat all steps.
+
+    Returns:
+        The report, ``report.html``.
+
+    Raises:
+        InputError: a command failed (its log is named), or an argument makes no sense.
+
+    Example:
+        alhvr demo --output demo_output
+    """
+    cases = {"labeled": labeled, "unlabeled": unlabeled, "test": test, "seed": seed}
+    _check_cases(cases)
+    plans, plans_name = _ready_plan(plans_file)
+    check_nnunet_finds_us()
+    layout = Layout(Path(output).resolve(), plans_name)
+    _claim(layout.output)
+    run_steps(plan_steps(layout, plans, cases), layout, _settings(plans), fresh, relative_time)
+    print((layout.output / "summary.txt").read_text(encoding="utf-8"))
+    print(f"report with pictures: {layout.report}")
+    return layout.report
+
+
+def _check_cases(cases: dict[str, int]) -> None:
+    least = {"labeled": 2, "unlabeled": 1, "test": 1, "seed": 0}
+    for name, number in cases.items():
+        if not isinstance(number, int) or number < least[name]:
+            raise InputError(f"{name} is {number!r}; it must be a whole number of at least {least[name]}")
+
+
+def _claim(output: Path) -> None:
+    """Make the folder; refuse one with anything else in it, for steps delete what they take for their own."""
+    if output.exists() and not (output / STAMPS).is_dir():
+        if not output.is_dir():
+            raise InputError(f"output {output} is a file; name a folder")
+        if any(output.iterdir()):
+            raise InputError(f"output {output} holds files that are not the demo's; name a new folder")
+    (output / STAMPS).mkdir(parents=True, exist_ok=True)
+
+
+def _ready_plan(name_or_file: str) -> tuple[Path, str]:
+    """File of a ready plan, and the name that it gives to the plans."""
+    candidates = (Path(name_or_file), plans_folder() / f"{name_or_file}.json")
+    file = next((path.resolve() for path in candidates if path.is_file()), None)
+    if file is None:
+        raise InputError(f"no plans file {name_or_file}; the demo's own is called demo")
+    try:
+        content = _read_json(file)
+        if CONFIGURATION in content["configurations"]:
+            return file, content["plans_name"]
+    except (ValueError, KeyError, TypeError):
+        pass
+    raise InputError(f'{file} is no ready plan with "plans_name" and a configuration {CONFIGURATION}')
+
+
+def run_steps(
+    steps: list[Step],
+    layout: Layout,
+    settings: str,
+    fresh: bool = False,
+    slowness: Callable[[], float] = lambda: 1.0,
+) -> None:
+    """Run the steps that are not done yet, in order; each writes ``logs/<number>_<name>.log``.
+
+    Args:
+        steps: all of them.
+        layout: where everything lies.
+        settings: digest of what all steps depend on.
+        fresh: repeat all steps.
+        slowness: how many times as long as in ``Step.seconds`` a step takes here; asked if there is anything to do.
+
+    Raises:
+        InputError: a command failed.
+    """
+    keys = _keys(steps, settings)
+    names = [f"{number:02d}_{step.name}" for number, step in enumerate(steps, 1)]
+    stamps = [layout.output / STAMPS / f"{name}.json" for name in names]
+    done = [not fresh and _done(*each) for each in zip(steps, stamps, keys, strict=True)]
+    first = done.index(False) if False in done else len(steps)
+    for stamp in stamps[first:]:
+        stamp.unlink(missing_ok=True)
+    factor = slowness() if first < len(steps) else 1.0
+    steps = [replace(step, seconds=max(1, round(factor * step.seconds))) for step in steps]
+    seconds = sum(step.seconds for step in steps[first:])
+    already = f" ({first} of {len(steps)} steps are done already)" if first else ""
+    print(f"demo in {layout.output}: about {_clock(seconds)} minutes on this machine{already}", flush=True)
+    with interrupted_by(signal.SIGTERM, signal.SIGHUP), _Progress(steps, first) as progress:
+        for number in range(first, len(steps)):
+            step, log = steps[number], layout.output / "logs" / f"{names[number]}.log"
+            took = round(_run(step, log, layout.environment(), progress), 1)
+            record = {"key": keys[number], "title": step.title, "command": step.command, "seconds": took}
+            _write_json(stamps[number], record)
+
+
+def _clock(seconds: float) -> str:
+    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
+
+
+def _run(step: Step, log: Path, environment: dict[str, str], progress: _Progress) -> float:
+    """Run one command; its seconds."""
+    for path in step.stale:
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    start = time.monotonic()
+    progress.start(step)
+
+    def meanwhile() -> None:
+        progress.show(step, time.monotonic() - start)
+        if step.meanwhile:
+            step.meanwhile()
+
+    problem = run_logged(step.command, log, environment, meanwhile)
+    if problem is None and step.afterwards:
+        step.afterwards()
+    if problem is not None or not step.result.exists():
+        raise InputError(f"step {step.title!r} failed: {problem or last_line(log)} (all that it said: {log})")
+    seconds = time.monotonic() - start
+    progress.finish(step, seconds)
+    return seconds
+
+
+class _Progress:
+    """Which step runs, and how long it and all of them take; a bar where a person is watching."""
+
+    def __init__(self, steps: list[Step], first: int):
+        self.steps = steps
+        self.watched = sys.stderr.isatty() and first < len(steps)
+        total = sum(step.seconds for step in steps[first:])
+        bar_format = "{desc} |{bar}| {elapsed} of about " + _clock(total)
+        self.bar = tqdm(total=total, bar_format=bar_format, disable=not self.watched, mininterval=0.5)
+        self.before = 0.0  # planned seconds of the finished steps
+
+    def __enter__(self) -> _Progress:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.bar.close()
+
+    def _name(self, step: Step) -> str:
+        return f"step {self.steps.index(step) + 1} of {len(self.steps)}: {step.title}"
+
+    def start(self, step: Step) -> None:
+        if not self.watched:
+            print(f"{self._name(step)}, about {step.seconds} s", flush=True)
+
+    def show(self, step: Step, seconds: float) -> None:
+        text = f"{self._name(step)} ({seconds:.0f} of about {step.seconds} s)"
+        self.bar.set_description_str(text, refresh=False)
+        # a step that takes longer than planned does not move the bar on
+        self.bar.update(self.before + min(seconds, step.seconds) - self.bar.n)
+
+    def finish(self, step: Step, seconds: float) -> None:
+        self.before += step.seconds
+        self.bar.write(f"{self._name(step)}, done in {seconds:.0f} s")
+
+
+# --- what has been done ---
+
+
+def _keys(steps: list[Step], settings: str) -> list[str]:
+    """For each step a digest of everything that its result depends on, the steps before it included."""
+    keys = [settings]
+    for step in steps:
+        keys.append(_digest(keys[-1], *step.command, _code_of(step)))
+    return keys[1:]
+
+
+_DEMO_MODULES = {
+    "generate": ("phantom.py", "anatomy.py"),
+    "report": ("report.py", "comparison.py", "figures.py", "regions.py", "steps.py"),
+}
+
+
+def _code_of(step: Step) -> str:
+    """Digest of the modules that a step runs, so that it is repeated when they change."""
+    package = Path(__file__).parents[1]
+    files = [file for folder in (package, bundle_folder()) for file in folder.rglob("*") if file.is_file()]
+    files = [file for file in files if file.parent.name not in ("demo", "__pycache__")]
+    if step.name in _DEMO_MODULES:
+        files = [package / "demo" / name for name in _DEMO_MODULES[step.name]]
+    return _digest(*(file.read_bytes().hex() for file in sorted(files)))
+
+
+def _settings(plans: Path) -> str:
+    return _digest(__version__, sys.version, plans.read_text(encoding="utf-8"))
+
+
+def _digest(*texts: str) -> str:
+    return hashlib.sha256("\0".join(texts).encode()).hexdigest()
+
+
+def _done(step: Step, stamp: Path, key: str) -> bool:
+    return stamp.is_file() and _read_json(stamp).get("key") == key and step.result.exists()
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    return json.loads(file.read_text(encoding="utf-8"))
+
+
+def _write_json(file: Path, content: Any) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

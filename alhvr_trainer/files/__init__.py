@@ -1,1 +1,0 @@
-"""Files that anyone may have written or damaged: read without running code, checked before use."""

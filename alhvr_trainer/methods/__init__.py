@@ -1,1 +1,0 @@
-"""Semi-supervised methods, a module each: its formulas in pure torch, and its trainer on the common base."""

@@ -1,0 +1,1 @@
+"""Training: what all methods have in common, and a file per method."""

@@ -1,0 +1,152 @@
+"""ALHVRTrainer: two co-trained networks inside nnU-Net's training loop."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import Field
+from torch import Tensor, nn
+
+from alhvr_trainer.config.methods import method
+from alhvr_trainer.config.settings import Settings
+from alhvr_trainer.losses import FeaturePerturbation, alhvr_channel_terms, alhvr_terms
+from alhvr_trainer.losses.alhvr import TERMS
+from alhvr_trainer.losses.regions import Region, paper_proportion
+from alhvr_trainer.losses.voxels import valid_voxels
+from alhvr_trainer.trainers.distributed import unwrapped
+from alhvr_trainer.trainers.ranks import rank, ranks
+from alhvr_trainer.trainers.samples import Forward, Predictions, Samples, first
+from alhvr_trainer.trainers.semi_supervised import SemiSupervisedTrainer
+from alhvr_trainer.trainers.two_passes import TwoPass
+
+REGION_MASKS = ("omega1", "omega2a", "omega2b", "omega3")
+
+
+class ALHVRSettings(Settings):
+    """ALHVR (Lei et al., ICCV 2025)."""
+
+    threshold_proportion: Annotated[float, Field(ge=0.01, le=1.0)] | None = None
+    """Share of the least confident voxels whose mean is gamma [beta]; default 0.8 in 2D, 0.7 in 3D."""
+    # below 0.02 the powers of the sharpening underflow in float32, above 1 its gradient at 0 is infinite
+    temperature: float = Field(0.1, ge=0.02, le=1.0)
+    """Sharpening temperature of the teacher [T]."""
+    prototype_scale: float = Field(1.0, ge=0.001)
+    """Factor on the cosine between features and prototypes."""
+    dtct_regions: tuple[Region, ...] = ("omega3",)
+    """Regions on which DTCT acts; empty switches it off."""
+    cgcpcl_regions: tuple[Region, ...] = ("omega2",)
+    """Regions on which CG-CPCL acts; empty switches it off."""
+    detach_teacher: bool = False
+    """Stop the gradient through DTCT's sharpened teacher."""
+    official_ce_broadcast: bool = False
+    """Compute CG-CPCL's cross-entropy with the mask broadcast of the authors' released code."""
+    feature_stage: Annotated[int, Field(ge=0)] | None = None
+    """Decoder stage whose output feeds CG-CPCL, 0 = deepest; default: the stage at 1/8 resolution."""
+
+
+@method(
+    "ALHVR",
+    "adaptive learning of high-value regions",
+    summary="Two networks of the same architecture train together from different initial weights, on labelled images "
+    "with nnU-Net's own loss. On unlabelled images each predicts from clean and from perturbed features, and "
+    "its confidence sorts the voxels into regions: where both networks are sure there is nothing to learn, "
+    "where one is sure it teaches the other through class prototypes of its features, and where both are unsure "
+    "the more confident prediction of each voxel teaches both. To predict, one network is enough.",
+    reference="Lei T. et al. Adaptive Learning of High-Value Regions for Semi-Supervised Medical Image Segmentation. "
+    "ICCV 2025.",
+)
+class ALHVRTrainer(SemiSupervisedTrainer):
+    """Semi-supervised nnU-Net: ``nnUNetv2_train D C F -tr ALHVRTrainer``.
+
+    Two networks of the plans' architecture, ``self.network`` (a) and a partner (b), start from different weights and
+    train together on L labelled and U unlabelled samples per step:
+
+    ``loss = sum over networks n of  L_sup_n + w(t) * (L_dtct_n + L_cgcpcl_n)``
+
+    with nnU-Net's own loss as L_sup. Network a is what nnU-Net validates, saves and predicts with. Settings come from
+    the ``alhvr`` block of the plans (:class:`ALHVRSettings`). With ``-pretrained_weights`` both
+    start from these, each with random segmentation layers of its own.
+
+    Source: Lei et al., ICCV 2025. The authors train with SGD, momentum 0.9 and a constant rate; here nnU-Net's
+    optimiser and polynomial schedule hold, for each network separately.
+
+    Raises:
+        InputError: the plans, the dataset or the unlabelled cases do not allow training (before it starts).
+    """
+
+    settings_class = ALHVRSettings
+    settings: ALHVRSettings
+    supervised = ("a", "b")
+    terms = TERMS
+    observed = ("gamma", *(f"share_{region}" for region in REGION_MASKS))
+    co_trained = True
+    panels = (
+        ("DTCT", ("dtct_a", "dtct_b")),
+        ("CG-CPCL cross-entropy", ("ce_a", "ce_b")),
+        ("CG-CPCL cosine", ("cos_a", "cos_b")),
+        ("confidence threshold gamma", ("gamma",)),
+        ("share of voxels, Omega1", ("share_omega1",)),
+        ("share of voxels, Omega2 and Omega3", ("share_omega2a", "share_omega2b", "share_omega3")),
+    )
+
+    def build_partners(self) -> dict[str, nn.Module]:
+        return {"b": self.another_network()}
+
+    def initialize(self) -> None:
+        super().initialize()
+        self.passes = {
+            name: TwoPass(unwrapped(network), self.settings.feature_stage, compiled=self._do_i_compile())
+            for name, network in self.networks().items()
+        }
+        self.perturbations = {
+            name: FeaturePerturbation(self.seed + 2 * rank() + number, self.device)
+            for number, name in enumerate(self.passes)
+        }
+        dimensions = len(self.configuration_manager.patch_size)
+        self.threshold_proportion = self.settings.threshold_proportion or paper_proportion(dimensions)
+
+    def forward(self, samples: Samples) -> Forward:
+        """Each network twice: on all samples, and its decoder on perturbed features of the unlabelled ones."""
+        found = {
+            name: run(samples.data, samples.labeled, self.perturbations[name]) for name, run in self.passes.items()
+        }
+        return Forward(
+            labeled={name: first(outputs, samples.labeled) for name, (outputs, _) in found.items()},
+            logits={name: passes.logits for name, (_, passes) in found.items()},
+            extra=[passes for _, passes in found.values()],
+        )
+
+    def unsupervised(self, predictions: Predictions, samples: Samples) -> dict[str, Tensor]:
+        """DTCT and CG-CPCL of both networks (Eq. 5-6 and 11-25), gamma and the regions' shares of the voxels."""
+        settings, valid, group = self.settings, samples.unlabeled_valid, predictions.group
+        a, b = predictions.extra
+        method = alhvr_channel_terms if self.label_manager.has_regions else alhvr_terms
+        terms = method(
+            *a,
+            *b,
+            threshold_proportion=self.threshold_proportion,
+            temperature=settings.temperature,
+            prototype_scale=settings.prototype_scale,
+            detach_teacher=settings.detach_teacher,
+            official_ce_broadcast=settings.official_ce_broadcast,
+            valid=valid,
+            dtct_regions=settings.dtct_regions,
+            cgcpcl_regions=settings.cgcpcl_regions,
+            process_group=group,
+        )
+        voxels = valid_voxels(terms.omega1, valid, group)  # with regions, of all channels
+        values = {name: getattr(terms, name) for name in self.terms}
+        values["gamma"] = terms.gamma.mean() / ranks()  # the same on all ranks
+        return values | {f"share_{region}": getattr(terms, region).sum() / voxels for region in REGION_MASKS}
+
+    def observed_in_words(self) -> list[str]:
+        gamma, unsure = self.history["gamma"][-1], self.history["share_omega3"][-1]
+        split = self.history["share_omega2a"][-1] + self.history["share_omega2b"][-1]
+        return [f"gamma {gamma:.3f}", f"of the voxels both unsure {unsure:.1%}", f"one {split:.1%}"]
+
+    def rank_state(self) -> dict[str, Any]:
+        return {"perturbation": [perturb.state_dict() for perturb in self.perturbations.values()]}
+
+    def load_rank_state(self, state: dict[str, Any]) -> None:
+        for perturb, generators in zip(self.perturbations.values(), state["perturbation"], strict=True):
+            perturb.load_state_dict(generators)

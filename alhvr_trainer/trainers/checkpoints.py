@@ -1,0 +1,137 @@
+"""Atomic checkpoint files and the random states that they carry."""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import torch
+
+from alhvr_trainer.data.numpy_pickles import ALLOWED, without_stand_ins
+from alhvr_trainer.errors import InputError, one_line
+
+_REFUSED = re.compile(r"GLOBAL ([\w.]+)|(?:NumPy|unrecognized function|new object for|Can only build) .*")
+"""How torch and we name a Python object that is not let in."""
+
+
+def write_atomically(content: dict[str, Any], path: str | os.PathLike[str]) -> None:
+    """``torch.save`` to a temporary file, fsync, rename: the file at ``path`` is the old or the new one, never half.
+
+    Raises:
+        InputError: the disk is full or the folder is not writable; what stood at ``path`` is still there.
+    """
+    target = Path(path)
+    temporary = target.with_name(f".{target.name}.tmp")  # one name: what a killed process left is written over
+    try:
+        with open(temporary, "wb") as file:
+            torch.save(content, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, target)
+        _sync_folder(target.parent)
+    except (OSError, RuntimeError) as error:  # torch wraps a full disk in a RuntimeError
+        temporary.unlink(missing_ok=True)
+        kept = "the previous one is untouched" if target.exists() else "there was none before"
+        raise InputError(f"could not write the checkpoint {target} ({error}); {kept}") from error
+
+
+def refuse_bad_numbers(checkpoint: dict[str, Any], path: str | os.PathLike[str]) -> None:
+    """Stop before a checkpoint that nobody can train on or predict with takes the place of a good one.
+
+    Raises:
+        InputError: weights or optimizer states hold NaN or Inf; names where.
+    """
+    bad = _bad_tensors(checkpoint)
+    if bad:
+        kept = "the previous one is untouched" if Path(path).exists() else "there was none before"
+        raise InputError(
+            f"the checkpoint {path} was not written: NaN or Inf in {bad[0]} and {len(bad) - 1} more; {kept}. Go on "
+            "from it with a lower learning rate"
+        )
+
+
+def _bad_tensors(content: Any, name: str = "") -> list[str]:
+    """Names of the tensors in nested dicts and lists that hold NaN or Inf."""
+    if isinstance(content, torch.Tensor):
+        return [name] if content.is_floating_point() and not bool(torch.isfinite(content).all()) else []
+    if isinstance(content, dict):
+        parts = list(content.items())
+    else:
+        parts = list(enumerate(content)) if isinstance(content, (list, tuple)) else []
+    return [bad for key, value in parts for bad in _bad_tensors(value, f"{name}.{key}" if name else str(key))]
+
+
+def _sync_folder(folder: Path) -> None:
+    if os.name == "nt":  # Windows cannot open folders
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python's, NumPy's and torch's global generators: nnU-Net's initialisers and loaders draw from them."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def random_states() -> dict[str, Any]:
+    """States of the global generators of Python, NumPy and torch (CPU and all CUDA devices), as plain values."""
+    kind, key, *rest = np.random.get_state(legacy=True)
+    return {
+        "python": random.getstate(),
+        "numpy": (kind, np.asarray(key).tolist(), *rest),
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+
+
+def restore_random_states(states: dict[str, Any]) -> None:
+    """Take up :func:`random_states`; CUDA's only if as many devices are there as when they were saved."""
+    random.setstate(states["python"])
+    kind, key, *rest = states["numpy"]
+    np.random.set_state((kind, np.asarray(key), *rest))
+    torch.set_rng_state(states["torch"].cpu())
+    if states["cuda"] and len(states["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all([state.cpu() for state in states["cuda"]])
+
+
+def load_without_code(file: str | os.PathLike[str] | IO[bytes], device: torch.device | str = "cpu") -> Any:
+    """``torch.load`` of tensors, plain Python and NumPy values. It makes no other object, so it runs no foreign code.
+
+    Raises:
+        Exception: of half a dozen kinds, for damaged files and for files with other objects.
+    """
+    with torch.serialization.safe_globals([(value, name) for name, value in ALLOWED.items()]):
+        return without_stand_ins(torch.load(file, map_location=device, weights_only=True))
+
+
+def read_checkpoint(path: str | os.PathLike[str], device: torch.device | str = "cpu") -> dict[str, Any]:
+    """A checkpoint of nnU-Net or ours, from whatever source: Python objects in it are refused, not made.
+
+    Raises:
+        InputError: the file is missing, truncated or no checkpoint, or it holds pickled Python objects.
+    """
+    try:
+        checkpoint = load_without_code(path, device)
+    except Exception as error:  # torch raises half a dozen kinds for damaged files
+        refused = _REFUSED.search(str(error))
+        if refused:
+            raise InputError(
+                f"{path} holds pickled Python objects ({refused[1] or refused[0].strip()}), which can run any program "
+                "when they are read; refused: use a checkpoint with nothing but tensors, numbers and text, as nnU-Net "
+                "writes it"
+            ) from error
+        raise InputError(
+            f"{path} is missing or not a readable checkpoint ({one_line(error)}); use another one"
+        ) from error
+    if not isinstance(checkpoint, dict) or "network_weights" not in checkpoint:
+        raise InputError(f'{path} is no nnU-Net checkpoint: it has no "network_weights"')
+    return checkpoint

@@ -1,0 +1,98 @@
+"""What must hold before a training starts; each failure is one clear line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from batchgenerators.utilities.file_and_folder_operations import load_json
+from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+from alhvr_trainer.config.json_files import read_object
+from alhvr_trainer.config.names import PLANNER_NAME, SETTINGS_KEY
+from alhvr_trainer.data.cases import SPLITS_FILE, is_in_file, load_splits, split_unlabeled_cases
+from alhvr_trainer.data.fingerprint import FINGERPRINT_FILE, LABELED_CASES
+from alhvr_trainer.data.splits import NNUNET_FOLDS, split_for_few_cases
+from alhvr_trainer.errors import InputError
+
+
+def check_plans_fit_dataset(trainer: nnUNetTrainer) -> None:
+    """The plans were made for the dataset whose ``dataset.json`` the trainer got.
+
+    Raises:
+        InputError: the plans name another dataset, or it is not preprocessed.
+    """
+    plans = trainer.plans_manager
+    theirs = Path(trainer.preprocessed_dataset_folder_base) / "dataset.json"
+    if not theirs.is_file() or load_json(str(theirs)) != trainer.dataset_json:
+        raise InputError(
+            f'the plans "{plans.plans_name}" were made for another dataset: their "dataset_name" is '
+            f"{plans.dataset_name}, whose dataset.json differs from the one of the dataset that you train on; plan "
+            "again with alhvr plan_and_preprocess, or use nnUNetv2_move_plans_between_datasets"
+        )
+    if not Path(trainer.preprocessed_dataset_folder).is_dir():
+        raise InputError(
+            f"{trainer.preprocessed_dataset_folder} does not exist: preprocess first with alhvr plan_and_preprocess "
+            f"-d {plans.dataset_name} -c {trainer.configuration_name} (or nnUNetv2_preprocess for stock plans)"
+        )
+
+
+def check_split(trainer: nnUNetTrainer) -> None:
+    """The fold's training and validation cases are preprocessed; nnU-Net would find out in the midst of training.
+
+    Raises:
+        InputError: ``splits_final.json`` has the wrong form, or names a case that is not there.
+    """
+    folder = trainer.preprocessed_dataset_folder_base
+    present = preprocessed_cases(trainer)
+    splits = load_splits(folder, folder) or split_for_few_cases(present) or []
+    if not is_in_file(splits, trainer.fold):
+        if trainer.fold != "all" and len(present) < NNUNET_FOLDS:
+            raise InputError(
+                f"there is no fold {trainer.fold}: with {len(present)} labelled cases the folds are "
+                f"{', '.join(map(str, range(len(splits))))}"
+            )
+        return
+    for key in ("train", "val"):
+        missing = sorted(set(splits[int(trainer.fold)][key]) - {*present})
+        if missing or not splits[int(trainer.fold)][key]:
+            found = f'names "{missing[0]}", which is not preprocessed' if missing else "is empty"
+            raise InputError(f'"{key}" of fold {trainer.fold} in {Path(folder) / SPLITS_FILE} {found}')
+
+
+def preprocessed_cases(trainer: nnUNetTrainer) -> list[str]:
+    """nnU-Net's own, labelled cases of the configuration."""
+    folder = trainer.preprocessed_dataset_folder
+    return sorted(infer_dataset_class(folder).get_identifiers(folder))
+
+
+def hidden_intensities(trainer: nnUNetTrainer) -> str | None:
+    """What to say where the plans hold foreground intensities of cases whose labels training must not see.
+
+    nnU-Net's planner takes them from every case of ``imagesTr``; ours leaves hidden cases out, if it knew of them.
+    """
+    folder = Path(trainer.preprocessed_dataset_folder_base)
+    hidden = set(split_unlabeled_cases(load_splits(str(folder), str(folder)), "all"))
+    plans, planner = trainer.plans_manager.plans, trainer.plans_manager.plans.get("experiment_planner_used")
+    fingerprint = read_object(folder / FINGERPRINT_FILE) if (folder / FINGERPRINT_FILE).is_file() else {}
+    seen = hidden if not str(planner).startswith(PLANNER_NAME) else hidden & set(fingerprint.get(LABELED_CASES, []))
+    if not seen:
+        return None
+    return (
+        f"the plans {plans['plans_name']} hold foreground intensities of {len(seen)} cases whose labels are hidden "
+        f"(made by {planner}); alhvr plan_and_preprocess -d {plans['dataset_name']} plans without them"
+    )
+
+
+def check_batch_fits_ranks(labeled: int, unlabeled: int, ranks: int) -> None:
+    """Every rank (GPU) gets a labelled and an unlabelled sample.
+
+    Raises:
+        InputError: more ranks than labelled or unlabelled samples in a batch.
+    """
+    if min(labeled, unlabeled) < ranks:
+        raise InputError(
+            f"a batch of {labeled} labelled + {unlabeled} unlabelled samples cannot be spread over {ranks} processes: "
+            f'start at most {min(labeled, unlabeled)}, or raise "batch_size" in the plans (and, if it is set, '
+            f'"{SETTINGS_KEY}.unlabeled_batch_size")'
+        )

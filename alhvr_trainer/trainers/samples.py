@@ -1,0 +1,115 @@
+"""What passes between the base trainer and a method in one training step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from alhvr_trainer.losses.precision import at_least_float32
+from alhvr_trainer.losses.sums import Group
+from alhvr_trainer.losses.voxels import masked_mean
+
+Outputs: TypeAlias = "Tensor | list[Tensor]"
+"""Logits as nnU-Net's networks give them: (B, C, *S), with deep supervision a list, full resolution first."""
+
+
+@dataclass(frozen=True)
+class Samples:
+    """A batch of L labelled samples and, after them, U unlabelled ones, on the training's device."""
+
+    data: Tensor
+    """(L+U, channels, *S)."""
+    labels: Outputs
+    """Of the labelled samples, as nnU-Net's loss takes them: (L, 1, *S), or one channel per region."""
+    valid: Tensor | None
+    """(L+U, *S) bool, False where nnU-Net padded a sample; None: nowhere."""
+    unlabeled_valid: Tensor | None
+    """The same of the unlabelled samples, (U, *S) bool."""
+    labeled: int
+    """L."""
+    labeled_voxels: int
+    """Voxels of the labelled samples inside the image."""
+    cases: list[str]
+    """Where the samples come from."""
+
+
+@dataclass(frozen=True)
+class Forward:
+    """What the networks give for a batch."""
+
+    labeled: dict[str, Outputs]
+    """For the labelled samples, by the names in the trainer's ``supervised``; each has nnU-Net's loss."""
+    logits: dict[str, Tensor]
+    """What the unsupervised terms compare, full resolution: for the U unlabelled samples, (U, C, *S), or for all,
+    (L+U, C, *S). The classes that they predict for the unlabelled ones are counted for the log."""
+    extra: Any = None
+    """Whatever else the method's unsupervised terms need."""
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """:attr:`Forward.logits` in the one form that every method can take.
+
+    With regions, which overlap, each of the R channels is a two-class problem of its own, "in" against "out": B samples
+    become B * R, and ``softmax((0, z)) = (1 - sigmoid(z), sigmoid(z))``.
+    """
+
+    logits: dict[str, Tensor]
+    """float32 (float64 where the networks are), (B, C, *S); with regions (B * R, 2, *S)."""
+    valid: Tensor | None
+    """Of the same samples, (B, *S) bool or (B * R, *S); None: all voxels are inside the image."""
+    supervised: dict[str, Tensor]
+    """The supervised losses of the batch, each this rank's share."""
+    group: Group
+    """The ranks that the batch is spread over."""
+    extra: Any
+    """:attr:`Forward.extra`."""
+
+    def mean(self, values: Tensor) -> Tensor:
+        """This rank's share of the mean over all voxels inside the image.
+
+        Args:
+            values: one per voxel, (B, *S) or (B * R, *S), numbers or a mask.
+        """
+        return masked_mean(values, self.valid, self.group)
+
+
+def full_resolution(outputs: Outputs) -> Tensor:
+    """(B, C, *S), out of what a network with or without deep supervision gives."""
+    return outputs if isinstance(outputs, Tensor) else outputs[0]
+
+
+def first(outputs: Outputs, samples: int) -> Outputs:
+    """The outputs of the first samples, at all resolutions."""
+    return outputs[:samples] if isinstance(outputs, Tensor) else [output[:samples] for output in outputs]
+
+
+def as_classes(logits: Tensor, regions: bool) -> Tensor:
+    """Logits for a softmax: as they are, or of region channels (U, R, *S) the two-class form (U * R, 2, *S)."""
+    if not regions:
+        return at_least_float32(logits)
+    inside = at_least_float32(logits).flatten(0, 1)
+    return torch.stack((torch.zeros_like(inside), inside), dim=1)
+
+
+def predictions(
+    forward: Forward, samples: Samples, supervised: dict[str, Tensor], regions: bool, group: Group
+) -> Predictions:
+    """What the networks predict, as methods take it.
+
+    Args:
+        forward: of the batch.
+        samples: the batch.
+        supervised: its supervised losses.
+        regions: whether training is region-based.
+        group: the ranks that the batch is spread over.
+    """
+    shape = next(iter(forward.logits.values())).shape
+    valid = samples.valid if shape[0] == len(samples.data) else samples.unlabeled_valid
+    if regions and valid is not None:
+        valid = valid.repeat_interleave(shape[1], dim=0)
+    logits = {name: as_classes(value, regions) for name, value in forward.logits.items()}
+    return Predictions(logits, valid, supervised, group, forward.extra)

@@ -1,0 +1,30 @@
+"""The fair baselines: nnU-Net itself at the plans' length, on the labelled cases alone."""
+
+from __future__ import annotations
+
+from alhvr_trainer.config.methods import method
+from alhvr_trainer.trainers.planned import PlannedTrainer
+
+
+@method("nnU-Net, labelled cases alone")
+class SupervisedTrainer(PlannedTrainer):
+    """nnU-Net's trainer with as many labelled samples per step as ALHVRTrainer: ``nnUNetv2_train D C F -tr ...``.
+
+    Unchanged but for what the common keys of the ``alhvr`` block set. It sees the fold's labelled cases only.
+    """
+
+    def samples_per_step(self) -> tuple[int, int]:
+        return super().samples_per_step()[0], 0
+
+    def train_step(self, batch: dict) -> dict:
+        values: dict = super().train_step(batch)
+        self.show_step()
+        return values
+
+
+@method("nnU-Net, whole batch labelled")
+class SupervisedWholeBatchTrainer(SupervisedTrainer):
+    """The same with the plans' whole batch labelled: as many samples per step as ALHVRTrainer has of both kinds."""
+
+    def samples_per_step(self) -> tuple[int, int]:
+        return sum(self._split_batch()), 0

@@ -1,0 +1,143 @@
+"""The two passes of one nnU-Net U-Net, and the decoder feature map that CG-CPCL compares."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from alhvr_trainer.errors import InputError
+from alhvr_trainer.losses import TwoPasses
+from alhvr_trainer.trainers.samples import Outputs, full_resolution
+
+FEATURE_STRIDE = 8
+Perturb: TypeAlias = Callable[[list[Tensor]], list[Tensor]]
+UNet = Any
+"""nnU-Net's ``PlainConvUNet`` or ``ResidualEncoderUNet``: a module with an ``encoder`` and a staged ``decoder``."""
+
+
+class TwoPass:
+    """One network run twice: clean on all samples, then its decoder on perturbed features of the unlabelled ones alone.
+
+    Both passes start from the same encoder output, so gradients of both reach the encoder. Without the labelled
+    samples the perturbed pass gives the same numbers under per-sample norms (nnU-Net's InstanceNorm); under batch
+    norm its statistics are those of the unlabelled samples, where the authors' code takes the whole batch.
+
+    Args:
+        network: in training or evaluation mode, deep supervision on or off.
+        feature_stage: decoder stage of the feature tap, see :func:`default_feature_stage`.
+        compiled: run encoder and decoder through ``torch.compile``; the perturbation between them stays eager.
+        compile_options: of ``torch.compile``.
+
+    Raises:
+        InputError: no encoder and staged decoder, or no such decoder stage.
+    """
+
+    def __init__(
+        self, network: UNet, feature_stage: int | None = None, compiled: bool = False, **compile_options: Any
+    ) -> None:
+        check_network(network, feature_stage)
+        stage = default_feature_stage(network) if feature_stage is None else feature_stage
+        self._decoder = network.decoder
+        self._encode: Callable[[Tensor], list[Tensor]] = network.encoder
+        self._decode: Callable[[list[Tensor]], tuple[Any, Tensor]] = _TappedDecoder(network.decoder, stage)
+        if compiled:  # static shapes: the two passes differ in batch size, and each gets a graph of its own
+            options = {"dynamic": False, **compile_options}
+            self._encode = torch.compile(self._encode, **options)
+            self._decode = torch.compile(self._decode, **options)
+
+    def __call__(self, data: Tensor, labeled: int, perturb: Perturb) -> tuple[Outputs, TwoPasses]:
+        """Run both passes.
+
+        Args:
+            data: (L+U, channels, *S), labelled samples first.
+            labeled: L; there must be at least one sample after them.
+            perturb: maps the list of encoder outputs to perturbed ones, e.g. ``FeaturePerturbation``.
+
+        Returns:
+            The clean pass on all samples, and both passes on the unlabelled ones, at full resolution.
+        """
+        skips = self._encode(data)
+        outputs, features = self._decode(skips)
+        with _single_output(self._decoder):
+            perturbed_logits, perturbed_features = self._decode(perturb([skip[labeled:] for skip in skips]))
+        logits = full_resolution(outputs)[labeled:]
+        return outputs, TwoPasses(logits, perturbed_logits, features[labeled:], perturbed_features)
+
+
+class _TappedDecoder:
+    """A decoder that also returns the output of one of its stages: ``(outputs, features)``.
+
+    The hook is there for good and acts only while this object calls: one that came and went with each call would be
+    compiled anew every time.
+    """
+
+    def __init__(self, decoder: Any, stage: int) -> None:
+        self._decoder = decoder
+        self._listening = False
+        self._heard: Tensor | None = None
+        decoder.stages[stage].register_forward_hook(self._hear)
+
+    def __call__(self, skips: list[Tensor]) -> tuple[Any, Tensor]:
+        self._listening = True
+        outputs = self._decoder(skips)
+        self._listening = False
+        features, self._heard = self._heard, None
+        assert features is not None
+        return outputs, features
+
+    def _hear(self, _module: nn.Module, _inputs: Any, output: Tensor) -> None:
+        if self._listening:
+            self._heard = output
+
+
+def default_feature_stage(network: UNet) -> int:
+    """Index of the decoder stage (0 = deepest) whose output feeds CG-CPCL.
+
+    The authors tap their 2D U-Net before the second up-block (after a 1x1 convolution, signed) and their 3D V-Net
+    after decoder block six (after ReLU): both 1/8 of the resolution per axis. nnU-Net's equivalent is the output of a
+    decoder stage (after norm and LeakyReLU); we take the last one, counted from the bottleneck, that is still at 1/8
+    or coarser along its most reduced axis, or the deepest one where the network never gets that coarse. With
+    anisotropic strides the least reduced axes are then finer than 1/8.
+    """
+    strides = np.cumprod([np.broadcast_to(s, _dimensions(network)) for s in network.encoder.strides], axis=0)
+    last = len(network.decoder.stages) - 1  # decoder stage i works at the resolution of encoder stage last - i
+    coarse = [i for i in range(last + 1) if strides[last - i].max() >= FEATURE_STRIDE]
+    return max(coarse, default=0)
+
+
+def check_network(network: UNet, feature_stage: int | None) -> None:
+    """Refuse what :class:`TwoPass` cannot run.
+
+    Raises:
+        InputError: no encoder and staged decoder, or no such decoder stage.
+    """
+    stages = getattr(getattr(network, "decoder", None), "stages", None)
+    if stages is None or not hasattr(network, "encoder"):
+        raise InputError(
+            f"the plans' architecture {type(network).__name__} has no encoder and staged decoder; the method needs "
+            "nnU-Net's PlainConvUNet or ResidualEncoderUNet"
+        )
+    if feature_stage is not None and feature_stage >= len(stages):
+        raise InputError(
+            f'"alhvr.feature_stage" is {feature_stage}, but the decoder has stages 0 (deepest) to {len(stages) - 1}'
+        )
+
+
+def _dimensions(network: UNet) -> int:
+    return 3 if issubclass(network.encoder.conv_op, nn.Conv3d) else 2
+
+
+@contextmanager
+def _single_output(decoder: Any) -> Iterator[None]:
+    """Switch deep supervision off: the perturbed pass needs full resolution alone."""
+    enabled = decoder.deep_supervision
+    decoder.deep_supervision = False
+    try:
+        yield
+    finally:
+        decoder.deep_supervision = enabled

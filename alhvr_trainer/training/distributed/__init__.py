@@ -1,1 +1,0 @@
-"""Training on several GPUs and several machines (``torch.distributed``)."""

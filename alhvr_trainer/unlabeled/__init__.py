@@ -1,1 +1,0 @@
-"""Unlabelled cases: where they lie, reading and checking, fingerprint, preprocessing, loading."""
