@@ -402,6 +402,15 @@ def test_card_of_a_rivals_model(region_folder, tmp_path):
     assert "trained with UA-MT on labelled and unlabelled images" in metadata["description"]
 
 
+def test_card_of_a_labeled_only_model(region_folder, tmp_path):
+    """The package's own baseline sees no unlabeled image, and its card claims none."""
+    folder = tmp_path / region_folder.name.replace("nnUNetTrainer", "SupervisedTrainer_5epochs")
+    shutil.copytree(region_folder, folder)
+    bundle = export_bundle(model_folder=str(folder), output=str(tmp_path / "bundle"))
+    assert "unlabel" not in card_of(bundle).lower()
+    assert "unlabel" not in metadata_of(bundle)["description"]
+
+
 def test_sections_stand_in_the_zoos_order(bundle):
     titles = re.findall(r"^##? (.+)$", card_of(bundle), re.MULTILINE)
     wanted = ["Model Overview", "Data", "Method", "Training configuration", "Performance", "Commands", "References"]

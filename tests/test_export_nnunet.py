@@ -156,7 +156,7 @@ def test_a_model_of_the_stock_trainer_has_no_network_b(workspace, tmp_path):
 def test_the_previous_zip_survives_a_full_disk(workspace, tmp_path):
     target = tmp_path / "model.zip"
     with zipfile.ZipFile(target, "w") as archive:
-        archive.writestr("previous", "")
+        archive.writestr("Dataset901_Tiny/nnUNetTrainer__ALHVRPlans__2d/plans.json", "{}")
     content = target.read_bytes()
     with file_size_limit(10_000), pytest.raises(InputError, match=r"^cannot write .*model\.zip \(.+\)$"):
         export_nnunet(901, "2d", output=str(target))
@@ -164,11 +164,17 @@ def test_the_previous_zip_survives_a_full_disk(workspace, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["model.zip"]
 
 
-def test_a_file_that_is_no_zip_is_not_replaced(workspace, tmp_path):
-    (tmp_path / "scan.nii.gz").write_bytes(b"a scan")
-    with pytest.raises(InputError, match=r"scan\.nii\.gz is there already and is no zip file; choose another name"):
-        export_nnunet(901, "2d", output=str(tmp_path / "scan.nii.gz"))
-    assert (tmp_path / "scan.nii.gz").read_bytes() == b"a scan"
+@pytest.mark.parametrize("kind", ["scan", "zip of scans"])
+def test_a_file_that_is_no_exported_model_is_not_replaced(kind, workspace, tmp_path):
+    file = tmp_path / "scans.zip"
+    file.write_bytes(b"a scan")
+    if kind == "zip of scans":
+        with zipfile.ZipFile(file, "w") as archive:
+            archive.writestr("scan.nii.gz", b"a scan")
+    content = file.read_bytes()
+    with pytest.raises(InputError, match=r"scans\.zip already exists and is not an exported model; choose another name"):
+        export_nnunet(901, "2d", output=str(file))
+    assert file.read_bytes() == content
 
 
 def test_output_folder_is_refused(workspace, tmp_path):

@@ -1,1 +1,1 @@
-"""What users write: settings, plans, dataset.json, suites; the names in them, and the registry of methods."""
+"""What users write: settings, plans, dataset.json; the names in them, and the registry of methods."""

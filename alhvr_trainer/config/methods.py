@@ -61,6 +61,12 @@ def method_of(trainer: str) -> Method | None:
     return next((found for name, found in methods().items() if trainer.startswith(name)), None)
 
 
+def semi_supervised_method_of(trainer: str) -> Method | None:
+    """As :func:`method_of`, but None for the baselines, which see no unlabeled image."""
+    found = method_of(trainer)
+    return found if found and found.summary else None
+
+
 def settings_of_all_methods() -> Iterator[Any]:
     """The settings classes, each once."""
     return iter(dict.fromkeys(each.trainer.settings_class for each in methods().values()))

@@ -69,9 +69,9 @@ class LabeledAndUnlabeled:
         self.labeled_batch_size = labeled_batch_size
         self.unlabeled_batch_size = unlabeled_batch_size
         self.foreground = foreground
-        self.batch = labeled.draws.first  # type: ignore[attr-defined]
         self.identifiers = [*labeled.identifiers, *unlabeled.identifiers]
         self.draws: Draws = labeled.draws  # type: ignore[attr-defined]
+        self.batch = self.draws.first
         self._unlabeled_cases = set(unlabeled.identifiers)
 
     def load_case(self, identifier: str) -> tuple[Any, SegmentationChannels, None, dict[str, Any]]:

@@ -6,7 +6,7 @@ import json
 import os
 import tempfile
 import zipfile
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from alhvr_trainer.bundle.scripts.overwriting import overwritten_input
@@ -68,8 +68,8 @@ def export_nnunet(
     target = Path(output)
     if target.is_dir():
         raise InputError(f"output {target} is a folder; name a zip file")
-    if target.exists() and not zipfile.is_zipfile(target):
-        raise InputError(f"output {target} is there already and is no zip file; choose another name")
+    if target.exists() and not _is_exported_model(target):
+        raise InputError(f"output {target} already exists and is not an exported model; choose another name")
     model = find_model(dataset, configuration, fold, plans, trainer, weights_file)
     problem = overwritten_input([path for path in model.folder.rglob("*") if path.is_file()], [target])
     if problem:
@@ -85,6 +85,13 @@ def export_nnunet(
         raise InputError(f"cannot write {target} ({one_line(error)})") from error
     print(_summary(model, members, target))
     return target
+
+
+def _is_exported_model(file: Path) -> bool:
+    if not zipfile.is_zipfile(file):
+        return False
+    with zipfile.ZipFile(file) as archive:
+        return any(PurePosixPath(name).name == "plans.json" for name in archive.namelist())
 
 
 def _numbered(model: TrainedModel, members: list[Member], network: str) -> list[tuple[int | str, Member]]:

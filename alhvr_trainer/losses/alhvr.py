@@ -42,7 +42,7 @@ class TwoPasses(NamedTuple):
         return self.logits.detach().max(dim=1).indices
 
     def channel(self, number: int) -> TwoPasses:
-        """ "Out" and "in" of one sigmoid channel as the two classes of a softmax."""
+        """One sigmoid channel as a softmax of two classes, out (0) and in (1)."""
         clean, perturbed = (
             torch.stack((torch.zeros_like(z[:, number]), z[:, number]), dim=1)
             for z in (self.logits, self.perturbed_logits)
@@ -155,19 +155,35 @@ def alhvr_terms(
         >>> terms.total.shape, terms.omega3.shape
         (torch.Size([]), torch.Size([2, 32, 32]))
     """
-    return two_network_terms(
-        TwoPasses(logits_a, perturbed_logits_a, features_a, perturbed_features_a),
-        TwoPasses(logits_b, perturbed_logits_b, features_b, perturbed_features_b),
-        threshold_proportion=threshold_proportion,
-        temperature=temperature,
-        prototype_scale=prototype_scale,
-        detach_teacher=detach_teacher,
-        official_ce_broadcast=official_ce_broadcast,
-        valid=valid,
-        dtct_regions=dtct_regions,
-        cgcpcl_regions=cgcpcl_regions,
-        process_group=process_group,
+    a = TwoPasses(logits_a, perturbed_logits_a, features_a, perturbed_features_a)
+    b = TwoPasses(logits_b, perturbed_logits_b, features_b, perturbed_features_b)
+    _check_fit(a, b, valid)
+    group = process_group
+    p_a1, p_a2, p_b1, p_b2 = (
+        torch.softmax(z, dim=1) for z in (a.logits, a.perturbed_logits, b.logits, b.perturbed_logits)
     )
+    regions = split_regions(p_a2, p_b2, threshold_proportion, valid, group)
+    voxels = valid_voxels(regions.omega1, valid, group)
+    terms = dict.fromkeys(TERMS, a.logits.new_zeros(()))
+    if dtct_regions:
+        teacher = competing_teacher(p_a1, p_b1, temperature, detach_teacher)
+        for name, clean, perturbed in (("a", p_a1, p_a2), ("b", p_b1, p_b2)):
+            mask = regions.mask_for(name, dtct_regions)
+            terms[f"dtct_{name}"] = dtct_term(clean, perturbed, teacher, mask, voxels, group)
+    if cgcpcl_regions:
+        shape, classes = tuple(a.logits.shape[2:]), a.logits.shape[1]
+        labels = {"a": a.labels, "b": b.labels}
+        prototypes = {
+            name: class_prototypes(network.features, labels[name], classes, valid, group)
+            for name, network in (("a", a), ("b", b))
+        }
+        for name, network, other in (("a", a, "b"), ("b", b, "a")):  # "cross": the OTHER's prototypes and labels
+            similarity = prototype_similarity(network.perturbed_features, prototypes[other], shape, prototype_scale)
+            mask = regions.mask_for(name, cgcpcl_regions)
+            terms[f"ce_{name}"], terms[f"cos_{name}"] = cgcpcl_terms(
+                similarity, labels[other], mask, voxels, official_ce_broadcast, group
+            )
+    return ALHVRTerms(**vars(_visible(regions, a, b, group)), **terms)
 
 
 @in_float32
@@ -210,57 +226,13 @@ def alhvr_channel_terms(
     """
     a = TwoPasses(logits_a, perturbed_logits_a, features_a, perturbed_features_a)
     b = TwoPasses(logits_b, perturbed_logits_b, features_b, perturbed_features_b)
-    channels = [two_network_terms(a.channel(r), b.channel(r), **options) for r in range(logits_a.shape[1])]
+    channels = [alhvr_terms(*a.channel(r), *b.channel(r), **options) for r in range(logits_a.shape[1])]
     masks = ("omega1", "omega2a", "omega2b", "omega3")
     return ALHVRTerms(
         gamma=torch.stack([terms.gamma for terms in channels]),
         **{name: torch.stack([getattr(terms, name) for terms in channels], dim=1) for name in masks},
         **{name: torch.stack([getattr(terms, name) for terms in channels]).mean() for name in TERMS},
     )
-
-
-def two_network_terms(
-    a: TwoPasses,
-    b: TwoPasses,
-    *,
-    threshold_proportion: float = 0.8,
-    temperature: float = 0.1,
-    prototype_scale: float = 1.0,
-    detach_teacher: bool = False,
-    official_ce_broadcast: bool = False,
-    valid: Tensor | None = None,
-    dtct_regions: tuple[str, ...] = ("omega3",),
-    cgcpcl_regions: tuple[str, ...] = ("omega2",),
-    process_group: Group = None,
-) -> ALHVRTerms:
-    """:func:`alhvr_terms` of two networks; float32 or float64."""
-    _check_fit(a, b, valid)
-    group = process_group
-    p_a1, p_a2, p_b1, p_b2 = (
-        torch.softmax(z, dim=1) for z in (a.logits, a.perturbed_logits, b.logits, b.perturbed_logits)
-    )
-    regions = split_regions(p_a2, p_b2, threshold_proportion, valid, group)
-    voxels = valid_voxels(regions.omega1, valid, group)
-    terms = dict.fromkeys(TERMS, a.logits.new_zeros(()))
-    if dtct_regions:
-        teacher = competing_teacher(p_a1, p_b1, temperature, detach_teacher)
-        for name, clean, perturbed in (("a", p_a1, p_a2), ("b", p_b1, p_b2)):
-            mask = regions.mask_for(name, dtct_regions)
-            terms[f"dtct_{name}"] = dtct_term(clean, perturbed, teacher, mask, voxels, group)
-    if cgcpcl_regions:
-        shape, classes = tuple(a.logits.shape[2:]), a.logits.shape[1]
-        labels = {"a": a.labels, "b": b.labels}
-        prototypes = {
-            name: class_prototypes(network.features, labels[name], classes, valid, group)
-            for name, network in (("a", a), ("b", b))
-        }
-        for name, network, other in (("a", a, "b"), ("b", b, "a")):  # "cross": the OTHER's prototypes and labels
-            similarity = prototype_similarity(network.perturbed_features, prototypes[other], shape, prototype_scale)
-            mask = regions.mask_for(name, cgcpcl_regions)
-            terms[f"ce_{name}"], terms[f"cos_{name}"] = cgcpcl_terms(
-                similarity, labels[other], mask, voxels, official_ce_broadcast, group
-            )
-    return ALHVRTerms(**vars(_visible(regions, a, b, group)), **terms)
 
 
 def _visible(regions: Regions, a: TwoPasses, b: TwoPasses, group: Group) -> Regions:

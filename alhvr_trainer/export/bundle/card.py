@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from alhvr_trainer.config.json_files import is_whole
-from alhvr_trainer.config.methods import method_of
+from alhvr_trainer.config.methods import semi_supervised_method_of
 from alhvr_trainer.config.names import SETTINGS_KEY
 from alhvr_trainer.export.bundle import facts
 from alhvr_trainer.export.bundle.details import Details
@@ -128,7 +128,7 @@ def _data(model: TrainedModel, details: Details) -> str:
         "licence": licence(model, details) or NOT_STATED,
     }
     text = _table("training data", "", {key: value for key, value in rows.items() if value})
-    if method_of(model.trainer):
+    if semi_supervised_method_of(model.trainer):
         text += "\n\nThe model learnt from unlabelled images as well; some of the labels may have been hidden from it."
     return text
 
@@ -138,7 +138,7 @@ def _method(model: TrainedModel) -> str:
     options: dict[str, Any] = manager.network_arch_init_kwargs
     sizes = options.get("features_per_stage")
     features = f" with {', '.join(map(str, sizes))} features per stage" if isinstance(sizes, list) else ""
-    paper = method_of(model.trainer)
+    paper = semi_supervised_method_of(model.trainer)
     if paper:
         text = _SEMI_SUPERVISED.format(method=f"{paper.name} ({paper.long_name})", summary=paper.summary)
     else:

@@ -6,7 +6,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from alhvr_trainer import __version__
-from alhvr_trainer.config.methods import method_of
+from alhvr_trainer.config.methods import semi_supervised_method_of
 from alhvr_trainer.export.bundle import facts
 from alhvr_trainer.export.bundle.details import Details
 from alhvr_trainer.models import Member, TrainedModel
@@ -38,7 +38,7 @@ def fill_metadata(
     Returns:
         A new object with the template's keys, in its order, and ours after them.
     """
-    paper = method_of(model.trainer)
+    paper = semi_supervised_method_of(model.trainer)
     trained = f" trained with {paper.name} on labelled and unlabelled images" if paper else ""
     classes = ", ".join(facts.foreground(model))
     filled = {
