@@ -53,14 +53,33 @@ def message_of_run(bundle: Path, images: Path, output: Path, config: str = "infe
     return str(caught.value)
 
 
-@pytest.mark.parametrize(("config", "num_workers"), [("inference", 0), ("inference", 1), ("inference_native", 0)])
-def test_a_broken_file_stops_no_other_case(workspace, images, tmp_path, config, num_workers):
+def cut_off(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:200])
+
+
+def as_zip(path: Path) -> None:
+    """MONAI's reader of NumPy files would open this one."""
+    path.unlink()
+    np.savez(path.with_suffix(".npz"), np.zeros((4, 4, 4)))
+    path.with_suffix(".npz").rename(path)
+
+
+@pytest.mark.parametrize(
+    ("config", "num_workers", "damage"),
+    [
+        ("inference", 0, cut_off),
+        ("inference", 1, cut_off),
+        ("inference_native", 0, cut_off),
+        ("inference_native", 0, as_zip),
+    ],
+)
+def test_a_broken_file_stops_no_other_case(workspace, images, tmp_path, config, num_workers, damage):
     broken = images / "flipped_0001.nii.gz"
-    broken.write_bytes(broken.read_bytes()[:200])
+    damage(broken)
     options = {"config": config, "num_workers": num_workers}
     message = message_of_run(workspace / "bundle", images, tmp_path / "found", **options).splitlines()
     assert message[0] == "bundle: 1 of 3 cases failed, the others are done:"
-    assert message[1].startswith("  flipped: ") and broken.name in message[1]
+    assert message[1].startswith("  flipped: cannot read ") and broken.name in message[1]
     assert len(message) == 2
     assert sorted(path.name for path in (tmp_path / "found").iterdir()) == ["coronal.nii.gz", "oblique.nii.gz"]
 

@@ -64,14 +64,21 @@ class NiftiReader(NibabelReader):
         self.as_itk = as_itk
 
     def read(self, data: Any, **kwargs: Any) -> Any:
+        """The image or images, or the error: after one raised here, LoadImage would try readers of other formats."""
         self.filenames = ensure_tuple(data)
-        images = [open_nifti(Path(file)) for file in self.filenames]
+        try:
+            images = [open_nifti(Path(file)) for file in self.filenames]
+        except Exception as error:  # nibabel has many, of several libraries
+            return error
         self.stored_spacing = np.asarray(images[0].header.get_zooms()[:3], float)
         if self.as_itk:  # scales the affine where the header's spacing contradicts it
             images = [correct_nifti_header_if_necessary(image) for image in images]
         return images if len(images) > 1 else images[0]
 
     def get_data(self, img: Any) -> tuple[np.ndarray, dict[str, Any]]:
+        if isinstance(img, Exception):
+            files = ", ".join(map(str, self.filenames))
+            raise InputError(f"cannot read {files} (damaged or not an image): {img}") from img
         array, meta = super().get_data(img)
         return array, meta if self.as_itk else {**meta, STORED_SPACING: self.stored_spacing}
 
