@@ -14,7 +14,7 @@ OLDEST_STAMP := $(OLDEST_FOLDER)/.installed
 # MONAI Label and MONAI Deploy lie in an environment over the own one, which they would change
 APPS := $(VENV)/apps
 APPS_STAMP := $(APPS)/.installed
-APPS_LISTS := tests/apps.txt tests/apps_with_dependencies.txt
+APPS_LISTS := tests/bundle/apps.txt tests/bundle/apps_with_dependencies.txt
 SITE_PACKAGES = import sysconfig; print(sysconfig.get_path("purelib"))
 WITH_OLDEST := PYTHONPATH="$(CURDIR)/$(OLDEST_FOLDER)"
 

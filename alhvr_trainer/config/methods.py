@@ -44,11 +44,11 @@ def method(
 
 @lru_cache(maxsize=1)
 def methods() -> dict[str, Method]:
-    """All methods by the name of their trainer; imports every module of ``trainers``, and so torch and nnU-Net."""
+    """All methods by the name of their trainer, sorted; imports every trainer, and so torch and nnU-Net."""
     folder = Path(__file__).resolve().parents[1] / "trainers"
     for module in pkgutil.iter_modules([str(folder)]):
         import_module(f"{TRAINERS_PACKAGE}.{module.name}")
-    return _METHODS
+    return dict(sorted(_METHODS.items()))  # not in the order in which the modules were imported
 
 
 def method_of(trainer: str) -> Method | None:

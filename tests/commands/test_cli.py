@@ -20,7 +20,7 @@ from alhvr_trainer.commands import command
 from alhvr_trainer.errors import InputError
 from alhvr_trainer.next_step import next_step
 
-REPOSITORY = Path(__file__).resolve().parent.parent
+REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 ODD_PATHS = ("20240115", "1e3", "[a]", "{a: 1}", "True", "None", "a,b", "(1)", "0x10", "#1", "a@b", "50%", "$a")

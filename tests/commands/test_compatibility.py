@@ -21,7 +21,7 @@ from alhvr_trainer.experiments.demo.run import demo
 from alhvr_trainer.resources import ext_trainer_folder
 
 link = import_module("alhvr_trainer.link")  # the package's attribute is the command
-REPOSITORY = Path(__file__).resolve().parent.parent
+REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 class FolderOf28:

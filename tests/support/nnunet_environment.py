@@ -14,6 +14,8 @@ from nnunetv2 import paths
 from alhvr_trainer.compatibility import reads_external_trainers
 
 PACKAGE = Path(nnunetv2.__path__[0])
+SUPPORT = Path(__file__).parent
+"""For ``sys.path`` of processes that tests start."""
 
 needs_external_trainers = pytest.mark.skipif(
     not reads_external_trainers(PACKAGE), reason="this nnU-Net does not read nnUNet_extTrainer"

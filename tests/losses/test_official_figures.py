@@ -13,7 +13,7 @@ from alhvr_trainer import alhvr_terms
 
 pytestmark = pytest.mark.any_nnunet
 
-CASES = json.loads((Path(__file__).parent / "data" / "official_losses.json").read_text())
+CASES = json.loads(Path(__file__).with_name("official_losses.json").read_text())
 INPUTS = ("z_a1", "z_a2", "F_a1", "F_a2", "z_b1", "z_b2", "F_b1", "F_b2")  # in the order of alhvr_terms
 
 

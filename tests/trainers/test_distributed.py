@@ -64,7 +64,7 @@ def torchrun(*words: object, nodes: int = 1, node: int = 0, processes: int = 1, 
     """A launcher in a session of its own, as on a machine of its own."""
     command = [sys.executable, "-m", "torch.distributed.run", "--nnodes", nodes, "--node-rank", node]
     command += ["--nproc-per-node", processes, "--master-addr", "127.0.0.1", "--master-port", port or free_port()]
-    path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    path = os.pathsep.join([str(Path(ranks.__file__).parent), os.environ.get("PYTHONPATH", "")])
     return subprocess.Popen(
         [*map(str, command), *map(str, words)],
         stdout=subprocess.PIPE,

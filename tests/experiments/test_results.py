@@ -13,7 +13,7 @@ from alhvr_trainer.experiments.benchmark.report import write_report
 from alhvr_trainer.experiments.benchmark.suites import load_suite
 
 pytestmark = pytest.mark.any_nnunet
-REPOSITORY = Path(__file__).parents[1]
+REPOSITORY = Path(__file__).resolve().parents[2]
 RESULTS = sorted((REPOSITORY / "benchmarks" / "results").glob("*/runs"))
 
 

@@ -3,7 +3,7 @@
 nnU-Net tests itself on four variants of the Hippocampus set. Here each variant has unlabelled cases as well, from the
 folder and from the splits file, and the trainings are tiny. As a script it runs on the real set, or on phantoms:
 
-    python tests/scenario.py --work_folder DIR [--data DIR/Dataset004_Hippocampus] [--folds 5] [--output FILE]
+    python tests/support/scenario.py --work_folder DIR [--data DIR/Dataset004_Hippocampus] [--folds 5] [--output FILE]
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ from alhvr_trainer.trainers.alhvr import ALHVRSettings
 
 pytestmark = pytest.mark.any_nnunet
 
-REPOSITORY = Path(__file__).resolve().parent.parent
+REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")

@@ -415,7 +415,7 @@ def test_help_states_each_equation():
 
 def test_the_page_on_monais_unet_runs(tmp_path):
     """As a reader would: its code in a file of its own. Chance, with classes of this size, would be below 0.1."""
-    page = Path(__file__).parents[1] / "docs" / "monai_unet.md"
+    page = Path(__file__).resolve().parents[2] / "docs" / "monai_unet.md"
     (code,) = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
     file = tmp_path / "train.py"
     file.write_text(code, encoding="utf-8")

@@ -18,7 +18,7 @@ import SimpleITK as sitk
 import tifffile
 from alhvr_trainer.bundle.scripts import metrics
 from dicom_files import oblique_image, write_series
-from nnunet_environment import set_nnunet
+from nnunet_environment import SUPPORT, set_nnunet
 from scripts.cases import find_cases
 from scripts.distributed import cases_of_this_rank
 from scripts.evaluation import Evaluation, predict_and_evaluate
@@ -29,7 +29,7 @@ from alhvr_trainer.export.bundle import export_bundle
 from alhvr_trainer.resources import bundle_folder, ext_trainer_folder
 
 pytestmark = pytest.mark.any_nnunet
-REPOSITORY = Path(__file__).resolve().parent.parent
+REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -275,7 +275,7 @@ def test_a_rank_with_a_failed_case_waits_for_the_evaluation(evaluation, tmp_path
     """torchrun ends every rank as soon as one has failed, so the one that fails must be the last."""
     (tmp_path / "ranks.py").write_text(
         "import sys, time\n"
-        f"sys.path[:0] = [{str(bundle_folder())!r}, {str(Path(__file__).parent)!r}]\n"
+        f"sys.path[:0] = [{str(bundle_folder())!r}, {str(SUPPORT)!r}]\n"
         "from scripts.distributed import rank, run_on_all_ranks\n"
         "from scripts.evaluation import Evaluation\n"
         "class Slow(Evaluation):\n"

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from data_builders import FOLDERS
-from nnunet_environment import needs_external_trainers
+from nnunet_environment import SUPPORT, needs_external_trainers
 from trained_models import python_path
 
 from alhvr_trainer import cli
@@ -26,7 +26,7 @@ LOOK_UP = f"""
 import sys
 import nnunetv2
 from os.path import join
-sys.path.append({str(Path(__file__).parent)!r})
+sys.path.append({str(SUPPORT)!r})
 from nnunet_environment import find_trainer as trainer
 from nnunetv2.utilities.find_class_by_name import recursive_find_python_class
 def planner(name):

@@ -189,7 +189,7 @@ def test_the_weights_of_a_bundle_are_loaded_without_code(tmp_path: Path):
     """By MONAI's handler, which the bundle's configuration names."""
     network = torch.nn.Linear(1, 1)
     torch.save({**network.state_dict(), "x": Intruder(tmp_path / "victim")}, tmp_path / "model.pt")
-    config = json.loads((Path(__file__).parents[1] / "bundle" / "configs" / "inference.json").read_text())
+    config = json.loads((Path(__file__).resolve().parents[2] / "bundle" / "configs" / "inference.json").read_text())
     assert config["handlers"][0]["_target_"] == "CheckpointLoader"
     with pytest.raises(pickle.UnpicklingError):
         CheckpointLoader(str(tmp_path / "model.pt"), {"model": network})(None)  # type: ignore[arg-type]

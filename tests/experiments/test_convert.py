@@ -309,6 +309,6 @@ def test_no_source_is_written_over(tmp_path: Path):
 
 
 def test_every_kind_is_documented():
-    page = (Path(__file__).resolve().parent.parent / "docs" / "datasets.md").read_text(encoding="utf-8")
+    page = (Path(__file__).resolve().parents[2] / "docs" / "datasets.md").read_text(encoding="utf-8")
     assert all(f"`{kind}`" in page for kind in KINDS)
     assert all(kind in (convert.__doc__ or "") for kind in KINDS)

@@ -19,7 +19,7 @@ from alhvr_trainer.trainers.checkpoints import read_checkpoint
 pytest_plugins = ["planned_dataset"]
 pytestmark = pytest.mark.any_nnunet
 
-PAGE = Path(__file__).parents[1] / "docs" / "new_method.md"
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "new_method.md"
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,7 @@
 
 As a script this file is the training: nnU-Net's own functions, a checkpoint after every epoch.
 
-    python tests/test_resume.py [--resume] [--stop_in_epoch N]
+    python tests/trainers/test_resume.py [--resume] [--stop_in_epoch N]
 """
 
 from __future__ import annotations

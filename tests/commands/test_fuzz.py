@@ -1,7 +1,7 @@
 """A thousand damaged inputs: each is used or refused with one clear line, in bounded time, and nothing else happens.
 
-The examples are the same in every run. ``pytest -rP tests/test_fuzz.py`` shows how many of each kind were used and
-refused.
+The examples are the same in every run. ``pytest -rP tests/commands/test_fuzz.py`` shows how many of each kind were used
+and refused.
 """
 
 from __future__ import annotations
