@@ -10,7 +10,11 @@ The two are told apart by what they have, not by version numbers, which a copy o
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 from alhvr_trainer.errors import InputError
 
@@ -72,3 +76,20 @@ def trainer_class(name: str) -> type | None:
 def reads_external_trainers(package: Path) -> bool:
     """Whether the nnU-Net in this folder looks for trainers in ``nnUNet_extTrainer``. Imports nothing."""
     return (package / "utilities" / "find_objects.py").is_file()
+
+
+@contextmanager
+def replaced(module: ModuleType, **names: Any) -> Iterator[None]:
+    """While the context is open, names in one of nnU-Net's modules mean our classes.
+
+    For methods of nnU-Net that name the classes they build: all else that they set up stays in nnU-Net's hands.
+
+    Raises:
+        AttributeError: the module has no such name.
+    """
+    stock = {name: getattr(module, name) for name in names}
+    vars(module).update(names)
+    try:
+        yield
+    finally:
+        vars(module).update(stock)

@@ -17,9 +17,9 @@ def predict_next_stage(
     trainer: str = TRAINER_NAME,
     device: str = "cuda",
 ) -> list[str]:
-    """Segment the unlabelled cases of a fold for the next stage of the cascade.
+    """Segment the unlabeled cases of a fold for the next stage of the cascade.
 
-    A training does this at its end. Run it when unlabelled cases were added later, or files got lost.
+    A training does this at its end. Run it when unlabeled cases were added later, or files got lost.
 
     Args:
         dataset: id or name.
@@ -33,7 +33,7 @@ def predict_next_stage(
         The next stages, which can now be trained.
 
     Raises:
-        InputError: no finished training of that name, several folds, no next stage, no such device, or no unlabelled
+        InputError: no finished training of that name, several folds, no next stage, no such device, or no unlabeled
             case.
 
     Example:
@@ -47,7 +47,7 @@ def predict_next_stage(
     from alhvr_trainer.trainers.cascade import save_next_stage
     from alhvr_trainer.trainers.variants import trainer_named
 
-    number = one_fold(fold, "every fold predicts its own unlabelled cases")
+    number = one_fold(fold, "every fold predicts its own unlabeled cases")
     model = find_model(dataset, configuration, number, plans, trainer)
     stages = model.configuration_manager.next_stage_names
     if not stages:

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from types import SimpleNamespace
-from unittest.mock import patch
 
+from alhvr_trainer.compatibility import replaced
 from alhvr_trainer.config.names import TRAINER_NAME
 from alhvr_trainer.devices import check_device
 from alhvr_trainer.errors import InputError, did_you_mean
@@ -188,7 +188,7 @@ def _process_group(device: str) -> Iterator[None]:
     dist.init_process_group("nccl" if device == "cuda" else "gloo")
     try:
         # nnU-Net would load pretrained weights onto the GPU that has the number of the global rank
-        with patch.object(pretrained_module, "dist", SimpleNamespace(is_initialized=lambda: False)):
+        with replaced(pretrained_module, dist=SimpleNamespace(is_initialized=lambda: False)):
             yield
     except RuntimeError as error:
         if not isinstance(error, dist.DistError) and "Connection" not in str(error):

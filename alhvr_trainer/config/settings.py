@@ -26,13 +26,13 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
 
     unlabeled_batch_size: Positive | None = None
-    """Unlabelled samples U per step, out of the plans' ``batch_size`` (L + U); default: half of it, rounded down."""
+    """Unlabeled samples U per step, out of the plans' ``batch_size`` (L + U); default: half of it, rounded down."""
     consistency_weight: float = Field(0.1, ge=0)
     """Weight of the unsupervised terms at the end of the ramp-up."""
     ramp_fraction: Share = 1.0
     """Share of all training iterations over which the weight ramps up."""
     unlabeled_foreground: Share = 0.0
-    """Share of the unlabelled patches laid around foreground that the network predicted, nine times in all."""
+    """Share of the unlabeled patches laid around foreground that the network predicted, nine times in all."""
     mixed_precision: Literal["float16", "bfloat16"] = "float16"
     """Type of autocast on CUDA: "float16", as in nnU-Net, or "bfloat16", which needs no scaling of the loss."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] | None = None
@@ -108,12 +108,12 @@ def known_settings(configuration: dict[str, Any]) -> dict[str, Any]:
 
 
 def split_batch(batch_size: int, unlabeled_batch_size: int | None = None) -> tuple[int, int]:
-    """Labelled and unlabelled samples (L, U) of a step whose plans say ``batch_size`` = L + U.
+    """Labeled and unlabeled samples (L, U) of a step whose plans say ``batch_size`` = L + U.
 
     Without ``unlabeled_batch_size``: L = ceil(b / 2), U = floor(b / 2), at least one each.
 
     Raises:
-        InputError: ``unlabeled_batch_size`` leaves no labelled sample.
+        InputError: ``unlabeled_batch_size`` leaves no labeled sample.
 
     Example:
         >>> split_batch(16), split_batch(3), split_batch(1), split_batch(12, 8)
@@ -125,7 +125,7 @@ def split_batch(batch_size: int, unlabeled_batch_size: int | None = None) -> tup
     if unlabeled_batch_size >= batch_size:
         raise InputError(
             f'"{SETTINGS_KEY}.unlabeled_batch_size" is {unlabeled_batch_size}, but "batch_size" in the plans '
-            f"(labelled + unlabelled) is {batch_size}: at least one labelled sample must be left"
+            f"(labeled + unlabeled) is {batch_size}: at least one labeled sample must be left"
         )
     return batch_size - unlabeled_batch_size, unlabeled_batch_size
 

@@ -33,7 +33,7 @@ def forced_foreground(samples: int, batch: int, percent: float) -> tuple[float, 
     fewer samples is no whole number: the last ones are forced always, and one more in some of the batches.
 
     Args:
-        samples: labelled ones in a batch, L.
+        samples: labeled ones in a batch, L.
         batch: all of them, b = L + U.
         percent: nnU-Net's ``oversample_foreground_percent``, 0 to 1.
 

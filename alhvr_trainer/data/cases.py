@@ -1,4 +1,4 @@
-"""Where the unlabelled cases of a nnU-Net dataset lie, and the rules that keep them apart.
+"""Where the unlabeled cases of a nnU-Net dataset lie, and the rules that keep them apart.
 
 Two sources, joined for every fold:
 
@@ -28,7 +28,7 @@ SPLITS_FILE = "splits_final.json"
 
 
 def raw_unlabeled_cases(raw_dataset_folder: str, dataset_json: dict[str, Any]) -> Cases:
-    """The cases of the unlabelled folders (none of ``splits_final.json``); may be empty.
+    """The cases of the unlabeled folders (none of ``splits_final.json``); may be empty.
 
     Raises:
         InputError: a folder that ``dataset.json`` names does not exist; a file has another ending or no
@@ -49,7 +49,7 @@ def raw_unlabeled_cases(raw_dataset_folder: str, dataset_json: dict[str, Any]) -
             where = os.path.join(raw_dataset_folder, "imagesTr") if case in labeled else where
             if where is not None:
                 raise InputError(
-                    f'unlabelled case "{case}" lies in {folder} and in {where}: remove or rename one of them'
+                    f'unlabeled case "{case}" lies in {folder} and in {where}: remove or rename one of them'
                 )
             _check_channels(case, folder, channels, files_per_case, file_ending(dataset_json))
             found[case] = [channels[number] for number in sorted(channels)]
@@ -90,14 +90,14 @@ def unlabeled_cases_of_fold(
     train_keys: Iterable[str],
     val_keys: Iterable[str],
 ) -> Cases:
-    """All unlabelled cases of a fold: those of the folders and those of the split, sorted by name.
+    """All unlabeled cases of a fold: those of the folders and those of the split, sorted by name.
 
     Args:
         raw_dataset_folder: ``nnUNet_raw/DatasetXXX_Name``.
         dataset_json: its ``dataset.json``.
         splits: ``splits_final.json`` (``[]`` if there is none); see :func:`load_splits`.
         fold: number of the fold, or ``"all"``.
-        train_keys: labelled training cases of the fold, as nnU-Net's ``do_split`` gives them.
+        train_keys: labeled training cases of the fold, as nnU-Net's ``do_split`` gives them.
         val_keys: its validation cases.
 
     Raises:
@@ -110,12 +110,12 @@ def unlabeled_cases_of_fold(
         _check_apart(split_cases, keys, f'"{UNLABELED_KEY}" and "{name}" of fold {fold} in {SPLITS_FILE}')
     cases = raw_unlabeled_cases(raw_dataset_folder, dataset_json)
     for name, keys in (("train", set(train_keys)), ("val", set(val_keys))):
-        _check_apart(cases, keys, f'the unlabelled folder and "{name}" of fold {fold}')
+        _check_apart(cases, keys, f'the unlabeled folder and "{name}" of fold {fold}')
     return _joined(cases, split_cases, raw_dataset_folder, dataset_json, f"fold {fold}")
 
 
 def all_unlabeled_cases(raw_dataset_folder: str, dataset_json: dict[str, Any], splits: list[dict[str, Any]]) -> Cases:
-    """The unlabelled cases of all folds together: what is planned for and preprocessed.
+    """The unlabeled cases of all folds together: what is planned for and preprocessed.
 
     Raises:
         InputError: as :func:`unlabeled_cases_of_fold`, for any fold.
@@ -159,7 +159,7 @@ def load_splits(raw_dataset_folder: str, preprocessed_dataset_folder: str) -> li
 
 
 def unlabeled_folders(raw_dataset_folder: str, dataset_json: dict[str, Any]) -> list[str]:
-    """Folders to look for unlabelled cases in: those that ``dataset.json`` names, else the default one."""
+    """Folders to look for unlabeled cases in: those that ``dataset.json`` names, else the default one."""
     named = dataset_json.get(UNLABELED_KEY)
     if named is None:
         _check_spelling(dataset_json, (UNLABELED_KEY,), os.path.join(raw_dataset_folder, "dataset.json"))
@@ -191,8 +191,8 @@ def _check_channels(case: str, folder: str, channels: Collection[int], expected:
     for numbers, problem in ((missing, "missing"), (extra, "one channel too many")):
         if numbers:
             raise InputError(
-                f'unlabelled case "{case}" in {folder}: {case}_{min(numbers):04d}{ending} is {problem} '
-                f"(labelled cases have {expected} file{'s' if expected > 1 else ''} each)"
+                f'unlabeled case "{case}" in {folder}: {case}_{min(numbers):04d}{ending} is {problem} '
+                f"(labeled cases have {expected} file{'s' if expected > 1 else ''} each)"
             )
 
 
@@ -204,7 +204,7 @@ def _joined(
     where: str,
 ) -> Cases:
     split_cases = list(split_cases)
-    _check_apart(folder_cases, set(split_cases), f'an unlabelled folder and "{UNLABELED_KEY}" in {SPLITS_FILE}')
+    _check_apart(folder_cases, set(split_cases), f'an unlabeled folder and "{UNLABELED_KEY}" in {SPLITS_FILE}')
     labeled = images_of_labeled_folder(raw_dataset_folder, dataset_json) if split_cases else {}
     without_images = sorted(set(split_cases) - set(labeled))
     if without_images:
@@ -215,7 +215,7 @@ def _joined(
     cases = {**folder_cases, **{case: labeled[case] for case in split_cases}}
     if not cases:
         raise InputError(
-            f"no unlabelled case for {where}: put images into "
+            f"no unlabeled case for {where}: put images into "
             f"{os.path.join(raw_dataset_folder, UNLABELED_FOLDER)} (or name folders under "
             f'"{UNLABELED_KEY}" in dataset.json), or list cases under "{UNLABELED_KEY}" of the fold in '
             f"{SPLITS_FILE} (alhvr make_split writes one)"

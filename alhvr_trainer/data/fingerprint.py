@@ -1,6 +1,6 @@
-"""The unlabelled part of nnU-Net's dataset fingerprint.
+"""The unlabeled part of nnU-Net's dataset fingerprint.
 
-Planning looks at spacings and shapes of labelled and unlabelled cases, and at intensities of the labelled
+Planning looks at spacings and shapes of labeled and unlabeled cases, and at intensities of the labeled
 foreground. ``dataset_fingerprint.json`` gets two more keys for that::
 
     "labeled_cases": [case, ...]       the cases behind nnU-Net's own entries (absent: all of imagesTr)
@@ -35,10 +35,10 @@ LABELED_CASES = "labeled_cases"
 
 
 class ALHVRFingerprintExtractor(DatasetFingerprintExtractor):
-    """nnU-Net's extractor without the cases that ``splits_final.json`` calls unlabelled.
+    """nnU-Net's extractor without the cases that ``splits_final.json`` calls unlabeled.
 
     Their labels exist, but are hidden from training; the statistics of the foreground would let them in again
-    (CT normalisation uses these). A case that any fold calls unlabelled is left out. If that leaves none, as
+    (CT normalization uses these). A case that any fold calls unlabeled is left out. If that leaves none, as
     in a cross validation over all cases, the training cases of all folds are taken.
     """
 
@@ -50,7 +50,7 @@ class ALHVRFingerprintExtractor(DatasetFingerprintExtractor):
         kept = [case for case in self.dataset if case not in hidden]
         if not kept:
             kept = [case for case in self.dataset if any(case in split.get("train", []) for split in splits)]
-            print("Every case is unlabelled in some fold: intensities come from all folds' training cases")
+            print("Every case is unlabeled in some fold: intensities come from all folds' training cases")
         self.dataset: dict[str, Any] = {case: self.dataset[case] for case in kept}
 
     def run(self, overwrite_existing: bool = False) -> dict[str, Any]:
@@ -66,7 +66,7 @@ class ALHVRFingerprintExtractor(DatasetFingerprintExtractor):
 
 
 def add_unlabeled_to_fingerprint(dataset_name: str, num_processes: int) -> dict[str, Any]:
-    """Read every unlabelled case once and add their spacings and shapes to ``dataset_fingerprint.json``.
+    """Read every unlabeled case once and add their spacings and shapes to ``dataset_fingerprint.json``.
 
     Cases that nnU-Net's own entries cover already (those of ``imagesTr``, unless left out as hidden) are not
     repeated. Cases whose files have not changed since the last time are not read again.
@@ -80,7 +80,7 @@ def add_unlabeled_to_fingerprint(dataset_name: str, num_processes: int) -> dict[
         axis order of nnU-Net's own entries.
 
     Raises:
-        InputError: no fingerprint yet; no unlabelled case; an image cannot be used.
+        InputError: no fingerprint yet; no unlabeled case; an image cannot be used.
 
     Example:
         >>> fingerprint = add_unlabeled_to_fingerprint("Dataset027_ACDC", num_processes=4)
@@ -106,7 +106,7 @@ def add_unlabeled_to_fingerprint(dataset_name: str, num_processes: int) -> dict[
         reader = determine_reader_writer_from_dataset_json(dataset_json, example, verbose=False)
         arguments = {case: (files, reader, len(channel_names(dataset_json))) for case, files in changed.items()}
         processes = useful_processes(num_processes, changed)
-        entries.update(run_on_cases(_analyze, arguments, processes, "Fingerprint of unlabelled cases"))
+        entries.update(run_on_cases(_analyze, arguments, processes, "Fingerprint of unlabeled cases"))
     fingerprint[UNLABELED_KEY] = {
         "cases": list(entries),
         **{
@@ -119,7 +119,7 @@ def add_unlabeled_to_fingerprint(dataset_name: str, num_processes: int) -> dict[
 
 
 def merged_with_unlabeled(fingerprint: dict[str, Any]) -> dict[str, Any]:
-    """The fingerprint as if labelled and unlabelled cases were one dataset: spacings and shapes only."""
+    """The fingerprint as if labeled and unlabeled cases were one dataset: spacings and shapes only."""
     unlabeled = fingerprint[UNLABELED_KEY]
     return {
         **fingerprint,

@@ -1,4 +1,4 @@
-"""Where the network sees foreground in unlabelled cases, so that patches can be laid around it."""
+"""Where the network sees foreground in unlabeled cases, so that patches can be laid around it."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def foreground_voxels(logits: Tensor, label_manager: LabelManager) -> dict[str, 
 
 @dataclass(frozen=True)
 class PredictedForeground:
-    """Foreground of a fold's unlabelled cases on disk, a folder for each look at them.
+    """Foreground of a fold's unlabeled cases on disk, a folder for each look at them.
 
     A batch is laid around what the last look before its epoch found, whenever a worker makes it: workers are ahead of
     training, and wait where a look is still to come.
@@ -82,7 +82,7 @@ class PredictedForeground:
         """What :func:`foreground_voxels` found in the case; None before the first look.
 
         Args:
-            case: unlabelled.
+            case: unlabeled.
             batch: its number.
         """
         epoch = max(batch - 1, self.first) // self.iterations

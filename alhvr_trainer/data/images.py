@@ -1,4 +1,4 @@
-"""Reading the images of one unlabelled case with nnU-Net's reader, and refusing what would spoil training."""
+"""Reading the images of one unlabeled case with nnU-Net's reader, and refusing what would spoil training."""
 
 from __future__ import annotations
 

@@ -1,11 +1,10 @@
-"""Labelled and unlabelled patches from one nnU-Net data loader, and so from one pool of workers."""
+"""Labeled and unlabeled patches from one nnU-Net data loader, and so from one pool of workers."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Any
-from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -15,6 +14,7 @@ from nnunetv2.training.dataloading.nnunet_dataset import nnUNetBaseDataset
 from nnunetv2.training.nnUNetTrainer import nnUNetTrainer as trainer_module
 from torch import Tensor
 
+from alhvr_trainer.compatibility import replaced
 from alhvr_trainer.data.batches import Draws, InOrder, NumberedLoader
 from alhvr_trainer.data.foreground import PredictedForeground
 
@@ -48,13 +48,13 @@ class LabeledAndUnlabeled:
         unlabeled: the same over the ``_unlabeled`` folder; its cases have no label file behind them.
         labeled_batch_size: L.
         unlabeled_batch_size: U.
-        foreground: where unlabelled cases show foreground, for patches around it; None: no patch aims at it.
+        foreground: where unlabeled cases show foreground, for patches around it; None: no patch aims at it.
     """
 
     batch: int
     """Number of the batch that is being made."""
     inside_unlabeled = 1
-    """In that channel, inside an unlabelled image. A method whose augmentation must tell the kinds apart sets 2."""
+    """In that channel, inside an unlabeled image. A method whose augmentation must tell the kinds apart sets 2."""
 
     def __init__(
         self,
@@ -100,10 +100,10 @@ class _RegionsAndInside(SegOnlyTransform):
 
 
 class SemiSupervisedDataLoader(NumberedLoader):
-    """Batches of L labelled samples and, after them, U unlabelled ones.
+    """Batches of L labeled samples and, after them, U unlabeled ones.
 
     ``target`` has one more channel than nnU-Net's, the last: the validity mask. Before it stand the label or the
-    regions, of no meaning for unlabelled samples.
+    regions, of no meaning for unlabeled samples.
     """
 
     _data: LabeledAndUnlabeled
@@ -125,7 +125,7 @@ class SemiSupervisedDataLoader(NumberedLoader):
         return [*labeled, *unlabeled]
 
     def get_bbox(self, data_shape: Any, force_fg: bool, class_locations: Any, *args: Any, **kwargs: Any) -> Any:
-        """nnU-Net's choice of a patch; unlabelled cases have no annotated voxels, and may show no foreground yet."""
+        """nnU-Net's choice of a patch; unlabeled cases have no annotated voxels, and may show no foreground yet."""
         has_ignore = self.has_ignore
         self.has_ignore = has_ignore and self.annotated_classes_key in (class_locations or {})
         try:
@@ -139,12 +139,6 @@ def _loader_for(data: Any, *args: Any, **kwargs: Any) -> NumberedLoader:
     return kind(data, *args, **kwargs)
 
 
-@contextmanager
-def loaders_in_order() -> Iterator[None]:
-    """nnU-Net's ``get_dataloaders`` builds our loaders and our pool of workers, while the context is open.
-
-    That method names these classes outright and starts the workers itself; replacing the names for the length of the
-    call leaves all of nnU-Net's set-up (transforms, patch sizes, number of workers) in nnU-Net's hands.
-    """
-    with patch.multiple(trainer_module, nnUNetDataLoader=_loader_for, NonDetMultiThreadedAugmenter=InOrder):
-        yield
+def loaders_in_order() -> AbstractContextManager[None]:
+    """While the context is open, nnU-Net's ``get_dataloaders`` builds our loaders and our pool of workers."""
+    return replaced(trainer_module, nnUNetDataLoader=_loader_for, NonDetMultiThreadedAugmenter=InOrder)

@@ -1,6 +1,6 @@
-"""Preprocess unlabelled cases with nnU-Net's own preprocessor, into their own folder.
+"""Preprocess unlabeled cases with nnU-Net's own preprocessor, into their own folder.
 
-The folder is ``<data_identifier>_unlabeled``: nnU-Net takes every case in its own folder for a labelled one.
+The folder is ``<data_identifier>_unlabeled``: nnU-Net takes every case in its own folder for a labeled one.
 Files and format are nnU-Net's (``CASE.b2nd``, ``CASE_seg.b2nd``, ``CASE.pkl``); the segmentation holds 0, and
 -1 outside the nonzero mask. No label file is read. A case is complete when its ``.pkl`` is there; that file
 also says what the data depend on, so that changed images or plans are noticed.
@@ -53,7 +53,7 @@ _FROM_CONFIGURATION = (
 
 
 def unlabeled_folder(preprocessed_dataset_folder: str) -> str:
-    """The folder of the unlabelled cases that belongs to nnU-Net's folder of a configuration's labelled ones.
+    """The folder of the unlabeled cases that belongs to nnU-Net's folder of a configuration's labeled ones.
 
     Example:
         >>> unlabeled_folder("nnUNet_preprocessed/Dataset027_ACDC/ALHVRPlans_2d")
@@ -134,7 +134,7 @@ def preprocess_unlabeled(
             preprocess,
             {case: (case, cases[case]) for case in missing},
             useful_processes(num_processes, {case: cases[case] for case in missing}),
-            "Preprocessing unlabelled cases",
+            "Preprocessing unlabeled cases",
             show_progress,
         )
 
@@ -152,7 +152,7 @@ def _partial_folder(folder: str, missing: list[str]) -> Iterator[str]:
         partial = tempfile.TemporaryDirectory(prefix=PARTIAL, dir=folder)
     except OSError as error:
         raise InputError(
-            f"{folder} cannot be written ({error.strerror}), and {len(missing)} unlabelled cases are to be "
+            f"{folder} cannot be written ({error.strerror}), and {len(missing)} unlabeled cases are to be "
             f"preprocessed into it, such as {missing[0]}: they are not there yet, or images or plans have changed; run "
             "alhvr plan_and_preprocess where the folder can be written"
         ) from error

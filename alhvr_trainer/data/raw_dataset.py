@@ -33,7 +33,7 @@ def load_dataset_json(raw_dataset_folder: str) -> dict[str, Any]:
 
 
 def images_of_labeled_folder(raw_dataset_folder: str, dataset_json: dict[str, Any]) -> Cases:
-    """Image files of nnU-Net's own (labelled) cases: ``imagesTr``, or ``"dataset"`` in ``dataset.json``."""
+    """Image files of nnU-Net's own (labeled) cases: ``imagesTr``, or ``"dataset"`` in ``dataset.json``."""
     if "dataset" in dataset_json:
         from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 

@@ -1,4 +1,4 @@
-"""Choosing labelled, unlabelled and validation cases at random. Needs no nnU-Net."""
+"""Choosing labeled, unlabeled and validation cases at random. Needs no nnU-Net."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ def choose_splits(
     group: str | None = None,
     seed: int = 0,
 ) -> list[dict[str, list[str]]]:
-    """Folds with ``"train"`` (labelled), ``"unlabeled"`` and ``"val"``; every case is in exactly one list of
+    """Folds with ``"train"`` (labeled), ``"unlabeled"`` and ``"val"``; every case is in exactly one list of
     a fold.
 
     Args:
         cases: case names.
-        labeled: number of labelled groups, share of the training groups, or names; see ``alhvr make_split``.
+        labeled: number of labeled groups, share of the training groups, or names; see ``alhvr make_split``.
         folds: number of folds; a cross validation unless ``validation`` is given.
         validation: as ``labeled``, but a share of all groups.
         group: regular expression; cases in whose names it finds the same text form a group. Default: every
@@ -63,7 +63,7 @@ def choose_splits(
 
 
 def split_for_few_cases(cases: Sequence[str]) -> list[dict[str, list[str]]] | None:
-    """Folds for fewer labelled cases than the five of nnU-Net's cross validation; None where there are enough.
+    """Folds for fewer labeled cases than the five of nnU-Net's cross validation; None where there are enough.
 
     Each case is the validation case of one fold. One or two are both trained and validated on: leaving one out would
     cost half of all labels.
@@ -85,7 +85,7 @@ def write_split_for_few_cases(folder: str | Path, cases: Sequence[str]) -> None:
 
     Args:
         folder: of the dataset in ``nnUNet_preprocessed``.
-        cases: all labelled ones.
+        cases: all labeled ones.
     """
     file = Path(folder) / SPLITS_FILE
     splits = None if file.exists() else split_for_few_cases(cases)
@@ -96,13 +96,13 @@ def write_split_for_few_cases(folder: str | Path, cases: Sequence[str]) -> None:
             if len(splits) > 1
             else f"fold 0 trains and validates on all, {NO_VALIDATION}"
         )
-        print(f"{file}: {len(cases)} labelled case{'s' if len(cases) > 1 else ''}; {how}")
+        print(f"{file}: {len(cases)} labeled case{'s' if len(cases) > 1 else ''}; {how}")
 
 
 def split_summary(splits: list[dict[str, list[str]]]) -> list[str]:
     """One line for each fold."""
     return [
-        f"fold {fold}: {len(split['train'])} labelled, {len(split['unlabeled'])} unlabelled, "
+        f"fold {fold}: {len(split['train'])} labeled, {len(split['unlabeled'])} unlabeled, "
         f"{len(split['val'])} validation cases"
         for fold, split in enumerate(splits)
     ]

@@ -1,4 +1,4 @@
-"""The unlabelled cases that a training draws from: found, checked, preprocessed where missing, opened."""
+"""The unlabeled cases that a training draws from: found, checked, preprocessed where missing, opened."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def labeled_cases(
         train_cases, validation_cases: as nnU-Net's ``do_split`` gives them.
 
     Raises:
-        InputError: no labelled case is left for training or validation.
+        InputError: no labeled case is left for training or validation.
     """
     splits = _splits(trainer)
     hidden = set() if is_in_file(splits, trainer.fold) else set(split_unlabeled_cases(splits, trainer.fold))
@@ -46,7 +46,7 @@ def labeled_cases(
                 f"fold {trainer.fold} is not in {SPLITS_FILE}, and nnU-Net's split of it holds hidden cases alone for "
                 f"{name}; train one of the folds 0 to {len(splits) - 1}"
             )
-    trainer.print_to_log_file(f"ALHVR: {len(hidden)} cases stay unlabelled: no fold of {SPLITS_FILE} trains on them")
+    trainer.print_to_log_file(f"ALHVR: {len(hidden)} cases stay unlabeled: no fold of {SPLITS_FILE} trains on them")
     return train, validation
 
 
@@ -57,16 +57,16 @@ def unlabeled_dataset(
     previous_stage_folder: str | None = None,
     configuration_name: str | None = None,
 ) -> nnUNetDatasetBlosc2:
-    """nnU-Net data set of the fold's unlabelled cases; preprocesses what is missing, and says so.
+    """nnU-Net data set of the fold's unlabeled cases; preprocesses what is missing, and says so.
 
     Args:
         trainer: says which dataset, plans and fold.
-        train_cases, validation_cases: labelled cases of the fold, as ``do_split`` gives them.
+        train_cases, validation_cases: labeled cases of the fold, as ``do_split`` gives them.
         previous_stage_folder: in a cascade, the segmentations of the previous stage.
         configuration_name: another configuration of the plans than the trainer's.
 
     Raises:
-        InputError: no unlabelled case, one that is also in train or val, or an image that cannot be used.
+        InputError: no unlabeled case, one that is also in train or val, or an image that cannot be used.
     """
     configuration = trainer.plans_manager.get_configuration(configuration_name or trainer.configuration_name)
     folder = unlabeled_folder(str(Path(trainer.preprocessed_dataset_folder_base) / configuration.data_identifier))
@@ -79,7 +79,7 @@ def unlabeled_dataset(
     )
     missing = missing_cases(folder, files, trainer.plans_manager, configuration)
     if missing:
-        trainer.print_to_log_file(f"ALHVR: preprocessing {len(missing)} unlabelled cases into {folder}")
+        trainer.print_to_log_file(f"ALHVR: preprocessing {len(missing)} unlabeled cases into {folder}")
         preprocess_unlabeled(
             {case: files[case] for case in missing},
             trainer.plans_manager,
@@ -88,7 +88,7 @@ def unlabeled_dataset(
             folder,
             default_processes(),
         )
-    trainer.print_to_log_file(f"ALHVR: {len(files)} unlabelled cases")
+    trainer.print_to_log_file(f"ALHVR: {len(files)} unlabeled cases")
     return nnUNetDatasetBlosc2(folder, sorted(files), previous_stage_folder)
 
 
@@ -109,7 +109,7 @@ def _preprocessed_cases(
 ) -> list[str]:
     """Without the raw data (a cluster that got preprocessed data only): what lies preprocessed, under the same rules.
 
-    The folder also holds split-key cases of other folds; those have a labelled twin in nnU-Net's own folder.
+    The folder also holds split-key cases of other folds; those have a labeled twin in nnU-Net's own folder.
     """
     present = set(nnUNetDatasetBlosc2.get_identifiers(folder)) if Path(folder).is_dir() else set()
     labeled = set(trainer.dataset_class.get_identifiers(trainer.preprocessed_dataset_folder))
@@ -120,8 +120,8 @@ def _preprocessed_cases(
     }
     for problem, names in problems.items():
         if names:
-            raise InputError(f"unlabelled cases {', '.join(sorted(names))} {problem} (folder {folder})")
+            raise InputError(f"unlabeled cases {', '.join(sorted(names))} {problem} (folder {folder})")
     if not cases:
-        raise InputError(f"no unlabelled case: {folder} is empty and the raw data are not here (nnUNet_raw)")
-    trainer.print_to_log_file(f"ALHVR: {len(cases)} unlabelled cases, from {folder} (the raw data are not here)")
+        raise InputError(f"no unlabeled case: {folder} is empty and the raw data are not here (nnUNet_raw)")
+    trainer.print_to_log_file(f"ALHVR: {len(cases)} unlabeled cases, from {folder} (the raw data are not here)")
     return cases

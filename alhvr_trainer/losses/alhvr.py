@@ -1,7 +1,7 @@
 """ALHVR: adaptive learning of high-value regions, from the outputs of two networks.
 
 Lei et al., "Adaptive Learning of High-Value Regions for Semi-Supervised Medical Image Segmentation", ICCV 2025.
-Equation numbers are that paper's. Notation: ``U`` unlabelled samples, ``C`` classes, ``K`` feature channels, ``*S`` the
+Equation numbers are that paper's. Notation: ``U`` unlabeled samples, ``C`` classes, ``K`` feature channels, ``*S`` the
 spatial shape of the image (2D or 3D), ``*s`` that of the feature map.
 """
 
@@ -24,7 +24,7 @@ TERMS = ("dtct_a", "dtct_b", "ce_a", "ce_b", "cos_a", "cos_b")
 
 
 class TwoPasses(NamedTuple):
-    """What one network gives for the unlabelled samples: ``alhvr_terms(*a, *b)`` takes those of two networks."""
+    """What one network gives for the unlabeled samples: ``alhvr_terms(*a, *b)`` takes those of two networks."""
 
     logits: Tensor
     """Decoder on clean encoder features, (U, C, *S)."""
@@ -99,7 +99,7 @@ def alhvr_terms(
     cgcpcl_regions: tuple[str, ...] = ("omega2",),
     process_group: Group = None,
 ) -> ALHVRTerms:
-    """Unsupervised terms of ALHVR on the unlabelled samples (Lei et al., ICCV 2025, Eq. 5-6 and 11-25).
+    """Unsupervised terms of ALHVR on the unlabeled samples (Lei et al., ICCV 2025, Eq. 5-6 and 11-25).
 
     ``total = sum over networks n of  L_dtct_n + ce_n + cos_n``; weight it with
     :func:`~.schedules.consistency_weight` and add both networks' supervised losses.

@@ -56,7 +56,7 @@ def cps_terms(
         >>> round(float(cps_terms(agreed, agreed).a), 4)
         0.0181
 
-    Source: Eq. 5, L_cps^u; L_cps^l is the same on labelled samples. Regions: ALHVR (Lei et al., ICCV 2025), Eq. 11-14.
+    Source: Eq. 5, L_cps^u; L_cps^l is the same on labeled samples. Regions: ALHVR (Lei et al., ICCV 2025), Eq. 11-14.
     """
     labels_a, labels_b = logits_a.detach().argmax(dim=1), logits_b.detach().argmax(dim=1)
     counts = region_mask(logits_a, logits_b, regions, threshold_proportion, valid, group)

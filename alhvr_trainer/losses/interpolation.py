@@ -28,11 +28,11 @@ def _cached(build: Callable[..., Tensor]) -> Callable[..., Tensor]:
 def axis_matrix(size_in: int, size_out: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """A with ``A @ x = interpolate(x, linear, align_corners=False)`` along one axis: (size_out, size_in)."""
     with torch.inference_mode(False):  # a cached tensor outlives the context that asked for it first
-        centre = (torch.arange(size_out, dtype=torch.float64) + 0.5) * (size_in / size_out) - 0.5
-        centre = centre.clamp(0, size_in - 1)
-        lower = centre.floor().long()
+        center = (torch.arange(size_out, dtype=torch.float64) + 0.5) * (size_in / size_out) - 0.5
+        center = center.clamp(0, size_in - 1)
+        lower = center.floor().long()
         upper = (lower + 1).clamp(max=size_in - 1)
-        weight = centre - lower
+        weight = center - lower
         matrix = torch.zeros(size_out, size_in, dtype=torch.float64)
         rows = torch.arange(size_out)
         matrix[rows, lower] += 1 - weight
@@ -42,7 +42,7 @@ def axis_matrix(size_in: int, size_out: int, dtype: torch.dtype, device: torch.d
 
 @_cached
 def _pair_matrix(size_in: int, size_out: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Weights of the products of a feature with itself and with its next neighbour: (size_out, 2 * size_in - 1)."""
+    """Weights of the products of a feature with itself and with its next neighbor: (size_out, 2 * size_in - 1)."""
     matrix = axis_matrix(size_in, size_out, dtype, device)
     return torch.cat((matrix * matrix, matrix[:, :-1] * matrix[:, 1:]), dim=1)
 
@@ -80,7 +80,7 @@ def upsampled_squared_norm(features: Tensor, shape: tuple[int, ...]) -> Tensor:
         shape: *S.
 
     Returns:
-        (U, *S); rounding may leave it slightly below zero where neighbouring features cancel.
+        (U, *S); rounding may leave it slightly below zero where neighboring features cancel.
     """
     sizes = features.shape[2:]
     matrices = [_pair_matrix(i, o, features.dtype, features.device) for i, o in zip(sizes, shape, strict=True)]
@@ -88,15 +88,15 @@ def upsampled_squared_norm(features: Tensor, shape: tuple[int, ...]) -> Tensor:
 
 
 def _pair_products(pairs: list[tuple[Tensor, Tensor]], axis: int) -> Tensor:
-    """Dot products over K of each feature with itself and its neighbours: (U, 2 * s_1 - 1, 2 * s_2 - 1, ...)."""
+    """Dot products over K of each feature with itself and its neighbors: (U, 2 * s_1 - 1, 2 * s_2 - 1, ...)."""
     if axis == pairs[0][0].ndim:
         return torch.stack([(x * y).sum(dim=1) for x, y in pairs]).sum(dim=0)
     first, second = pairs[0]
     inner = first.shape[axis] - 1
-    if first is second:  # the two orders of neighbours give one product: take it twice
-        neighbours = 2 * _pair_products([(first.narrow(axis, 0, inner), first.narrow(axis, 1, inner))], axis + 1)
+    if first is second:  # the two orders of neighbors give one product: take it twice
+        neighbors = 2 * _pair_products([(first.narrow(axis, 0, inner), first.narrow(axis, 1, inner))], axis + 1)
     else:
-        neighbours = _pair_products(
+        neighbors = _pair_products(
             [(x.narrow(axis, i, inner), y.narrow(axis, 1 - i, inner)) for x, y in pairs for i in (0, 1)], axis + 1
         )
-    return torch.cat((_pair_products(pairs, axis + 1), neighbours), dim=axis - 1)
+    return torch.cat((_pair_products(pairs, axis + 1), neighbors), dim=axis - 1)

@@ -23,7 +23,7 @@ def mutual_consistency(
     """Mean squared error, over voxels and classes, of one decoder against the other's soft pseudo-label.
 
     ``L_c = mean (P - sPL)^2``, ``sPL = Q^(1/T) / (Q^(1/T) + (1 - Q)^(1/T))`` with P and Q the two softmaxes: the cycled
-    pseudo-label, sharpened class by class and not renormalised. The method's loss is the sum of both directions.
+    pseudo-label, sharpened class by class and not renormalized. The method's loss is the sum of both directions.
 
     Args:
         logits: of the decoder that learns, (U, C, *S).

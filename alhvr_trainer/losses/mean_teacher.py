@@ -16,7 +16,7 @@ def noisy(images: Tensor, deviation: float, bound: float | None = None) -> Tenso
     """``x + n`` with ``n ~ Normal(0, deviation^2)``, drawn anew for every voxel: eta and eta' of the paper.
 
     Args:
-        images: x, in nnU-Net's normalised intensities, whose standard deviation is about 1.
+        images: x, in nnU-Net's normalized intensities, whose standard deviation is about 1.
         deviation: standard deviation of the noise, in the same unit; 0 returns ``x`` itself.
         bound: the noise is clamped to [-bound, bound]; None leaves it as drawn.
 

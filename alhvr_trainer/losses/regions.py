@@ -70,7 +70,7 @@ def split_regions(
     valid: Tensor | None = None,
     group: Group = None,
 ) -> Regions:
-    """Regions of the unlabelled samples from the perturbed predictions of both networks.
+    """Regions of the unlabeled samples from the perturbed predictions of both networks.
 
     Args:
         perturbed_probabilities_a: p_a2, (U, C, *S).

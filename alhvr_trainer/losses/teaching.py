@@ -32,7 +32,7 @@ class _Sharpen(torch.autograd.Function):
 
 
 def sharpen(probabilities: Tensor, temperature: float) -> Tensor:
-    """``s = t^(1/T) / (t^(1/T) + (1 - t)^(1/T))``: sharpening of each class by itself, not renormalised (Eq. 22).
+    """``s = t^(1/T) / (t^(1/T) + (1 - t)^(1/T))``: sharpening of each class by itself, not renormalized (Eq. 22).
 
     Finite with finite gradient at t = 0 and t = 1 for 0 < T <= 1: the powers underflow to exact zeros and never
     both at once.

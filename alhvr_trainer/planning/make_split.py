@@ -25,13 +25,13 @@ def make_split(
 ) -> str:
     """Write a splits_final.json that hides the labels of most training cases, to simulate few labels.
 
-    Every fold gets "train" (labelled), "unlabeled" (labels hidden from training) and "val". Stock nnU-Net
-    passes over "unlabeled": a supervised training on the same split sees the labelled cases alone. Split
+    Every fold gets "train" (labeled), "unlabeled" (labels hidden from training) and "val". Stock nnU-Net
+    passes over "unlabeled": a supervised training on the same split sees the labeled cases alone. Split
     first, then plan.
 
     Args:
         dataset: nnU-Net dataset, as 27, "027" or "Dataset027_ACDC".
-        labeled: labelled training cases: a number (7), a share of the training cases (0.1) or names
+        labeled: labeled training cases: a number (7), a share of the training cases (0.1) or names
             (patient001,patient002).
         folds: number of folds; several are a cross validation unless "validation" is given.
         validation: validation cases, as for "labeled"; default: a fifth, or the fold's part of a cross
@@ -59,7 +59,7 @@ def make_split(
     in_folders = raw_unlabeled_cases(raw_folder(name), dataset_json)
     folders = unlabeled_folders(raw_folder(name), dataset_json)
     if not all(split["unlabeled"] for split in splits) and not in_folders:
-        raise InputError(f'"labeled" is {labeled}: no case of {name} is left to be unlabelled')
+        raise InputError(f'"labeled" is {labeled}: no case of {name} is left to be unlabeled')
     file = Path(output) if output else Path(preprocessed_folder(name)) / SPLITS_FILE
     if file.exists() and not overwrite:
         raise InputError(f"{file} exists: use --overwrite to replace it, or --output to write another file")
@@ -70,5 +70,5 @@ def make_split(
     write_json(splits, file)
     print(f"{file}:", *split_summary(splits), sep="\n  ")
     if in_folders:
-        print(f"  and in every fold {len(in_folders)} unlabelled cases of {', '.join(folders)}")
+        print(f"  and in every fold {len(in_folders)} unlabeled cases of {', '.join(folders)}")
     return str(file)

@@ -37,7 +37,7 @@ def plan_and_preprocess(
     clean: bool = False,
     no_pp: bool = False,
 ) -> str:
-    """nnU-Net's planning and preprocessing with ALHVRPlanner, for labelled and unlabelled cases.
+    """nnU-Net's planning and preprocessing with ALHVRPlanner, for labeled and unlabeled cases.
 
     Args:
         dataset: nnU-Net dataset, as 27, "027" or "Dataset027_ACDC".
@@ -51,15 +51,15 @@ def plan_and_preprocess(
         planner: ALHVRPlanner, or nnU-Net's presets for residual encoders: ALHVRPlannerResEncM (8 GB),
             ALHVRPlannerResEncL (24 GB), ALHVRPlannerResEncXL (40 GB).
         num_processes: worker processes; default: nnU-Net's (nnUNet_def_n_proc), at most one per CPU core.
-        verify_dataset_integrity: check images and labels of the labelled cases first.
-        clean: extract the fingerprint anew although there is one; needed when labelled images have changed.
+        verify_dataset_integrity: check images and labels of the labeled cases first.
+        clean: extract the fingerprint anew although there is one; needed when labeled images have changed.
         no_pp: plan only, no preprocessing.
 
     Returns:
         Path of the plans file.
 
     Raises:
-        InputError: dataset, unlabelled cases or plans_file cannot be used; the message says what to do.
+        InputError: dataset, unlabeled cases or plans_file cannot be used; the message says what to do.
 
     Example:
         alhvr plan_and_preprocess -d 27 -c 2d,3d_fullres
@@ -146,7 +146,7 @@ def _announce_unlabeled(name: str) -> None:
     in_folders = len(raw_unlabeled_cases(raw_folder(name), dataset_json))
     with_images = {*cases, *images_of_labeled_folder(raw_folder(name), dataset_json)}
     removed = remove_other_cases(preprocessed_folder(name), with_images)
-    print(f"{len(cases)} unlabelled cases: {in_folders} in folders, {len(cases) - in_folders} in {SPLITS_FILE}")
+    print(f"{len(cases)} unlabeled cases: {in_folders} in folders, {len(cases) - in_folders} in {SPLITS_FILE}")
 
     if removed:
         print(f"removed what was preprocessed of cases that have no images any more: {', '.join(removed)}")
@@ -176,7 +176,7 @@ def _extract_fingerprint(name: str, processes: int, clean: bool) -> None:
     # nnU-Net's worker processes die, or hand on whatever the image libraries raise
     except Exception as error:
         raise InputError(
-            f"nnU-Net cannot extract the fingerprint of the labelled cases of {name}: {one_line(error)}; see what it "
+            f"nnU-Net cannot extract the fingerprint of the labeled cases of {name}: {one_line(error)}; see what it "
             "printed above, and check the images"
         ) from error
     add_unlabeled_to_fingerprint(name, processes)
@@ -212,5 +212,5 @@ def _preprocess(name: str, plans_name: str, wanted: list[str], processes: int) -
     for configuration in present:
         manager = plans.get_configuration(configuration)
         folder = unlabeled_folder(os.path.join(preprocessed_folder(name), manager.data_identifier))
-        print(f"Configuration: {configuration}, {len(cases)} unlabelled cases -> {folder}")
+        print(f"Configuration: {configuration}, {len(cases)} unlabeled cases -> {folder}")
         preprocess_unlabeled(cases, plans, manager, dataset_json, folder, processes)

@@ -1,4 +1,4 @@
-"""nnU-Net's experiment planner for two networks and a batch of labelled and unlabelled samples."""
+"""nnU-Net's experiment planner for two networks and a batch of labeled and unlabeled samples."""
 
 from __future__ import annotations
 
@@ -37,17 +37,17 @@ UNLABELED_SHARE = 0.5
 class ALHVRPlanner(ExperimentPlanner):
     """Plans patch size, batch size and network as nnU-Net does, with three differences.
 
-    - Spacings and shapes come from labelled and unlabelled cases; intensity statistics from the labelled
+    - Spacings and shapes come from labeled and unlabeled cases; intensity statistics from the labeled
       foreground.
-    - The GPU memory holds two networks, and the decoder's second pass on the unlabelled half of the batch.
-    - ``batch_size`` counts labelled and unlabelled samples; an ``alhvr`` block in each configuration splits
+    - The GPU memory holds two networks, and the decoder's second pass on the unlabeled half of the batch.
+    - ``batch_size`` counts labeled and unlabeled samples; an ``alhvr`` block in each configuration splits
       it.
 
     Used by ``alhvr plan_and_preprocess``, and after ``alhvr link`` by ``nnUNetv2_plan_and_preprocess -pl
     ALHVRPlanner``.
 
     Raises:
-        InputError: there is no unlabelled case, or one cannot be used.
+        InputError: there is no unlabeled case, or one cannot be used.
 
     Example:
         >>> plans = ALHVRPlanner("Dataset027_ACDC").plan_experiment()
@@ -92,7 +92,7 @@ class ALHVRPlanner(ExperimentPlanner):
     def generate_data_identifier(self, configuration_name: str) -> str:
         """Each plans identifier has its own preprocessed data.
 
-        nnU-Net's presets share those of nnUNetPlans, whose spacing and intensities leave unlabelled cases out.
+        nnU-Net's presets share those of nnUNetPlans, whose spacing and intensities leave unlabeled cases out.
         """
         return ExperimentPlanner.generate_data_identifier(self, configuration_name)
 
@@ -107,7 +107,7 @@ class ALHVRPlanner(ExperimentPlanner):
     ) -> float:
         """Feature map values per sample: two networks, each with its share of second decoder passes."""
         # nnU-Net's own estimate fails where nnUNet_n_proc_DA is 0, so its building blocks are called here
-        with torch.device("meta"):  # only shapes are needed: no weights, no initialisation
+        with torch.device("meta"):  # only shapes are needed: no weights, no initialization
             network = get_network_from_plans(
                 arch_class_name,
                 arch_kwargs,

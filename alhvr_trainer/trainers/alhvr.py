@@ -9,12 +9,12 @@ from torch import Tensor, nn
 
 from alhvr_trainer.config.methods import method
 from alhvr_trainer.config.settings import Settings
-from alhvr_trainer.losses import FeaturePerturbation, alhvr_channel_terms, alhvr_terms
+from alhvr_trainer.losses import FeaturePerturbation, TwoPasses, alhvr_channel_terms, alhvr_terms
 from alhvr_trainer.losses.alhvr import TERMS
 from alhvr_trainer.losses.regions import Region, paper_proportion
 from alhvr_trainer.losses.voxels import valid_voxels
-from alhvr_trainer.trainers.distributed import unwrapped
-from alhvr_trainer.trainers.ranks import rank, ranks
+from alhvr_trainer.trainers.networks import unwrapped
+from alhvr_trainer.trainers.parallel import get_rank, get_world_size
 from alhvr_trainer.trainers.samples import Forward, Predictions, Samples, first
 from alhvr_trainer.trainers.semi_supervised import SemiSupervisedTrainer
 from alhvr_trainer.trainers.two_passes import TwoPass
@@ -47,8 +47,8 @@ class ALHVRSettings(Settings):
 @method(
     "ALHVR",
     "adaptive learning of high-value regions",
-    summary="Two networks of the same architecture train together from different initial weights, on labelled images "
-    "with nnU-Net's own loss. On unlabelled images each predicts from clean and from perturbed features, and "
+    summary="Two networks of the same architecture train together from different initial weights, on labeled images "
+    "with nnU-Net's own loss. On unlabeled images each predicts from clean and from perturbed features, and "
     "its confidence sorts the voxels into regions: where both networks are sure there is nothing to learn, "
     "where one is sure it teaches the other through class prototypes of its features, and where both are unsure "
     "the more confident prediction of each voxel teaches both. To predict, one network is enough.",
@@ -59,7 +59,7 @@ class ALHVRTrainer(SemiSupervisedTrainer):
     """Semi-supervised nnU-Net: ``nnUNetv2_train D C F -tr ALHVRTrainer``.
 
     Two networks of the plans' architecture, ``self.network`` (a) and a partner (b), start from different weights and
-    train together on L labelled and U unlabelled samples per step:
+    train together on L labeled and U unlabeled samples per step:
 
     ``loss = sum over networks n of  L_sup_n + w(t) * (L_dtct_n + L_cgcpcl_n)``
 
@@ -68,10 +68,10 @@ class ALHVRTrainer(SemiSupervisedTrainer):
     start from these, each with random segmentation layers of its own.
 
     Source: Lei et al., ICCV 2025. The authors train with SGD, momentum 0.9 and a constant rate; here nnU-Net's
-    optimiser and polynomial schedule hold, for each network separately.
+    optimizer and polynomial schedule hold, for each network separately.
 
     Raises:
-        InputError: the plans, the dataset or the unlabelled cases do not allow training (before it starts).
+        InputError: the plans, the dataset or the unlabeled cases do not allow training (before it starts).
     """
 
     settings_class = ALHVRSettings
@@ -99,27 +99,30 @@ class ALHVRTrainer(SemiSupervisedTrainer):
             for name, network in self.networks().items()
         }
         self.perturbations = {
-            name: FeaturePerturbation(self.seed + 2 * rank() + number, self.device)
+            name: FeaturePerturbation(self.seed + 2 * get_rank() + number, self.device)
             for number, name in enumerate(self.passes)
         }
         dimensions = len(self.configuration_manager.patch_size)
         self.threshold_proportion = self.settings.threshold_proportion or paper_proportion(dimensions)
 
     def forward(self, samples: Samples) -> Forward:
-        """Each network twice: on all samples, and its decoder on perturbed features of the unlabelled ones."""
+        """Each network twice: on all samples, and its decoder on perturbed features of the unlabeled ones."""
         found = {
             name: run(samples.data, samples.labeled, self.perturbations[name]) for name, run in self.passes.items()
         }
         return Forward(
             labeled={name: first(outputs, samples.labeled) for name, (outputs, _) in found.items()},
             logits={name: passes.logits for name, (_, passes) in found.items()},
-            extra=[passes for _, passes in found.values()],
+            maps={
+                f"{key}_{name}": value for name, (_, passes) in found.items() for key, value in passes._asdict().items()
+            },
         )
 
     def unsupervised(self, predictions: Predictions, samples: Samples) -> dict[str, Tensor]:
         """DTCT and CG-CPCL of both networks (Eq. 5-6 and 11-25), gamma and the regions' shares of the voxels."""
         settings, valid, group = self.settings, samples.unlabeled_valid, predictions.group
-        a, b = predictions.extra
+        maps = predictions.maps
+        a, b = ([maps[f"{key}_{name}"] for key in TwoPasses._fields] for name in "ab")
         method = alhvr_channel_terms if self.label_manager.has_regions else alhvr_terms
         terms = method(
             *a,
@@ -136,12 +139,12 @@ class ALHVRTrainer(SemiSupervisedTrainer):
         )
         voxels = valid_voxels(terms.omega1, valid, group)  # with regions, of all channels
         values = {name: getattr(terms, name) for name in self.terms}
-        values["gamma"] = terms.gamma.mean() / ranks()  # the same on all ranks
+        values["gamma"] = terms.gamma.mean() / get_world_size()  # the same on all ranks
         return values | {f"share_{region}": getattr(terms, region).sum() / voxels for region in REGION_MASKS}
 
     def observed_in_words(self) -> list[str]:
-        gamma, unsure = self.history["gamma"][-1], self.history["share_omega3"][-1]
-        split = self.history["share_omega2a"][-1] + self.history["share_omega2b"][-1]
+        gamma, unsure = self.monitor.history["gamma"][-1], self.monitor.history["share_omega3"][-1]
+        split = self.monitor.history["share_omega2a"][-1] + self.monitor.history["share_omega2b"][-1]
         return [f"gamma {gamma:.3f}", f"of the voxels both unsure {unsure:.1%}", f"one {split:.1%}"]
 
     def rank_state(self) -> dict[str, Any]:

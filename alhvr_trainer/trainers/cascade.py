@@ -1,7 +1,7 @@
-"""The cascade: segmentations of the previous stage, which the next stage takes as input, for unlabelled cases.
+"""The cascade: segmentations of the previous stage, which the next stage takes as input, for unlabeled cases.
 
-nnU-Net keeps those of labelled cases in ``<model>/predicted_next_stage/<next stage>``; each comes from the fold that
-validates the case. Unlabelled cases are in no validation set, so every fold predicts its own, into
+nnU-Net keeps those of labeled cases in ``<model>/predicted_next_stage/<next stage>``; each comes from the fold that
+validates the case. Unlabeled cases are in no validation set, so every fold predicts its own, into
 ``<model>/fold_X/predicted_next_stage_unlabeled/<next stage>``, and the same fold of the next stage reads them.
 """
 
@@ -18,14 +18,14 @@ from tqdm import tqdm
 from alhvr_trainer.config.names import UNLABELED_SUFFIX
 from alhvr_trainer.data.stream import unlabeled_dataset
 from alhvr_trainer.errors import InputError
+from alhvr_trainer.trainers.parallel import barrier, get_rank, get_world_size, rank_0_first
 from alhvr_trainer.trainers.prediction import predicting
-from alhvr_trainer.trainers.ranks import rank, rank_0_first, ranks, wait_for_all
 
 FOLDER = f"predicted_next_stage{UNLABELED_SUFFIX}"
 
 
 def previous_stage_folder(trainer: nnUNetTrainer) -> str | None:
-    """Where a cascade's trainer finds the segmentations of its unlabelled cases; None outside a cascade."""
+    """Where a cascade's trainer finds the segmentations of its unlabeled cases; None outside a cascade."""
     labeled = trainer.folder_with_segs_from_previous_stage
     if labeled is None:
         return None
@@ -63,7 +63,7 @@ def check_previous_stage(trainer: nnUNetTrainer, labeled: Iterable[str], unlabel
 
 
 def save_next_stage(trainer: nnUNetTrainer) -> None:
-    """Predict the fold's unlabelled cases with ``trainer.network`` for all next stages of the plans, if there are any.
+    """Predict the fold's unlabeled cases with ``trainer.network`` for all next stages of the plans, if there are any.
 
     The cases are preprocessed for the next stage where that is missing: its voxels are what the result lies on.
     """
@@ -75,9 +75,9 @@ def save_next_stage(trainer: nnUNetTrainer) -> None:
         cases = unlabeled_dataset(trainer, train, validation, previous_stage_folder(trainer))
         targets = {stage: unlabeled_dataset(trainer, train, validation, configuration_name=stage) for stage in stages}
     threads = torch.get_num_threads()
-    mine = cases.identifiers[rank() :: ranks()]
+    mine = cases.identifiers[get_rank() :: get_world_size()]
     with predicting(trainer, mirroring=True) as predict:
-        for case in tqdm(mine, desc=f"Segmentations of unlabelled cases for {', '.join(stages)}"):
+        for case in tqdm(mine, desc=f"Segmentations of unlabeled cases for {', '.join(stages)}"):
             logits, properties = predict(cases, case)
             for stage, target in targets.items():
                 folder = Path(trainer.output_folder) / FOLDER / stage
@@ -92,4 +92,4 @@ def save_next_stage(trainer: nnUNetTrainer) -> None:
                     trainer.dataset_json,
                     threads,
                 )
-    wait_for_all()
+    barrier()

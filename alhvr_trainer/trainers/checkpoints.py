@@ -1,14 +1,12 @@
-"""Atomic checkpoint files and the random states that they carry."""
+"""Checkpoint files: written atomically, read without running code in them."""
 
 from __future__ import annotations
 
 import os
-import random
 import re
 from pathlib import Path
 from typing import IO, Any
 
-import numpy as np
 import torch
 
 from alhvr_trainer.data.numpy_pickles import ALLOWED, without_stand_ins
@@ -73,34 +71,6 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def seed_everything(seed: int) -> None:
-    """Seed Python's, NumPy's and torch's global generators: nnU-Net's initialisers and loaders draw from them."""
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)
-
-
-def random_states() -> dict[str, Any]:
-    """States of the global generators of Python, NumPy and torch (CPU and all CUDA devices), as plain values."""
-    kind, key, *rest = np.random.get_state(legacy=True)
-    return {
-        "python": random.getstate(),
-        "numpy": (kind, np.asarray(key).tolist(), *rest),
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-    }
-
-
-def restore_random_states(states: dict[str, Any]) -> None:
-    """Take up :func:`random_states`; CUDA's only if as many devices are there as when they were saved."""
-    random.setstate(states["python"])
-    kind, key, *rest = states["numpy"]
-    np.random.set_state((kind, np.asarray(key), *rest))
-    torch.set_rng_state(states["torch"].cpu())
-    if states["cuda"] and len(states["cuda"]) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all([state.cpu() for state in states["cuda"]])
 
 
 def load_without_code(file: str | os.PathLike[str] | IO[bytes], device: torch.device | str = "cpu") -> Any:

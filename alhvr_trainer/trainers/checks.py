@@ -49,7 +49,7 @@ def check_split(trainer: nnUNetTrainer) -> None:
     if not is_in_file(splits, trainer.fold):
         if trainer.fold != "all" and len(present) < NNUNET_FOLDS:
             raise InputError(
-                f"there is no fold {trainer.fold}: with {len(present)} labelled cases the folds are "
+                f"there is no fold {trainer.fold}: with {len(present)} labeled cases the folds are "
                 f"{', '.join(map(str, range(len(splits))))}"
             )
         return
@@ -61,7 +61,7 @@ def check_split(trainer: nnUNetTrainer) -> None:
 
 
 def preprocessed_cases(trainer: nnUNetTrainer) -> list[str]:
-    """nnU-Net's own, labelled cases of the configuration."""
+    """nnU-Net's own, labeled cases of the configuration."""
     folder = trainer.preprocessed_dataset_folder
     return sorted(infer_dataset_class(folder).get_identifiers(folder))
 
@@ -85,14 +85,14 @@ def hidden_intensities(trainer: nnUNetTrainer) -> str | None:
 
 
 def check_batch_fits_ranks(labeled: int, unlabeled: int, ranks: int) -> None:
-    """Every rank (GPU) gets a labelled and an unlabelled sample.
+    """Every rank (GPU) gets a labeled and an unlabeled sample.
 
     Raises:
-        InputError: more ranks than labelled or unlabelled samples in a batch.
+        InputError: more ranks than labeled or unlabeled samples in a batch.
     """
     if min(labeled, unlabeled) < ranks:
         raise InputError(
-            f"a batch of {labeled} labelled + {unlabeled} unlabelled samples cannot be spread over {ranks} processes: "
+            f"a batch of {labeled} labeled + {unlabeled} unlabeled samples cannot be spread over {ranks} processes: "
             f'start at most {min(labeled, unlabeled)}, or raise "batch_size" in the plans (and, if it is set, '
             f'"{SETTINGS_KEY}.unlabeled_batch_size")'
         )

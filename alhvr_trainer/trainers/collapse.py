@@ -19,7 +19,7 @@ IN_A_ROW = 5
 MISSING_BELOW = 0.01
 """A class is missing where its share among the pseudo-labels is below this part of its share in the labels.
 
-Labelled patches are drawn around foreground, unlabelled ones anywhere: a small structure is legitimately much rarer in
+Labeled patches are drawn around foreground, unlabeled ones anywhere: a small structure is legitimately much rarer in
 the latter.
 """
 ALIKE_BELOW = 1e-3
@@ -59,10 +59,10 @@ def collapse_warnings(history: History, classes: Mapping[int, str], keys: Histor
     Example:
         >>> keys = HistoryKeys(("a",), ("mse",), classes=(1,))
         >>> healthy = {name: [0.1] * 20 for name in keys.all()}
-        >>> collapse_warnings(healthy, {1: "tumour"}, keys)
+        >>> collapse_warnings(healthy, {1: "tumor"}, keys)
         []
-        >>> collapse_warnings({**healthy, "pseudo_label_1": [0.0] * 20}, {1: "tumour"}, keys)[0][:64]
-        'class 1 (tumour) has vanished from the pseudo-labels: in epochs '
+        >>> collapse_warnings({**healthy, "pseudo_label_1": [0.0] * 20}, {1: "tumor"}, keys)[0][:64]
+        'class 1 (tumor) has vanished from the pseudo-labels: in epochs '
     """
     signs = [_vanished(history, number, name, grace) for number, name in classes.items()]
     if keys.co_trained:
@@ -81,9 +81,9 @@ def _vanished(history: History, number: int, name: str, grace: int) -> str | Non
     return (
         f"class {number} ({name}) has vanished from the pseudo-labels: in {_epochs(history, IN_A_ROW)} it has "
         f"{fmean(p for p, _ in last):.2%} of the voxels there, {fmean(e for _, e in last):.2%} in the labels. Lower "
-        '"alhvr.consistency_weight" or raise "alhvr.ramp_fraction"; give more labelled samples per step (lower '
+        '"alhvr.consistency_weight" or raise "alhvr.ramp_fraction"; give more labeled samples per step (lower '
         '"alhvr.unlabeled_batch_size" or raise "batch_size"); check that the labels of this class are right and that '
-        "the unlabelled images show it"
+        "the unlabeled images show it"
     )
 
 
@@ -122,7 +122,7 @@ def _drifting_apart(history: History, keys: HistoryKeys) -> str | None:
         f"the supervised loss rises while the unsupervised one falls: from epochs {best} to {best + LOSS_WINDOW - 1} "
         f"to {_epochs(history, LOSS_WINDOW)} the former went from {fmean(before):.3f} to {fmean(after):.3f}, the "
         f"latter from {terms_before:.3f} to {terms_after:.3f}: they agree with each other, not with the labels. "
-        'Lower "alhvr.consistency_weight" or raise "alhvr.ramp_fraction"; give more labelled samples per step (lower '
+        'Lower "alhvr.consistency_weight" or raise "alhvr.ramp_fraction"; give more labeled samples per step (lower '
         '"alhvr.unlabeled_batch_size" or raise "batch_size")'
     )
 

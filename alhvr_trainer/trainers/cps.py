@@ -32,7 +32,7 @@ class CPSSettings(Settings):
 @method(
     "CPS",
     "cross pseudo supervision",
-    summary="Two networks of the same architecture train together from different initial weights, on labelled images "
+    summary="Two networks of the same architecture train together from different initial weights, on labeled images "
     "with nnU-Net's own loss. Each learns the other's pseudo-labels. To predict, one network is enough.",
     reference="Chen X. et al. Semi-Supervised Semantic Segmentation with Cross Pseudo Supervision. CVPR 2021.",
 )
@@ -42,7 +42,7 @@ class CPSTrainer(SemiSupervisedTrainer):
     ``loss = L_sup_a + L_sup_b + w(t) (L_cps^l + L_cps^u)`` with nnU-Net's own loss as L_sup. The two networks start
     from different weights; network a is what nnU-Net validates, saves and predicts with.
 
-    Source: Eq. 4-6. The paper adds the means over labelled and over unlabelled samples; the authors' code takes one
+    Source: Eq. 4-6. The paper adds the means over labeled and over unlabeled samples; the authors' code takes one
     mean over both, half as much with equal numbers of them. Their weight is constant, 1.5 (VOC) or 6 (Cityscapes), for
     networks pretrained on ImageNet; here it ramps up to 0.1 as in SSL4MIS, whose CPS has no L_cps^l (``cps_samples``).
     """

@@ -15,8 +15,7 @@ from alhvr_trainer.config.methods import method
 from alhvr_trainer.config.settings import Settings, Share
 from alhvr_trainer.losses.fixmatch import confident_labels, pseudo_label_term
 from alhvr_trainer.losses.schedules import average_decay
-from alhvr_trainer.trainers.distributed import unwrapped
-from alhvr_trainer.trainers.networks import move_average
+from alhvr_trainer.trainers.networks import move_average, unwrapped
 from alhvr_trainer.trainers.samples import Forward, Predictions, Samples, first, full_resolution
 from alhvr_trainer.trainers.semi_supervised import SemiSupervisedTrainer
 from alhvr_trainer.trainers.views import INSIDE_UNLABELED, two_view_pipeline
@@ -43,7 +42,7 @@ class FixMatchSettings(Settings):
 @method(
     "FixMatch",
     "consistency and confidence",
-    summary="What the network is sure of on a weakly augmented unlabelled image, it learns on the strongly augmented "
+    summary="What the network is sure of on a weakly augmented unlabeled image, it learns on the strongly augmented "
     "one. The moving average of its weights predicts.",
     reference="Sohn K. et al. FixMatch: Simplifying Semi-Supervised Learning with Consistency and Confidence. NeurIPS "
     "2020.",
@@ -52,7 +51,7 @@ class FixMatchTrainer(SemiSupervisedTrainer):
     """FixMatch inside nnU-Net: ``nnUNetv2_train D C F -tr FixMatchTrainer``.
 
     ``loss = L_sup + lambda_u l_u``. Each patch comes as two views, cut out of nnU-Net's own augmentation
-    (:func:`alhvr_trainer.trainers.views.two_view_pipeline`); labelled patches are augmented as nnU-Net does. The moving
+    (:func:`alhvr_trainer.trainers.views.two_view_pipeline`); labeled patches are augmented as nnU-Net does. The moving
     average of the weights is what nnU-Net validates, saves and predicts with, as in the authors' code.
 
     Source: Sohn et al., NeurIPS 2020; what differs from the paper stands in ``docs/methods.md``.

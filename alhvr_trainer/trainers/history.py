@@ -22,12 +22,12 @@ DISAGREEMENT = "disagreement"
 
 
 def pseudo_label_key(number: int) -> str:
-    """Name in the history of a class's share of the voxels in the pseudo-labels of the unlabelled samples."""
+    """Name in the history of a class's share of the voxels in the pseudo-labels of the unlabeled samples."""
     return f"pseudo_label_{number}"
 
 
 def label_key(number: int) -> str:
-    """Name in the history of a class's share of the voxels in the labels of the labelled samples."""
+    """Name in the history of a class's share of the voxels in the labels of the labeled samples."""
     return f"label_{number}"
 
 
@@ -87,7 +87,7 @@ def label_voxels(
     """How often each foreground class stands in the labels, and how many voxels were annotated.
 
     Args:
-        labels: of the labelled samples, (L, 1, *S), or (L, R, *S), one channel per region; after these, one for the
+        labels: of the labeled samples, (L, 1, *S), or (L, R, *S), one channel per region; after these, one for the
             ignore label if there is one. Background outside the image.
         inside: voxels of these samples inside the image.
         classes: foreground classes or regions.
@@ -156,7 +156,7 @@ def _label_shares(keys: HistoryKeys, samples: Samples, manager: Any, group: Grou
 def _pseudo_label_shares(
     keys: HistoryKeys, forward: Forward, samples: Samples, regions: bool, group: Group
 ) -> dict[str, Tensor]:
-    """Shares of the unlabelled samples' voxels, means over the networks."""
+    """Shares of the unlabeled samples' voxels, means over the networks."""
     unlabeled, valid = len(samples.data) - samples.labeled, samples.unlabeled_valid
     logits = [z[-unlabeled:] for z in forward.logits.values()]
     if regions:

@@ -16,8 +16,7 @@ from torch.nn.functional import interpolate
 from alhvr_trainer.config.methods import method
 from alhvr_trainer.config.settings import Settings
 from alhvr_trainer.losses.mcnet import mutual_consistency
-from alhvr_trainer.trainers.distributed import unwrapped
-from alhvr_trainer.trainers.networks import keep_in_step_with
+from alhvr_trainer.trainers.networks import follow_loaded_weights, unwrapped
 from alhvr_trainer.trainers.samples import Forward, Predictions, Samples
 from alhvr_trainer.trainers.semi_supervised import SemiSupervisedTrainer
 from alhvr_trainer.trainers.two_passes import check_network
@@ -51,7 +50,7 @@ class LinearUpsampling(nn.Module):
         self.convolution = convolution(
             transposed.in_channels, transposed.out_channels, size, padding=size // 2, bias=transposed.bias is not None
         )
-        InitWeights_He()(self.convolution)  # as nnU-Net initialises what it replaces
+        InitWeights_He()(self.convolution)  # as nnU-Net initializes what it replaces
 
     def forward(self, x: Tensor) -> Tensor:
         if self.mode == "bilinear":
@@ -95,9 +94,9 @@ class MCNetTrainer(SemiSupervisedTrainer):
 
     ``loss = L_sup_a + L_sup_auxiliary + w(t) (L_c_a + L_c_auxiliary)`` with nnU-Net's own loss as L_sup. Network a is
     nnU-Net's; a second decoder, the auxiliary one, reads the features of a's encoder. The two decoders and the encoder
-    are one model with one optimiser. Network a is what nnU-Net validates, saves and predicts with.
+    are one model with one optimizer. Network a is what nnU-Net validates, saves and predicts with.
 
-    Source: section 2. L_c is taken over labelled and unlabelled samples alike. The authors' L_sup is Dice alone, with
+    Source: section 2. L_c is taken over labeled and unlabeled samples alike. The authors' L_sup is Dice alone, with
     weight 0.5 in their code; here it is nnU-Net's, as for all methods. In their code w(t) goes to 0.1 over all steps in
     2D, and to 1 over the first 6000 of 15000 steps in 3D.
     """
@@ -113,9 +112,9 @@ class MCNetTrainer(SemiSupervisedTrainer):
     def build_partners(self) -> dict[str, nn.Module]:
         network: Any = unwrapped(self.network)
         check_network(network, None)
-        spare: Any = unwrapped(self._build_network())
+        spare: Any = unwrapped(self.build_network())
         auxiliary = make_auxiliary(spare.decoder).to(self.device)
-        keep_in_step_with(network.decoder.stages, auxiliary.stages)  # what the two decoders have in common
+        follow_loaded_weights(network.decoder.stages, auxiliary.stages)  # what the two decoders have in common
         return {"auxiliary": auxiliary}
 
     def initialize(self) -> None:

@@ -15,9 +15,8 @@ from alhvr_trainer.config.methods import method
 from alhvr_trainer.config.settings import Settings, Share
 from alhvr_trainer.losses.mean_teacher import consistency_term, noisy
 from alhvr_trainer.losses.schedules import average_decay
-from alhvr_trainer.trainers.distributed import unwrapped
 from alhvr_trainer.trainers.dropout import add_dropout
-from alhvr_trainer.trainers.networks import move_average
+from alhvr_trainer.trainers.networks import move_average, unwrapped
 from alhvr_trainer.trainers.samples import Forward, Predictions, Samples, first, full_resolution
 from alhvr_trainer.trainers.semi_supervised import SemiSupervisedTrainer
 
@@ -33,7 +32,7 @@ class MeanTeacherSettings(Settings):
     ramp_ema_decay: Share | None = 0.99
     """The same during the ramp-up; null: no other."""
     input_noise: float = Field(0.15, ge=0.0)
-    """Standard deviation of the Gaussian noise on the input, in normalised intensities."""
+    """Standard deviation of the Gaussian noise on the input, in normalized intensities."""
     input_noise_bound: Annotated[float, Field(ge=0.0)] | None = None
     """The noise is clamped to plus or minus this; default: not at all."""
     dropout: float = Field(0.0, ge=0.0, le=0.99)
@@ -43,7 +42,7 @@ class MeanTeacherSettings(Settings):
 @method(
     "Mean Teacher",
     "averaged weights as targets",
-    summary="On unlabelled images the network learns to agree, under noise on the input, with a teacher: the moving "
+    summary="On unlabeled images the network learns to agree, under noise on the input, with a teacher: the moving "
     "average of its own weights, which is also what predicts.",
     reference="Tarvainen A., Valpola H. Mean teachers are better role models: Weight-averaged consistency targets "
     "improve semi-supervised deep learning results. NeurIPS 2017.",
@@ -52,7 +51,7 @@ class MeanTeacherTrainer(SemiSupervisedTrainer):
     """Mean Teacher inside nnU-Net: ``nnUNetv2_train D C F -tr MeanTeacherTrainer``.
 
     ``loss = L_sup(student) + w(t) J``; after each step the teacher's weights move towards the student's (Eq. 1). On
-    unlabelled samples both see the same patch, each under Gaussian noise of its own. The teacher is what nnU-Net
+    unlabeled samples both see the same patch, each under Gaussian noise of its own. The teacher is what nnU-Net
     validates, saves and predicts with: the paper finds it the better of the two.
 
     Source: Tarvainen & Valpola, NeurIPS 2017; what differs from the paper stands in ``docs/methods.md``.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -13,6 +14,9 @@ from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.label_handling.label_handling import convert_labelmap_to_one_hot
 from torch import Tensor
+
+from alhvr_trainer.data.foreground import FOLDER, PredictedForeground, foreground_voxels
+from alhvr_trainer.trainers.parallel import barrier, get_rank, get_world_size
 
 
 class Predict(Protocol):
@@ -59,3 +63,39 @@ def predicting(trainer: nnUNetTrainer, mirroring: bool) -> Iterator[Predict]:
     finally:
         trainer.set_deep_supervision_enabled(trainer.enable_deep_supervision)
         trainer.network.train(training)
+
+
+def predicted_foreground(trainer: Any, first: int) -> PredictedForeground | None:
+    """Where the patches of a training find foreground in unlabeled cases; None if its settings aim none at it.
+
+    Args:
+        trainer: a semi-supervised one.
+        first: number of the loader's first batch.
+    """
+    if not trainer.settings.unlabeled_foreground:
+        return None
+    folder = Path(trainer.output_folder) / FOLDER
+    foreground = PredictedForeground(folder, trainer.num_epochs, trainer.num_iterations_per_epoch, first)
+    if get_rank() == 0:
+        foreground.forget_from(trainer.current_epoch)
+    barrier()
+    return foreground
+
+
+def update_foreground(trainer: Any) -> None:
+    """Predict the unlabeled cases, each rank its share, if batches of this epoch need predictions not yet made."""
+    foreground = trainer.data.foreground if trainer.data is not None else None
+    if foreground is None or not foreground.is_missing(trainer.current_epoch):
+        return
+    folder, cases = foreground.folder_of(trainer.current_epoch), trainer.data.unlabeled
+    unfinished = folder.with_suffix(".unfinished")
+    unfinished.mkdir(parents=True, exist_ok=True)
+    with trainer.acting_on(trainer.predicts_with), predicting(trainer, mirroring=False) as predict:
+        for case in cases.identifiers[get_rank() :: get_world_size()]:
+            voxels: dict[str, Any] = foreground_voxels(predict(cases, case)[0], trainer.label_manager)
+            np.savez(unfinished / f"{case}.npz", **voxels)
+    barrier()
+    if get_rank() == 0:
+        unfinished.rename(folder)
+    barrier()
+    trainer.print_to_log_file(f"ALHVR: looked for foreground in {len(cases.identifiers)} unlabeled cases")

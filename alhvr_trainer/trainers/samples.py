@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import torch
@@ -18,20 +18,20 @@ Outputs: TypeAlias = "Tensor | list[Tensor]"
 
 @dataclass(frozen=True)
 class Samples:
-    """A batch of L labelled samples and, after them, U unlabelled ones, on the training's device."""
+    """A batch of L labeled samples and, after them, U unlabeled ones, on the training's device."""
 
     data: Tensor
     """(L+U, channels, *S)."""
     labels: Outputs
-    """Of the labelled samples, as nnU-Net's loss takes them: (L, 1, *S), or one channel per region."""
+    """Of the labeled samples, as nnU-Net's loss takes them: (L, 1, *S), or one channel per region."""
     valid: Tensor | None
     """(L+U, *S) bool, False where nnU-Net padded a sample; None: nowhere."""
     unlabeled_valid: Tensor | None
-    """The same of the unlabelled samples, (U, *S) bool."""
+    """The same of the unlabeled samples, (U, *S) bool."""
     labeled: int
     """L."""
     labeled_voxels: int
-    """Voxels of the labelled samples inside the image."""
+    """Voxels of the labeled samples inside the image."""
     cases: list[str]
     """Where the samples come from."""
 
@@ -41,12 +41,12 @@ class Forward:
     """What the networks give for a batch."""
 
     labeled: dict[str, Outputs]
-    """For the labelled samples, by the names in the trainer's ``supervised``; each has nnU-Net's loss."""
+    """For the labeled samples, by the names in the trainer's ``supervised``; each has nnU-Net's loss."""
     logits: dict[str, Tensor]
-    """What the unsupervised terms compare, full resolution: for the U unlabelled samples, (U, C, *S), or for all,
-    (L+U, C, *S). The classes that they predict for the unlabelled ones are counted for the log."""
-    extra: Any = None
-    """Whatever else the method's unsupervised terms need."""
+    """What the unsupervised terms compare, full resolution: for the U unlabeled samples, (U, C, *S), or for all,
+    (L+U, C, *S). The classes that they predict for the unlabeled ones are counted for the log."""
+    maps: dict[str, Tensor] = field(default_factory=dict)
+    """Whatever else the terms compare, by name: feature maps, perturbed logits, averaged probabilities."""
 
 
 @dataclass(frozen=True)
@@ -65,8 +65,8 @@ class Predictions:
     """The supervised losses of the batch, each this rank's share."""
     group: Group
     """The ranks that the batch is spread over."""
-    extra: Any
-    """:attr:`Forward.extra`."""
+    maps: dict[str, Tensor]
+    """:attr:`Forward.maps`."""
 
     def mean(self, values: Tensor) -> Tensor:
         """This rank's share of the mean over all voxels inside the image.
@@ -112,4 +112,33 @@ def predictions(
     if regions and valid is not None:
         valid = valid.repeat_interleave(shape[1], dim=0)
     logits = {name: as_classes(value, regions) for name, value in forward.logits.items()}
-    return Predictions(logits, valid, supervised, group, forward.extra)
+    return Predictions(logits, valid, supervised, group, forward.maps)
+
+
+def take_apart(batch: dict[str, Any], labeled: int, device: torch.device) -> Samples:
+    """A loader's batch on the training's device, its target split into labels and validity mask.
+
+    Args:
+        batch: ``data`` (L+U, channels, *S); ``target`` (L+U, 1 + 1, *S), label and validity mask; with regions one
+            channel each, and the ignore label's, in place of the label; with deep supervision a list, full resolution
+            first; ``keys``, the cases.
+        labeled: L.
+        device: of the training.
+    """
+    target = batch["target"]
+    scales = target if isinstance(target, list) else [target]
+    labels = [scale[:labeled, :-1].to(device, non_blocking=True) for scale in scales]
+    inside = scales[0][:, -1] > 0  # on the CPU, where the batch still lies
+
+    def mask(inside: Tensor) -> Tensor | None:
+        return None if bool(inside.all()) else inside.to(device, non_blocking=True)
+
+    return Samples(
+        data=batch["data"].to(device, non_blocking=True),
+        labels=labels if isinstance(target, list) else labels[0],
+        valid=mask(inside),
+        unlabeled_valid=mask(inside[labeled:]),
+        labeled=labeled,
+        labeled_voxels=int(torch.count_nonzero(inside[:labeled])),
+        cases=[str(case) for case in batch["keys"]],
+    )

@@ -3,33 +3,40 @@
 from __future__ import annotations
 
 import io
+import shutil
 from abc import abstractmethod
-from contextlib import AbstractContextManager, nullcontext
-from functools import cached_property
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from nnunetv2.utilities.collate_outputs import collate_outputs
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
 
 from alhvr_trainer.config.names import SETTINGS_KEY
+from alhvr_trainer.data.foreground import FOLDER
+from alhvr_trainer.data.loader import LabeledAndUnlabeled
+from alhvr_trainer.data.stream import unlabeled_dataset
 from alhvr_trainer.errors import InputError, one_line
 from alhvr_trainer.losses.schedules import consistency_weight
-from alhvr_trainer.trainers.cascade import save_next_stage
+from alhvr_trainer.trainers.base import BaseTrainer
+from alhvr_trainer.trainers.cascade import check_previous_stage, previous_stage_folder, save_next_stage
 from alhvr_trainer.trainers.checkpoints import (
     load_without_code,
-    random_states,
     read_checkpoint,
     refuse_bad_numbers,
-    restore_random_states,
     write_atomically,
 )
-from alhvr_trainer.trainers.collapse import collapse_warnings, grace_epochs
-from alhvr_trainer.trainers.history import History, HistoryKeys, foreground_names, step_values, summary_line
-from alhvr_trainer.trainers.networks import SeveralNetworksTrainer
-from alhvr_trainer.trainers.plots import Panels, all_panels, plot_history
-from alhvr_trainer.trainers.ranks import of_all_ranks, rank, ranks
+from alhvr_trainer.trainers.history import step_values
+from alhvr_trainer.trainers.monitor import Monitor
+from alhvr_trainer.trainers.networks import SEGMENTATION_LAYERS, follow_loaded_weights, take_steps, unwrapped
+from alhvr_trainer.trainers.parallel import gather, get_rank, get_world_size, rank_0_first
+from alhvr_trainer.trainers.plots import Panels
+from alhvr_trainer.trainers.prediction import predicted_foreground, update_foreground
 from alhvr_trainer.trainers.samples import (
     Forward,
     Outputs,
@@ -38,19 +45,32 @@ from alhvr_trainer.trainers.samples import (
     first,
     full_resolution,
     predictions,
+    take_apart,
+)
+from alhvr_trainer.trainers.state import (
+    random_states,
+    restore_random_states,
+    restore_training_state,
+    training_state,
 )
 
 
-class SemiSupervisedTrainer(SeveralNetworksTrainer):
+class SemiSupervisedTrainer(BaseTrainer):
     """A semi-supervised method inside nnU-Net's training: ``nnUNetv2_train D C F -tr ...``.
 
     ``loss = sum of the supervised losses + w(t) * sum of the unsupervised terms``
 
     A method is a subclass. It names its settings, losses and terms (the class attributes below), says which networks it
     needs beside nnU-Net's (:meth:`build_partners`), how they see a batch (:meth:`forward`), and what its terms are
-    (:meth:`unsupervised`); ``docs/new_method.md`` shows one. All else is done here and in the classes below
-    this one: the stream of unlabelled cases, several ranks, mixed precision, logs and plots, warnings, checkpoints and
-    exact resumption.
+    (:meth:`unsupervised`); ``docs/new_method.md`` shows one. The rest is done here and in :class:`BaseTrainer`: the
+    stream of unlabeled cases, several ranks, mixed precision, logs and plots, warnings, checkpoints and exact
+    resumption.
+
+    ``self.network``, called "a", is nnU-Net's. A partner whose parameters require gradients is trained, with an
+    optimizer and a learning rate schedule of its own, as nnU-Net sets them up. Checkpoints hold all partners.
+
+    Raises:
+        InputError: the plans, the dataset or the unlabeled cases do not allow training (before it starts).
     """
 
     supervised: tuple[str, ...] = ("a",)
@@ -62,11 +82,33 @@ class SemiSupervisedTrainer(SeveralNetworksTrainer):
     co_trained: bool = False
     """Whether the networks teach each other as equals: then they must not become identical."""
     compares_labeled: bool = False
-    """Whether the terms take in the labelled samples; :attr:`Forward.logits` are then those of all samples."""
+    """Whether the terms take in the labeled samples; :attr:`Forward.logits` are then those of all samples."""
+    predicts_with: str = "a"
+    """The network that nnU-Net validates, saves as ``network_weights`` and predicts with."""
+    trained_with_a: tuple[str, ...] = ()
+    """Partners that are parts of one model with network a: one optimizer, one gradient norm."""
     panels: Panels = ()
     """Plots of the terms and the observed values: title, names; empty: one of the terms, one per observed value."""
 
-    # --- what a method overrides ----------------------------------------------------------------------------------
+    network: nn.Module
+    partners: dict[str, nn.Module]
+    optimizers: dict[str, Optimizer]
+    """Of "a" and of the partners that are trained on their own."""
+    monitor: Monitor
+    data: LabeledAndUnlabeled | None = None
+    """Of training, once it has started."""
+    step: int = 0
+    """Iterations done so far."""
+    _random_states: dict[str, Any] | None = None
+
+    # --- what a method overrides ------------------------------------------------------------------------------------
+
+    def build_partners(self) -> dict[str, nn.Module]:
+        """Modules that the method needs beside ``self.network``, by name, on ``self.device``.
+
+        Called once ``self.network`` is built; :meth:`another_network` and :meth:`averaged_network` make the usual ones.
+        """
+        return {}
 
     def forward(self, samples: Samples) -> Forward:
         """Run the networks; under autocast on CUDA. Default: each network of :attr:`supervised` on all samples."""
@@ -93,44 +135,117 @@ class SemiSupervisedTrainer(SeveralNetworksTrainer):
         """
 
     def after_step(self) -> None:
-        """Once the optimisers have taken their steps: averages of weights, for instance."""
+        """Called once the optimizers have taken their steps, to move averages of weights, for instance."""
 
     def method_state(self) -> dict[str, Any]:
-        """What a checkpoint must hold of the method besides its networks and optimisers."""
+        """What a checkpoint must hold of the method besides its networks and optimizers."""
         return {}
 
     def load_method_state(self, state: dict[str, Any]) -> None:
-        """Take up :meth:`method_state`."""
+        """Restore :meth:`method_state`."""
 
     def rank_state(self) -> dict[str, Any]:
         """What a checkpoint must hold of the method for each rank: random generators of its own."""
         return {}
 
     def load_rank_state(self, state: dict[str, Any]) -> None:
-        """Take up :meth:`rank_state`."""
+        """Restore :meth:`rank_state`."""
 
-    # --- set-up ---------------------------------------------------------------------------------------------------
-
-    step: int = 0
-    """Iterations done so far."""
-    history: History
-    _states_to_restore: dict[str, Any] | None = None
+    # --- networks ---------------------------------------------------------------------------------------------------
 
     def initialize(self) -> None:
         super().initialize()
-        self.history = {key: [] for key in self.history_keys.all()}
+        self.partners = self.build_partners()
+        self.optimizers = {"a": self.optimizer}
+        self._schedulers: dict[str, Any] = {}
+        for name, partner in self.partners.items():
+            if name in self.trained_with_a:
+                self.optimizer.add_param_group({"params": list(partner.parameters())})
+            elif any(parameter.requires_grad for parameter in partner.parameters()):
+                with self.acting_on(name):
+                    self.optimizers[name], self._schedulers[name] = self.configure_optimizers()
+        self.monitor = Monitor(self)
 
-    @cached_property
-    def class_names(self) -> dict[int, str]:
-        """Of the foreground, by number: :func:`foreground_names`."""
-        return foreground_names(self.dataset_json["labels"], self.label_manager.has_regions)
+    def another_network(self) -> nn.Module:
+        """A second network of the plans, with random weights of its own."""
+        network = self.build_network()
+        follow_loaded_weights(unwrapped(self.network), unwrapped(network), except_for=SEGMENTATION_LAYERS)
+        return network
 
-    @cached_property
-    def history_keys(self) -> HistoryKeys:
-        """Of :attr:`history`, and of the logs."""
-        return HistoryKeys(self.supervised, self.terms, self.observed, self.co_trained, tuple(self.class_names))
+    def averaged_network(self) -> nn.Module:
+        """A copy of network a without gradients, for ``move_average``."""
+        network = self.build_network()
+        unwrapped(network).load_state_dict(unwrapped(self.network).state_dict())
+        follow_loaded_weights(unwrapped(self.network), unwrapped(network))
+        return network.requires_grad_(False)
 
-    # --- training -------------------------------------------------------------------------------------------------
+    def build_network(self) -> nn.Module:
+        """A network as nnU-Net built network a."""
+        network = self.build_network_architecture(
+            self.plans_manager,
+            self.configuration_manager,
+            self.num_input_channels,
+            self.label_manager.num_segmentation_heads,
+            self.enable_deep_supervision,
+        ).to(self.device)
+        if self._do_i_compile():
+            network = torch.compile(network)
+        return self.distributed(nn.SyncBatchNorm.convert_sync_batchnorm(network)) if self.is_ddp else network
+
+    def networks(self) -> dict[str, nn.Module]:
+        """All networks, by name."""
+        return {"a": self.network, **self.partners}
+
+    def run(self, name: str, data: Tensor) -> Any:
+        """A network's outputs in training.
+
+        Not through ``DistributedDataParallel``: gradients are added up over the ranks after the backward pass.
+        """
+        network = self.networks()[name]
+        return (network.module if isinstance(network, DistributedDataParallel) else network)(data)
+
+    @contextmanager
+    def acting_on(self, name: str) -> Iterator[None]:
+        """nnU-Net's hooks act on ``self.network``; while the context is open, that is the named one."""
+        if name == "a":
+            yield
+            return
+        own, self.network = self.network, self.partners[name]
+        try:
+            yield
+        finally:
+            self.network = own
+
+    def set_deep_supervision_enabled(self, enabled: bool) -> None:
+        super().set_deep_supervision_enabled(enabled)
+        for partner in self.partners.values():
+            decoder: Any = getattr(unwrapped(partner), "decoder", None)
+            if decoder is not None:
+                decoder.deep_supervision = enabled
+
+    # --- the two streams --------------------------------------------------------------------------------------------
+
+    def get_tr_and_val_datasets(self):
+        labeled, validation = super().get_tr_and_val_datasets()
+        previous = previous_stage_folder(self)
+        with rank_0_first():  # missing preprocessed cases are made once
+            unlabeled = unlabeled_dataset(self, labeled.identifiers, validation.identifiers, previous)
+        check_previous_stage(self, [*labeled.identifiers, *validation.identifiers], unlabeled.identifiers)
+        sizes = self.labeled_batch_size, self.unlabeled_batch_size
+        self.data = LabeledAndUnlabeled(labeled, unlabeled, *sizes, predicted_foreground(self, labeled.draws.first))
+        update_foreground(self)
+        return self.data, validation
+
+    def on_epoch_start(self) -> None:
+        super().on_epoch_start()
+        update_foreground(self)
+
+    def on_train_end(self) -> None:
+        super().on_train_end()
+        if get_rank() == 0:
+            shutil.rmtree(Path(self.output_folder) / FOLDER, ignore_errors=True)
+
+    # --- training ---------------------------------------------------------------------------------------------------
 
     @property
     def progress(self) -> float:
@@ -143,28 +258,33 @@ class SemiSupervisedTrainer(SeveralNetworksTrainer):
         return consistency_weight(self.step, steps, self.settings.consistency_weight)
 
     def train_step(self, batch: dict) -> dict:
-        """One step on L labelled and U unlabelled samples.
+        """One step on L labeled and U unlabeled samples.
 
         Args:
-            batch: ``data`` (L+U, channels, *S); ``target``, see :meth:`samples`; ``keys``, the cases.
+            batch: ``data`` (L+U, channels, *S); ``target``, see :func:`take_apart`; ``keys``, the cases.
 
         Returns:
             Floats: the history's values, and ``loss``, the supervised loss of network a (so that nnU-Net's plot
             compares it with the validation loss).
         """
-        samples, weight, regions = self.samples(batch), self.weight(), self.label_manager.has_regions
-        self.zero_gradients()
+        samples, weight = take_apart(batch, self.labeled_batch_size, self.device), self.weight()
+        for optimizer in self.optimizers.values():
+            optimizer.zero_grad(set_to_none=True)
         with self.autocast():
             forward = self.forward(samples)
             # nnU-Net's loss is a mean over the ranks; all else here are shares, whose sum is the whole batch's
-            supervised = {name: loss / ranks() for name, loss in self.supervised_losses(forward, samples).items()}
+            losses = self.supervised_losses(forward, samples)
+            supervised = {name: loss / get_world_size() for name, loss in losses.items()}
+        regions = self.label_manager.has_regions
         values = self.unsupervised(predictions(forward, samples, supervised, regions, self.group), samples)
-        loss = sum(supervised.values()) + weight * sum(values[name] for name in self.terms)
-        self._scaled(loss).backward()
-        found = step_values(self.history_keys, supervised, values, forward, samples, self.label_manager, self.group)
+        loss: Any = sum(supervised.values()) + weight * sum(values[name] for name in self.terms)
+        (loss if self.grad_scaler is None else self.grad_scaler.scale(loss)).backward()
+        keys, manager = self.monitor.keys, self.label_manager
+        found = step_values(keys, supervised, values, forward, samples, manager, self.group)
         found["weight"] = weight
-        self.stop_on_bad_numbers(found, samples.cases)
-        self.optimizer_step(lambda norms: self.stop_on_bad_numbers(norms, samples.cases))
+        self._stop_on_bad_numbers(found, samples.cases)
+        check = partial(self._stop_on_bad_numbers, cases=samples.cases)
+        take_steps(self.optimizers, self.grad_scaler, self.group, check)
         self.after_step()
         self.step += 1
         self.show_step()
@@ -174,80 +294,79 @@ class SemiSupervisedTrainer(SeveralNetworksTrainer):
         """For the networks and nnU-Net's loss, on CUDA alone, as in nnU-Net."""
         return torch.autocast("cuda") if self.device.type == "cuda" else nullcontext()
 
-    def _scaled(self, loss: Any) -> Tensor:
-        return loss if self.grad_scaler is None else self.grad_scaler.scale(loss)
-
-    def on_train_start(self) -> None:
-        super().on_train_start()
-        if self._states_to_restore is not None:  # after nnU-Net has drawn the first batches
-            restore_random_states(self._states_to_restore)
-            self._states_to_restore = None
-
-    def on_train_epoch_start(self) -> None:
-        super().on_train_epoch_start()
-        self.step = self.current_epoch * self.num_iterations_per_epoch
-
-    def stop_on_bad_numbers(self, values: dict[str, float], cases: list[str]) -> None:
-        """A NaN or Inf stops training before the optimisers see it; the last checkpoint stays as it is."""
+    def _stop_on_bad_numbers(self, values: dict[str, float], cases: list[str]) -> None:
+        """A NaN or Inf stops training before the optimizers see it; the last checkpoint stays as it is."""
         bad = [key for key, value in values.items() if not np.isfinite(value)]
         if bad:  # on all ranks: the values are those of the whole batch
-            cases = [case for of_rank in of_all_ranks(cases) for case in of_rank]
+            cases = [case for of_rank in gather(cases) for case in of_rank]
             raise InputError(
                 f"epoch {self.current_epoch}, iteration {self.step}: {', '.join(bad)} not finite, with cases "
                 f"{', '.join(cases)}; look at these images, or lower the learning rate"
             )
 
+    def on_train_start(self) -> None:
+        super().on_train_start()
+        if self._random_states is not None:  # after nnU-Net has drawn the first batches
+            restore_random_states(self._random_states)
+            self._random_states = None
+
+    def on_train_epoch_start(self) -> None:
+        super().on_train_epoch_start()
+        for partner in self.partners.values():
+            partner.train()
+        for scheduler in self._schedulers.values():
+            scheduler.step(self.current_epoch)
+        self.step = self.current_epoch * self.num_iterations_per_epoch
+
     def on_train_epoch_end(self, train_outputs: list[dict]) -> None:
         super().on_train_epoch_end(train_outputs)
-        collated = collate_outputs(train_outputs)
-        for key, values in self.history.items():
-            values.append(float(np.mean(collated[key])))
-            for remote in self.logger.loggers:  # e.g. Weights & Biases, if nnU-Net has it switched on
-                remote.log(f"{SETTINGS_KEY}/{key}", values[-1], self.current_epoch)
-        self.print_to_log_file(f"ALHVR: {summary_line(self.history, self.class_names)}")
+        self.print_to_log_file(f"ALHVR: {self.monitor.record(train_outputs, self.current_epoch, self.logger.loggers)}")
 
     def on_epoch_end(self) -> None:
         super().on_epoch_end()
-        warnings = collapse_warnings(self.history, self.class_names, self.history_keys, grace_epochs(self.num_epochs))
+        warnings = self.monitor.warnings(self.num_epochs)
         for warning in warnings:
             self.print_to_log_file(f"ALHVR WARNING: {warning}")
         if self.local_rank == 0:
-            panels = all_panels(self.history_keys, self.panels)
-            plot_history(self.history, self.output_folder, panels, self.class_names, warnings)
+            self.monitor.plot(self.output_folder, warnings)
 
     def epoch_in_words(self) -> list[str]:
-        return [*super().epoch_in_words(), f"weight {self.history['weight'][-1]:.4f}", *self.observed_in_words()]
+        weight = self.monitor.history["weight"][-1]
+        return [*super().epoch_in_words(), f"weight {weight:.4f}", *self.observed_in_words()]
 
     def observed_in_words(self) -> list[str]:
         """What the screen says of :attr:`observed` in the last epoch."""
-        return [f"{name} {self.history[name][-1]:.3f}" for name in self.observed]
+        return [f"{name} {self.monitor.history[name][-1]:.3f}" for name in self.observed]
+
+    # --- the network that predicts ----------------------------------------------------------------------------------
+
+    def on_validation_epoch_start(self) -> None:
+        with self.acting_on(self.predicts_with):
+            super().on_validation_epoch_start()
+
+    def validation_step(self, batch: dict) -> dict:
+        with self.acting_on(self.predicts_with):
+            return super().validation_step(batch)
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
-        super().perform_actual_validation(save_probabilities)
         with self.acting_on(self.predicts_with):
+            super().perform_actual_validation(save_probabilities)
             save_next_stage(self)
 
-    # --- checkpoints ----------------------------------------------------------------------------------------------
+    # --- checkpoints ------------------------------------------------------------------------------------------------
 
     def save_checkpoint(self, filename: str) -> None:
-        """nnU-Net's checkpoint, which stock nnU-Net reads, all else under the key ``alhvr``; written atomically."""
+        """Write nnU-Net's checkpoint, which stock nnU-Net reads, with all else under the key ``alhvr``, atomically."""
         stock = io.BytesIO()
         with self.acting_on(self.predicts_with):
             super().save_checkpoint(stock)  # torch.save takes a buffer as well as a path
-        by_rank = of_all_ranks({"random_states": random_states(), **self.rank_state()})
+        by_rank = gather({"random_states": random_states(), **self.rank_state()})
         if stock.tell() == 0:  # not rank 0, or checkpointing is disabled
             return
         stock.seek(0)
         # our own data a moment ago; but what could not be read again is better noticed now than when training resumes
         checkpoint = load_without_code(stock)
-        checkpoint[SETTINGS_KEY] = {
-            **self.networks_state(),
-            **self.method_state(),
-            "settings": self.settings.as_dict(),
-            "seed": self.seed,
-            "history": self.history,
-            "ranks": by_rank,
-        }
+        checkpoint[SETTINGS_KEY] = {**training_state(self), "ranks": by_rank}
         refuse_bad_numbers(checkpoint, filename)
         write_atomically(checkpoint, filename)
 
@@ -260,7 +379,7 @@ class SemiSupervisedTrainer(SeveralNetworksTrainer):
         content = read_checkpoint(checkpoint, self.device) if isinstance(checkpoint, str) else checkpoint
         if not isinstance(content.get(SETTINGS_KEY), dict):
             raise InputError(
-                f"the checkpoint in {self.output_folder} was written by {content.get('trainer_name')}, which is no "
+                f"the checkpoint in {self.output_folder} was written by {content.get('trainer_name')}, which is not a "
                 f"semi-supervised trainer; start a new training, or pass it with -pretrained_weights"
             )
         if not self.was_initialized:
@@ -269,24 +388,10 @@ class SemiSupervisedTrainer(SeveralNetworksTrainer):
             # nnU-Net 2.8.1 fails on a dict, so it reads the file once more, and would run code in it: ours comes first
             with self.acting_on(self.predicts_with):
                 super().load_checkpoint(checkpoint)
-            self._take_up(content)
-        # a part of the content is missing, or of another kind or shape than these networks and optimisers have
+            self._random_states = restore_training_state(self, content)
+        # a part of the content is missing, or of another kind or shape than these networks and optimizers have
         except (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError) as error:
             raise InputError(
                 f"the checkpoint in {self.output_folder} does not fit this training ({one_line(error)}): the plans "
                 "have changed since, or it is damaged; start a new training"
             ) from error
-
-    def _take_up(self, checkpoint: dict[str, Any]) -> None:
-        """What :meth:`save_checkpoint` added to nnU-Net's checkpoint."""
-        ours = checkpoint[SETTINGS_KEY]
-        self.load_networks_state(ours, checkpoint["network_weights"])
-        self.load_method_state(ours)
-        self.seed = ours["seed"]
-        unknown = [float("nan")] * self.current_epoch  # in checkpoints of version 0.1.0, which logged fewer values
-        self.history = {key: list(ours["history"].get(key, unknown)) for key in self.history_keys.all()}
-        by_rank = ours.get("ranks", [ours])  # version 0.1.0 knew one process
-        if rank() < len(by_rank):  # a rank that was not there before keeps its fresh draws
-            mine = by_rank[rank()]
-            self.load_rank_state(mine)
-            self._states_to_restore = mine["random_states"]

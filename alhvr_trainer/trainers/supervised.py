@@ -1,16 +1,16 @@
-"""The fair baselines: nnU-Net itself at the plans' length, on the labelled cases alone."""
+"""The fair baselines: nnU-Net itself at the plans' length, on the labeled cases alone."""
 
 from __future__ import annotations
 
 from alhvr_trainer.config.methods import method
-from alhvr_trainer.trainers.planned import PlannedTrainer
+from alhvr_trainer.trainers.base import BaseTrainer
 
 
-@method("nnU-Net, labelled cases alone")
-class SupervisedTrainer(PlannedTrainer):
-    """nnU-Net's trainer with as many labelled samples per step as ALHVRTrainer: ``nnUNetv2_train D C F -tr ...``.
+@method("nnU-Net, labeled cases alone")
+class SupervisedTrainer(BaseTrainer):
+    """nnU-Net's trainer with as many labeled samples per step as ALHVRTrainer: ``nnUNetv2_train D C F -tr ...``.
 
-    Unchanged but for what the common keys of the ``alhvr`` block set. It sees the fold's labelled cases only.
+    Unchanged but for what the common keys of the ``alhvr`` block set. It sees the fold's labeled cases only.
     """
 
     def samples_per_step(self) -> tuple[int, int]:
@@ -22,9 +22,9 @@ class SupervisedTrainer(PlannedTrainer):
         return values
 
 
-@method("nnU-Net, whole batch labelled")
+@method("nnU-Net, whole batch labeled")
 class SupervisedWholeBatchTrainer(SupervisedTrainer):
-    """The same with the plans' whole batch labelled: as many samples per step as ALHVRTrainer has of both kinds."""
+    """The same with the plans' whole batch labeled: as many samples per step as ALHVRTrainer has of both kinds."""
 
     def samples_per_step(self) -> tuple[int, int]:
         return sum(self._split_batch()), 0

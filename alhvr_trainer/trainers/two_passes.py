@@ -21,11 +21,11 @@ UNet = Any
 
 
 class TwoPass:
-    """One network run twice: clean on all samples, then its decoder on perturbed features of the unlabelled ones alone.
+    """One network run twice: clean on all samples, then its decoder on perturbed features of the unlabeled ones alone.
 
-    Both passes start from the same encoder output, so gradients of both reach the encoder. Without the labelled
+    Both passes start from the same encoder output, so gradients of both reach the encoder. Without the labeled
     samples the perturbed pass gives the same numbers under per-sample norms (nnU-Net's InstanceNorm); under batch
-    norm its statistics are those of the unlabelled samples, where the authors' code takes the whole batch.
+    norm its statistics are those of the unlabeled samples, where the authors' code takes the whole batch.
 
     Args:
         network: in training or evaluation mode, deep supervision on or off.
@@ -54,12 +54,12 @@ class TwoPass:
         """Run both passes.
 
         Args:
-            data: (L+U, channels, *S), labelled samples first.
+            data: (L+U, channels, *S), labeled samples first.
             labeled: L; there must be at least one sample after them.
             perturb: maps the list of encoder outputs to perturbed ones, e.g. ``FeaturePerturbation``.
 
         Returns:
-            The clean pass on all samples, and both passes on the unlabelled ones, at full resolution.
+            The clean pass on all samples, and both passes on the unlabeled ones, at full resolution.
         """
         skips = self._encode(data)
         outputs, features = self._decode(skips)

@@ -28,7 +28,7 @@ class UAMTSettings(MeanTeacherSettings):
     ramp_ema_decay: Share | None = None
     """The same during the ramp-up; null: no other."""
     input_noise: float = Field(0.1, ge=0.0)
-    """Standard deviation of the Gaussian noise on the teacher's input, in normalised intensities."""
+    """Standard deviation of the Gaussian noise on the teacher's input, in normalized intensities."""
     input_noise_bound: Annotated[float, Field(ge=0.0)] | None = 0.2
     """The noise is clamped to plus or minus this."""
     dropout: float = Field(0.5, ge=0.0, le=0.99)
@@ -40,7 +40,7 @@ class UAMTSettings(MeanTeacherSettings):
 @method(
     "UA-MT",
     "uncertainty-aware mean teacher",
-    summary="On unlabelled images the network learns to agree with a teacher, the moving average of its own weights, "
+    summary="On unlabeled images the network learns to agree with a teacher, the moving average of its own weights, "
     "where several passes of that teacher under noise and dropout show that it is certain.",
     reference="Yu L. et al. Uncertainty-Aware Self-ensembling Model for Semi-supervised 3D Left Atrium Segmentation. "
     "MICCAI 2019.",
@@ -69,7 +69,7 @@ class UAMTTrainer(MeanTeacherTrainer):
         return Forward(
             labeled={"a": first(student, samples.labeled)},
             logits={"a": full_resolution(student)[samples.labeled :], "teacher": full_resolution(teacher)},
-            extra=mean,
+            maps={"mean": mean},
         )
 
     def mean_prediction(self, data: Tensor) -> Tensor:
@@ -85,7 +85,8 @@ class UAMTTrainer(MeanTeacherTrainer):
         return mean
 
     def unsupervised(self, predictions: Predictions, samples: Samples) -> dict[str, Tensor]:
-        student, teacher, mean = predictions.logits["a"], predictions.logits["teacher"], predictions.extra
+        student, teacher = predictions.logits["a"], predictions.logits["teacher"]
+        mean = predictions.maps["mean"]
         threshold = entropy_threshold(self.progress, classes=mean.shape[1])
         certain = certain_voxels(predictive_entropy(mean), threshold, predictions.valid)
         return {

@@ -13,7 +13,7 @@ from batchgeneratorsv2.transforms.utils.nnunet_masking import MaskImageTransform
 from batchgeneratorsv2.transforms.utils.pseudo2d import Convert2DTo3DTransform
 
 INSIDE_UNLABELED = 2
-"""What the last segmentation channel holds inside an unlabelled image until :class:`TwoViews` has seen it."""
+"""What the last segmentation channel holds inside an unlabeled image until :class:`TwoViews` has seen it."""
 
 
 class RandAugment(BasicTransform):
@@ -44,14 +44,14 @@ class RandAugment(BasicTransform):
 class Cutout(BasicTransform):
     """Erase one box, the same in all channels: the image is 0 there, and its voxels count as outside of the image.
 
-    Its centre is drawn anywhere, and what lies beyond the border is cut off. (``BlankRectangleTransform`` of
+    Its center is drawn anywhere, and what lies beyond the border is cut off. (``BlankRectangleTransform`` of
     batchgeneratorsv2 draws another box for every channel.)
 
     Args:
         share: edge of the box along each axis, as a share of the patch; 0 erases nothing.
 
     Source: Sohn et al., NeurIPS 2020, section 2.3: Cutout follows RandAugment; in the authors' code it is half as wide
-    as the image, and grey. 0 is grey in nnU-Net's normalised intensities. There the label is one of the whole image;
+    as the image, and gray. 0 is gray in nnU-Net's normalized intensities. There the label is one of the whole image;
     here there would be a label to learn at every voxel of an image that is not shown, so these voxels leave the loss
     (as in French et al., BMVC 2020).
     """
@@ -80,8 +80,8 @@ class TwoViews(BasicTransform):
     """Image channels twice: first as they are, the weak view, then the same augmented further.
 
     Args:
-        labeled: makes the second view of labelled patches.
-        unlabeled: makes the second view of unlabelled patches, the strong one. Which is which says the last
+        labeled: makes the second view of labeled patches.
+        unlabeled: makes the second view of unlabeled patches, the strong one. Which is which says the last
             segmentation channel, see :data:`INSIDE_UNLABELED`; behind this transform it is 1 inside for both.
     """
 
@@ -104,8 +104,8 @@ def two_view_pipeline(
 ) -> ComposeTransforms:
     """nnU-Net's training augmentation, with two views in the place of its intensity transforms.
 
-    Weak view: the spatial transforms and mirroring alone, which both views share. Second view of labelled patches: all
-    of nnU-Net's augmentation, as ever. Second view of unlabelled patches, strong: :class:`RandAugment` over nnU-Net's
+    Weak view: the spatial transforms and mirroring alone, which both views share. Second view of labeled patches: all
+    of nnU-Net's augmentation, as ever. Second view of unlabeled patches, strong: :class:`RandAugment` over nnU-Net's
     intensity transforms, then :class:`Cutout`.
 
     Args:

@@ -1,4 +1,4 @@
-"""One to six labelled cases, and no split of one's own: the path of the README, from planning to a bundle."""
+"""One to six labeled cases, and no split of one's own: the path of the README, from planning to a bundle."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ODD = "run #1, 50% @$HOME [a]/007"
 
 @pytest.fixture
 def planned_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Plan and preprocess a dataset with so many labelled cases."""
+    """Plan and preprocess a dataset with so many labeled cases."""
 
     def planned(labeled: int, name: str = "nnunet") -> Path:
         root = tmp_path / name
@@ -66,7 +66,7 @@ def test_every_number_of_labeled_cases_gets_a_split_that_fits(labeled: int, plan
     assert sorted(validated) == cases
     if labeled < 5:
         with pytest.raises(
-            InputError, match=rf"there is no fold {folds}: with {labeled} labelled cases the folds are 0"
+            InputError, match=rf"there is no fold {folds}: with {labeled} labeled cases the folds are 0"
         ):
             make_trainer(root, fold=folds).get_tr_and_val_datasets()
 

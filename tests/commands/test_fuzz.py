@@ -51,7 +51,7 @@ EXAMPLES = {
     "dataset.json, split": 90,
     "dataset.json, evaluated": 60,
     "splits, trained": 80,
-    "NIfTI, unlabelled": 120,
+    "NIfTI, unlabeled": 120,
     "NIfTI, evaluated": 60,
     "dataset.json, planned": 12,
     "splits, planned": 8,
@@ -346,14 +346,14 @@ def test_images_of_a_whole_planning(dataset: Path):
 # --- images -------------------------------------------------------------------------------------------------------
 
 
-def test_images_of_unlabelled_cases(tmp_path: Path):
+def test_images_of_unlabeled_cases(tmp_path: Path):
     path = write_image(tmp_path / "scan_0000.nii.gz", data_builders.ellipsoid(0)[0])
 
     def use(content: bytes) -> str:
         path.write_bytes(content)
         return call(lambda: read_case([str(path)], SimpleITKIO()))
 
-    fuzz("NIfTI, unlabelled", path.read_bytes(), nifti_files(path.read_bytes()), use)
+    fuzz("NIfTI, unlabeled", path.read_bytes(), nifti_files(path.read_bytes()), use)
 
 
 @pytest.fixture

@@ -82,7 +82,7 @@ def test_training_leaves_what_nnunet_users_expect(fold: Path):
     summary = json.loads((fold / "validation" / "summary.json").read_text())
     assert len(summary["metric_per_case"]) == 1
     log = next(fold.glob("training_log_*.txt")).read_text()
-    assert "3 unlabelled cases" in log and "2 labelled + 2 unlabelled samples per step" in log
+    assert "3 unlabeled cases" in log and "2 labeled + 2 unlabeled samples per step" in log
 
 
 def test_validation_alone_and_continuing_a_finished_training(environment: dict[str, str], fold: Path):

@@ -1,4 +1,4 @@
-"""Where unlabelled cases may lie, and what is refused. Files are empty: only names count here."""
+"""Where unlabeled cases may lie, and what is refused. Files are empty: only names count here."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def add_case(folder: Path, case: str, channels: int = 2, ending: str = ".nii.gz"
 
 @pytest.fixture
 def raw(tmp_path: Path) -> Path:
-    """Labelled cases a, b, c and the unlabelled case u, two channels each; no labelsTr at all."""
+    """Labeled cases a, b, c and the unlabeled case u, two channels each; no labelsTr at all."""
     for case in "abc":
         add_case(tmp_path / "imagesTr", case)
     add_case(tmp_path / "imagesTr_unlabeled", "u")
@@ -126,7 +126,7 @@ def test_no_unlabeled_case_says_both_places(raw: Path) -> None:
     [
         (
             "v_0000.nii.gz",
-            r'"v" in .*imagesTr_unlabeled: v_0001.nii.gz is missing \(labelled cases have 2 files',
+            r'"v" in .*imagesTr_unlabeled: v_0001.nii.gz is missing \(labeled cases have 2 files',
         ),
         ("v_0001.nii.gz", "v_0000.nii.gz is missing"),
         ("u_0002.nii.gz", "u_0002.nii.gz is one channel too many"),
@@ -177,11 +177,11 @@ def test_folders_that_cannot_be_used(raw: Path, unlabeled: object, message: str)
         ({"train": ["a"], "unlabeled": "b", "val": ["c"]}, "must be a list of case names"),
         (
             {"train": ["a"], "unlabeled": ["u"], "val": ["c"]},
-            'case "u" stands in an unlabelled folder and "unlabeled"',
+            'case "u" stands in an unlabeled folder and "unlabeled"',
         ),
         (
             {"train": ["a", "u"], "unlabeled": ["b"], "val": ["c"]},
-            '"u" .*the unlabelled folder and "train" of fold 0',
+            '"u" .*the unlabeled folder and "train" of fold 0',
         ),
     ],
 )
@@ -223,7 +223,7 @@ def test_splits_of_the_preprocessed_folder_win(tmp_path: Path) -> None:
 
 
 def test_splits_that_disagree(tmp_path: Path) -> None:
-    """nnU-Net compares train and val only, and would go on with the old list of unlabelled cases."""
+    """nnU-Net compares train and val only, and would go on with the old list of unlabeled cases."""
     raw = write(tmp_path / "raw", SPLITS[:1])
     preprocessed = write(tmp_path / "preprocessed", [{**SPLITS[0], "unlabeled": []}])
     with pytest.raises(InputError, match=r'"unlabeled" of fold 0 differs between .*raw.* and .*preprocessed'):

@@ -1,4 +1,4 @@
-"""Patches of unlabelled cases that are laid around foreground which the network predicted."""
+"""Patches of unlabeled cases that are laid around foreground which the network predicted."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_voxels_are_those_of_the_prediction(tiny: Path):
 
 
 class Middles(SemiSupervisedDataLoader):
-    """Writes down the middle of every patch, labelled ones first."""
+    """Writes down the middle of every patch, labeled ones first."""
 
     middles: list[tuple[int, ...]]
 
@@ -60,7 +60,7 @@ class Middles(SemiSupervisedDataLoader):
 
 
 def middles(trainer: Any, share: float, batches: int, has_ignore: bool = False, found: bool = True) -> np.ndarray:
-    """Of patches of 8 x 8 voxels: (batches, 4, 3); two labelled samples, then two unlabelled ones."""
+    """Of patches of 8 x 8 voxels: (batches, 4, 3); two labeled samples, then two unlabeled ones."""
     labeled, _ = trainer.get_tr_and_val_datasets()
     folder = Path(trainer.output_folder) / "found"
     foreground = PredictedForeground(folder, epochs=2, iterations=batches // 2, first=0)
@@ -87,7 +87,7 @@ def test_the_share_of_patches_is_aimed(tiny: Path):
 
 
 def test_other_patches_stay_where_they_were(tiny: Path):
-    """With the same draws, an unlabelled patch is where it was, or aimed; a share of 0 changes nothing."""
+    """With the same draws, an unlabeled patch is where it was, or aimed; a share of 0 changes nothing."""
     trainer = make_trainer(tiny)
     trainer.initialize()
     stock, nothing_found = middles(trainer, 0.0, 40), middles(trainer, 1.0, 40, found=False)
@@ -136,7 +136,7 @@ def test_training_aims_and_continues_exactly(tiny: Path, monkeypatch: pytest.Mon
     for name, network in at_once.networks().items():
         for key, value in network.state_dict().items():
             assert torch.equal(value, continued.networks()[name].state_dict()[key]), (name, key)
-    assert continued.history == at_once.history
+    assert continued.monitor.history == at_once.monitor.history
 
 
 def test_without_the_setting_nobody_looks(tiny: Path):

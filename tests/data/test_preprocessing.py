@@ -1,4 +1,4 @@
-"""Reading, checking and preprocessing unlabelled cases with nnU-Net's own reader and preprocessor."""
+"""Reading, checking and preprocessing unlabeled cases with nnU-Net's own reader and preprocessor."""
 
 from __future__ import annotations
 
@@ -404,7 +404,7 @@ def test_a_folder_that_cannot_be_written(cases: Cases, dataset: Path, folder: Pa
     """Nobody writes into it where nothing is to be done."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     folder.write_text("a file is in its place")
-    with pytest.raises(InputError, match=r"cannot be written \(.* unlabelled cases are to be preprocessed into it"):
+    with pytest.raises(InputError, match=r"cannot be written \(.* unlabeled cases are to be preprocessed into it"):
         preprocess(cases, dataset, folder)
 
 

@@ -1,4 +1,4 @@
-"""Choosing labelled, unlabelled and validation cases."""
+"""Choosing labeled, unlabeled and validation cases."""
 
 from __future__ import annotations
 

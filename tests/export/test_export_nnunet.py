@@ -172,9 +172,7 @@ def test_a_file_that_is_no_exported_model_is_not_replaced(kind, workspace, tmp_p
         with zipfile.ZipFile(file, "w") as archive:
             archive.writestr("scan.nii.gz", b"a scan")
     content = file.read_bytes()
-    with pytest.raises(
-        InputError, match=r"scans\.zip already exists and is not an exported model; choose"
-    ):
+    with pytest.raises(InputError, match=r"scans\.zip already exists and is not an exported model; choose"):
         export_nnunet(901, "2d", output=str(file))
     assert file.read_bytes() == content
 

@@ -29,7 +29,7 @@ def small_unet(dimensions: int = 2, deep_supervision: bool = True) -> PlainConvU
 
 
 def test_by_hand():
-    """P = (1/2, 1/2) and (3/4, 1/4), Q = (2/3, 1/3) and (1/2, 1/2); T = 1/2 squares before it normalises."""
+    """P = (1/2, 1/2) and (3/4, 1/4), Q = (2/3, 1/3) and (1/2, 1/2); T = 1/2 squares before it normalizes."""
     p = torch.tensor([[[1.0, 3.0], [1.0, 1.0]]], dtype=torch.float64).log()
     q = torch.tensor([[[2.0, 1.0], [1.0, 1.0]]], dtype=torch.float64).log()
     # sharpened Q: 4/5, 1/5 and 1/2, 1/2; squared differences 9/100 twice, and 1/16 twice

@@ -107,7 +107,7 @@ def test_command_is_safe_to_repeat_and_does_only_what_is_new(
     assert after["unlabeled"]["files"][:-1] == before["unlabeled"]["files"]
     output = capsys.readouterr().out
     assert "nnUNetv2_plan_and_preprocess -d 901 -pl ALHVRPlanner -c 2d -npfp 1 -np 1" in output
-    assert "6 unlabelled cases: 4 in folders, 2 in splits_final.json" in output
+    assert "6 unlabeled cases: 4 in folders, 2 in splits_final.json" in output
     ready = json.loads((plans_folder() / "demo.json").read_text())["configurations"]["2d"]
     assert read_json(planned, "ALHVRPlansDemo.json")["configurations"]["2d"]["patch_size"] == ready["patch_size"]
 
@@ -142,7 +142,7 @@ def stock_fingerprint(root: Path) -> dict:
 
 
 def test_stock_fingerprint_is_completed(planned: Path) -> None:
-    """nnUNetv2_plan_and_preprocess -pl ALHVRPlanner, unlabelled cases in their folder only."""
+    """nnUNetv2_plan_and_preprocess -pl ALHVRPlanner, unlabeled cases in their folder only."""
     stock = stock_fingerprint(planned)
     for folder in ("raw", "preprocessed"):
         data_builders.write_splits(planned / folder / NAME, {**SPLIT, "unlabeled": []})
@@ -200,7 +200,7 @@ def test_planning_needs_unlabeled_cases(planned: Path) -> None:
     shutil.rmtree(planned / "raw" / NAME / "imagesTr_unlabeled")
     for folder in ("raw", "preprocessed"):
         data_builders.write_splits(planned / folder / NAME, {**SPLIT, "unlabeled": []})
-    with pytest.raises(InputError, match=r"no unlabelled case for the dataset: put images into .*imagesTr_unlabeled"):
+    with pytest.raises(InputError, match=r"no unlabeled case for the dataset: put images into .*imagesTr_unlabeled"):
         ALHVRPlanner(NAME)
 
 
@@ -242,7 +242,7 @@ def test_presets_have_nnunets_memory_targets(planned: Path, name: str, gigabytes
     planner = PLANNERS[f"ALHVRPlannerResEnc{name}"](NAME)
     assert planner.UNet_vram_target_GB == gigabytes
     assert planner.plans_identifier == f"ALHVRResEncUNet{name}Plans"
-    assert planner.dataset_json["numTraining"] == 9  # labelled and unlabelled
+    assert planner.dataset_json["numTraining"] == 9  # labeled and unlabeled
 
 
 def test_unknown_planner(planned: Path) -> None:
@@ -344,11 +344,11 @@ def test_split_is_written_once(planned: Path, capsys: pytest.CaptureFixture[str]
         make_split(901, 2, overwrite=True)
     (planned / "raw" / NAME / "splits_final.json").unlink()
     assert make_split(901, 2, overwrite=True) == str(file)
-    assert "fold 0: 2 labelled, 3 unlabelled, 1 validation cases" in capsys.readouterr().out
+    assert "fold 0: 2 labeled, 3 unlabeled, 1 validation cases" in capsys.readouterr().out
     assert [len(cases) for cases in json.loads(file.read_text())[0].values()] == [2, 3, 1]
     other = planned / "elsewhere" / "split.json"
     assert make_split(901, 5, output=str(other)) == str(other)
-    assert json.loads(other.read_text())[0]["unlabeled"] == [], "unlabelled scans lie in their folder"
+    assert json.loads(other.read_text())[0]["unlabeled"] == [], "unlabeled scans lie in their folder"
     shutil.rmtree(planned / "raw" / NAME / "imagesTr_unlabeled")
-    with pytest.raises(InputError, match=r'"labeled" is 5: no case of .* is left to be unlabelled'):
+    with pytest.raises(InputError, match=r'"labeled" is 5: no case of .* is left to be unlabeled'):
         make_split(901, 5, overwrite=True)

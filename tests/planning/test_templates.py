@@ -120,7 +120,7 @@ def changed_network(**arguments: object) -> dict:
         ({"data_identifier": "x"}, 'unknown key "data_identifier"'),
         ({"alhvr": {"beta": 0.8}}, 'unknown key beta in "alhvr"'),
         ({"alhvr": {"threshold_proportion": 1.5}}, '"alhvr.threshold_proportion" in the plans is 1.5'),
-        ({"batch_size": 4, "alhvr": {"unlabeled_batch_size": 4}}, "one labelled sample must be left"),
+        ({"batch_size": 4, "alhvr": {"unlabeled_batch_size": 4}}, "one labeled sample must be left"),
         ({"batch_size": "4"}, "\"batch_size\" must be a whole number of at least 1, found '4'"),
         ({"patch_size": [32, 32, 32]}, '"patch_size" must be 2 positive numbers'),
         ({"patch_size": [32, -32]}, '"patch_size" must be 2 positive numbers'),

@@ -17,7 +17,7 @@ SHAPE = (8, 40, 36)
 
 @pytest.fixture(scope="session")
 def planned_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """CT dataset with 2 hidden and 3 unlabelled cases, planned, and preprocessed in 2d.
+    """CT dataset with 2 hidden and 3 unlabeled cases, planned, and preprocessed in 2d.
 
     Hidden cases are much brighter than the rest, so that their labels would show in the intensity statistics.
     """

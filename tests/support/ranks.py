@@ -18,7 +18,7 @@ from nnunetv2.training.loss import dice
 from torch import distributed as dist
 
 from alhvr_trainer.losses import FeaturePerturbation, alhvr_channel_terms, alhvr_terms
-from alhvr_trainer.trainers.ranks import of_all_ranks, rank, ranks, share, wait_for_all
+from alhvr_trainer.trainers.parallel import barrier, gather, get_rank, get_world_size, share
 
 METHOD_CASES: dict[str, dict[str, Any]] = {
     "2d": {},
@@ -69,20 +69,20 @@ def method_results(name: str, group: dist.ProcessGroup | None) -> dict[str, torc
         valid[4, :, 3:] = False
     mine = slice(None)
     if group is not None:
-        numbers = share(SAMPLES, rank(), ranks())
+        numbers = share(SAMPLES, get_rank(), get_world_size())
         mine = slice(numbers.start, numbers.stop)
     inputs = [x[mine].clone().requires_grad_() for x in whole]
     local_valid = None if valid is None or bool(valid[mine].all()) else valid[mine]
     terms = function(*inputs, valid=local_valid, process_group=group, **options)
     terms.total.backward()
     gradients = [torch.zeros_like(x) if x.grad is None else x.grad for x in inputs]
-    result = {key: torch.stack(of_all_ranks(getattr(terms, key).detach())).sum(0) for key in TERMS}
-    result |= {f"gradient {i}": torch.cat(of_all_ranks(gradient)) for i, gradient in enumerate(gradients)}
-    return result | {"gamma": terms.gamma, "omega3": torch.cat(of_all_ranks(terms.omega3))}
+    result = {key: torch.stack(gather(getattr(terms, key).detach())).sum(0) for key in TERMS}
+    result |= {f"gradient {i}": torch.cat(gather(gradient)) for i, gradient in enumerate(gradients)}
+    return result | {"gamma": terms.gamma, "omega3": torch.cat(gather(terms.omega3))}
 
 
 def make_batch(trainer: Any, seed: int = 0) -> dict[str, Any]:
-    """A whole batch as the loader gives it: L labelled samples, then U others, all scales of deep supervision."""
+    """A whole batch as the loader gives it: L labeled samples, then U others, all scales of deep supervision."""
     generator = torch.Generator().manual_seed(seed)
     labeled, unlabeled = trainer.settings_batch
     patch = trainer.configuration_manager.patch_size
@@ -97,7 +97,7 @@ def make_batch(trainer: Any, seed: int = 0) -> dict[str, Any]:
         ignored = [label == manager.ignore_label] if manager.has_ignore_label else []
         label = torch.cat([*regions, *ignored], dim=1)
     target = torch.cat((label, torch.ones(len(label), 1, *patch)), dim=1).short()
-    target[-1, -1, :6] = 0  # padding, in one unlabelled sample
+    target[-1, -1, :6] = 0  # padding, in one unlabeled sample
     scales = trainer._get_deep_supervision_scales()
     steps = [[round(1 / factor) for factor in scale] for scale in scales]
     targets = [target[(..., *(slice(None, None, step) for step in each))] for each in steps]
@@ -106,8 +106,9 @@ def make_batch(trainer: Any, seed: int = 0) -> dict[str, Any]:
 
 
 def my_part(batch: dict[str, Any], labeled: int, unlabeled: int) -> dict[str, Any]:
-    """This rank's labelled samples, then its unlabelled ones."""
-    numbers = [*share(labeled, rank(), ranks()), *(labeled + i for i in share(unlabeled, rank(), ranks()))]
+    """This rank's labeled samples, then its unlabeled ones."""
+    mine = [share(samples, get_rank(), get_world_size()) for samples in (labeled, unlabeled)]
+    numbers = [*mine[0], *(labeled + i for i in mine[1])]
     return {
         "data": batch["data"][numbers],
         "target": [scale[numbers] for scale in batch["target"]],
@@ -120,7 +121,7 @@ def train_steps(
 ) -> dict[str, torch.Tensor]:
     """Losses, and gradients and weights of all networks, after a few steps on given batches."""
     from alhvr_trainer.config.settings import split_batch
-    from alhvr_trainer.trainers.distributed import unwrapped
+    from alhvr_trainer.trainers.networks import unwrapped
     from alhvr_trainer.trainers.variants import trainer_named
 
     trainer: Any = trainer_named(method)(
@@ -167,7 +168,7 @@ def baseline(plans: dict, dataset_json: dict) -> dict[str, list]:
     sizes = trainer.batch_size, training.batch_size, validation.batch_size
     mine = sizes, training.draws.forced, validation.draws.forced, torch.rand(()).item()
     names = ("samples", "forced", "forced in validation", "draws")
-    return dict(zip(names, map(list, zip(*of_all_ranks(mine), strict=True)), strict=True))
+    return dict(zip(names, map(list, zip(*gather(mine), strict=True)), strict=True))
 
 
 def main(folder: str) -> None:
@@ -177,15 +178,15 @@ def main(folder: str) -> None:
     found = {f"method {name}": method_results(name, dist.group.WORLD) for name in METHOD_CASES}
     for file in sorted(Path(folder).glob("trainer_*.json")):
         content = json.loads(file.read_text())
-        wait_for_all()
-        if rank() == 0:
+        barrier()
+        if get_rank() == 0:
             write_json(Path(nnUNet_preprocessed).parent, "dataset.json", content["dataset_json"])
-        wait_for_all()
+        barrier()
         with double_precision():
             found[file.stem] = train_steps(content["plans"], content["dataset_json"], content["method"])
     found["baseline"] = baseline(content["plans"], content["dataset_json"])
-    if rank() == 0:
-        torch.save(found, Path(folder) / f"found_{ranks()}.pt")
+    if get_rank() == 0:
+        torch.save(found, Path(folder) / f"found_{get_world_size()}.pt")
     dist.destroy_process_group()
 
 

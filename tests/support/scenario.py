@@ -1,6 +1,6 @@
 """nnU-Net's integration scenario with ALHVRTrainer: four kinds of labels, four configurations, several folds.
 
-nnU-Net tests itself on four variants of the Hippocampus set. Here each variant has unlabelled cases as well, from the
+nnU-Net tests itself on four variants of the Hippocampus set. Here each variant has unlabeled cases as well, from the
 folder and from the splits file, and the trainings are tiny. As a script it runs on the real set, or on phantoms:
 
     python tests/support/scenario.py --work_folder DIR [--data DIR/Dataset004_Hippocampus] [--folds 5] [--output FILE]
@@ -57,12 +57,12 @@ def make_variant(source: Path, raw: Path, variant: str, folds: int, cases_per_fo
     """A raw dataset of one kind of labels; fold i validates its own cases and trains on those of the other folds.
 
     Args:
-        source: a raw nnU-Net dataset with labels 1 and 2; the first cases are labelled here, the next ones become
-            one hidden case (key "unlabeled" of the splits), two unlabelled cases and two test cases.
+        source: a raw nnU-Net dataset with labels 1 and 2; the first cases are labeled here, the next ones become
+            one hidden case (key "unlabeled" of the splits), two unlabeled cases and two test cases.
         raw: ``nnUNet_raw``.
         variant: key of VARIANTS.
         folds: number of folds.
-        cases_per_fold: labelled cases that a fold validates.
+        cases_per_fold: labeled cases that a fold validates.
     """
     target = raw / dataset_name(variant)
     for folder in ("imagesTr", "labelsTr", "imagesTr_unlabeled", "imagesTs"):

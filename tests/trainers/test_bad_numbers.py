@@ -21,7 +21,7 @@ pytest_plugins = ["planned_dataset"]
 
 REGIONS = {"labels": {"background": 0, "all": [1, 2], "core": 2}, "regions_class_order": [1, 2]}
 PLACES = {  # where a bad number stands, and a term that must be named
-    "labelled logits": "labeled_logits_b",
+    "labeled logits": "labeled_logits_b",
     "clean logits": "gamma",
     "perturbed logits": "gamma",
     "features": "ce_a",  # a's features are compared with b's prototypes
@@ -57,9 +57,9 @@ def with_bad(tensor: torch.Tensor, sample: int, value: float) -> torch.Tensor:
 
 
 def poisoned(outputs: list[torch.Tensor], passes: TwoPasses, place: str, value: float, labeled: int) -> Any:
-    if place in ("labelled logits", "clean logits"):
+    if place in ("labeled logits", "clean logits"):
         full, *coarser = outputs
-        bad = with_bad(full, 0 if place == "labelled logits" else labeled, value)
+        bad = with_bad(full, 0 if place == "labeled logits" else labeled, value)
         return [bad, *coarser], passes._replace(logits=bad[labeled:])
     field = place.replace(" ", "_")
     return outputs, passes._replace(**{field: with_bad(getattr(passes, field), 0, value)})

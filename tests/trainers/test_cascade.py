@@ -22,7 +22,7 @@ CONFIGURATIONS = ("3d_lowres", "3d_fullres")
 
 
 def trained_low_resolution(root: Path, variant: str) -> Path:
-    """The segmentations of fold 0's unlabelled cases. All folds are trained: each labelled case's segmentation comes
+    """The segmentations of fold 0's unlabeled cases. All folds are trained: each labeled case's segmentation comes
     from the fold that validates it."""
     planned(root, variant, *CONFIGURATIONS)
     scenario.change_length(variant, root / "preprocessed", 1)

@@ -15,13 +15,8 @@ import torch
 from trained_models import file_size_limit
 
 from alhvr_trainer.errors import InputError
-from alhvr_trainer.trainers.checkpoints import (
-    random_states,
-    read_checkpoint,
-    restore_random_states,
-    seed_everything,
-    write_atomically,
-)
+from alhvr_trainer.trainers.checkpoints import read_checkpoint, write_atomically
+from alhvr_trainer.trainers.state import random_states, restore_random_states, seed_everything
 
 WRITER = """
 import sys, torch

@@ -17,7 +17,6 @@ from alhvr_trainer.trainers.alhvr import ALHVRTrainer
 from alhvr_trainer.trainers.checkpoints import read_checkpoint
 from alhvr_trainer.trainers.collapse import collapse_warnings, grace_epochs
 from alhvr_trainer.trainers.history import HistoryKeys, foreground_names, label_voxels, step_values
-from alhvr_trainer.trainers.plots import all_panels, plot_history
 from alhvr_trainer.trainers.samples import Forward, Samples
 
 pytest_plugins = ["planned_dataset"]
@@ -159,7 +158,7 @@ def test_voxels_of_the_labels():
 @pytest.mark.parametrize("padded", [False, True])
 @pytest.mark.parametrize("regions", [False, True])
 def test_shares_of_a_step(regions: bool, padded: bool):
-    """Of the unlabelled samples' voxels inside the image, counted one by one."""
+    """Of the unlabeled samples' voxels inside the image, counted one by one."""
     classes, valid = (1, 2, 3), torch.ones(3, 16, 12, dtype=torch.bool)
     valid[:, 8:] = not padded
     logits = {name: torch.randn(3, 3 if regions else 4, 16, 12) for name in ("a", "b")}
@@ -227,12 +226,12 @@ def test_networks_that_start_alike_are_reported(tiny: Path):
     remote = Recorder()
     trainer.logger.loggers.append(remote)
     trainer.run_training()
-    assert trainer.history["disagreement"] == [0.0] * 6
+    assert trainer.monitor.history["disagreement"] == [0.0] * 6
     found = warnings_in_log(trainer)
     assert len(found) == 2 and all("the two networks have become identical" in line for line in found)
     assert "epochs 0 to 4" in found[0] and "epochs 1 to 5" in found[1]
     assert has_red_title(trainer.output_folder)
-    assert remote.logged["alhvr/pseudo_label_2"] == trainer.history["pseudo_label_2"]
+    assert remote.logged["alhvr/pseudo_label_2"] == trainer.monitor.history["pseudo_label_2"]
     assert remote.logged["alhvr/disagreement"] == [0.0] * 6
 
     # a checkpoint that knows nothing of these values, as version 0.1.0 wrote them
@@ -244,12 +243,12 @@ def test_networks_that_start_alike_are_reported(tiny: Path):
     torch.save(content, file)
     resumed = make_trainer(tiny, resume=True)
     resumed.load_checkpoint(str(file))
-    assert list(resumed.history) == list(trainer.history)
-    assert {len(values) for values in resumed.history.values()} == {6}
-    assert np.isnan(resumed.history["label_1"]).all() and resumed.history["gamma"] == trainer.history["gamma"]
-    assert collapse_warnings(resumed.history, resumed.class_names, resumed.history_keys) == []
-    panels = all_panels(resumed.history_keys, resumed.panels)
-    plot_history(resumed.history, resumed.output_folder, panels, resumed.class_names)
+    assert list(resumed.monitor.history) == list(trainer.monitor.history)
+    assert {len(values) for values in resumed.monitor.history.values()} == {6}
+    assert np.isnan(resumed.monitor.history["label_1"]).all()
+    assert resumed.monitor.history["gamma"] == trainer.monitor.history["gamma"]
+    assert resumed.monitor.warnings(num_epochs=6) == []
+    assert resumed.monitor.plot(resumed.output_folder, []).is_file()
     assert not has_red_title(resumed.output_folder)
 
 
@@ -279,7 +278,7 @@ def test_a_class_that_no_network_predicts_is_reported(tiny: Path, heads: str):
     for network in (trainer.network, trainer.partners["b"]):
         network.decoder.seg_layers[-1].bias.data[-1] = -50.0  # the core's, at full resolution
     trainer.run_training()
-    assert trainer.history["pseudo_label_2"] == [0.0] * 16 and min(trainer.history["label_2"]) > 0
+    assert trainer.monitor.history["pseudo_label_2"] == [0.0] * 16 and min(trainer.monitor.history["label_2"]) > 0
     found = [line for line in warnings_in_log(trainer) if "class 2" in line]
     assert ["epochs 10 to 14" in found[0], "epochs 11 to 15" in found[1], len(found)] == [True, True, 2]
     assert "class 2 (core) has vanished from the pseudo-labels" in found[0]
@@ -295,11 +294,11 @@ def test_losses_that_drift_apart_are_reported(tiny: Path):
 
     def with_a_past(outputs: list[dict]) -> None:
         end_of_epoch(outputs)
-        for key, values in trainer.history.items():
+        for key, values in trainer.monitor.history.items():
             now = values[-1]
             falls, rises = key in KEYS.terms, key in KEYS.supervised
             before = 2 * now if falls else now - 0.5 if rises else now
-            trainer.history[key] = [before] * 10 + [now] * 10
+            trainer.monitor.history[key] = [before] * 10 + [now] * 10
 
     trainer.on_train_epoch_end = with_a_past
     trainer.run_training()
@@ -318,10 +317,11 @@ def test_a_short_training_that_learns_gives_no_warning(tiny: Path):
     trainer.initial_lr = 0.03  # at nnU-Net's 0.01 it depends on the seed whether the small class is found so soon
     trainer.run_training()
     assert warnings_in_log(trainer) == []
-    assert np.mean(trainer.history["supervised_a"][-5:]) < np.mean(trainer.history["supervised_a"][:5]) - 0.2
+    history = trainer.monitor.history
+    assert np.mean(history["supervised_a"][-5:]) < np.mean(history["supervised_a"][:5]) - 0.2
     for number in (1, 2):
-        assert trainer.history[f"pseudo_label_{number}"][-1] > 0.1 * trainer.history[f"label_{number}"][-1]
-    assert trainer.history["disagreement"][-1] > 0
+        assert history[f"pseudo_label_{number}"][-1] > 0.1 * history[f"label_{number}"][-1]
+    assert trainer.monitor.history["disagreement"][-1] > 0
     assert not has_red_title(trainer.output_folder)
 
 

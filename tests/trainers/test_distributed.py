@@ -24,7 +24,7 @@ from alhvr_trainer.cli import main
 from alhvr_trainer.errors import InputError
 from alhvr_trainer.trainers.checkpoints import read_checkpoint
 from alhvr_trainer.trainers.checks import check_batch_fits_ranks
-from alhvr_trainer.trainers.ranks import share
+from alhvr_trainer.trainers.parallel import share
 
 pytest_plugins = ["planned_dataset"]
 
@@ -107,7 +107,7 @@ def test_ranks_equal_one_process(uneven: Path, tmp_path: Path):
         output, _ = process.communicate(timeout=300)
         assert process.returncode == 0, output
         found = torch.load(tmp_path / f"found_{number}.pt")
-        baseline = found.pop("baseline")  # labelled samples as for ALHVRTrainer, whose batch is 5 + 4
+        baseline = found.pop("baseline")  # labeled samples as for ALHVRTrainer, whose batch is 5 + 4
         parts, all_parts = ([len(share(samples, rank, number)) for rank in range(number)] for samples in (5, 9))
         assert baseline["samples"] == [(part, part, whole) for part, whole in zip(parts, all_parts, strict=True)]
         # nnU-Net forces the last 3 of 9, so 5/3 of 5
@@ -154,7 +154,7 @@ def trainer_processes(machine: subprocess.Popen) -> list[int]:
 def test_two_machines_train_and_continue_after_one_dies(uneven: Path):
     """A rank killed in mid-training ends both machines, with a message; both then continue from the checkpoint.
 
-    There is one unlabelled case, fewer than ranks; when training continues, no look at its foreground is there yet.
+    There is one unlabeled case, fewer than ranks; when training continues, no look at its foreground is there yet.
     """
     change_settings(uneven, num_epochs=100_000, unlabeled_foreground=0.5)
     for folder in ("raw", "preprocessed"):
@@ -193,8 +193,8 @@ def test_two_machines_train_and_continue_after_one_dies(uneven: Path):
     summary = json.loads((fold / "validation" / "summary.json").read_text())
     assert len(summary["metric_per_case"]) == 2 and len(list((fold / "validation").glob("*.npz"))) == 2
     logs = list(fold.glob("training_log_*.txt"))
-    assert "ALHVR: 1 unlabelled cases" in logs[0].read_text()
-    assert sum("looked for foreground in 1 unlabelled" in log.read_text() for log in logs) == 1
+    assert "ALHVR: 1 unlabeled cases" in logs[0].read_text()
+    assert sum("looked for foreground in 1 unlabeled" in log.read_text() for log in logs) == 1
     assert len(logs) == 2  # one of each start: rank 0 alone writes
     assert "alhvr:" not in outputs[0]
 
@@ -205,7 +205,7 @@ def test_batch_is_spread_over_ranks():
         assert list(itertools.chain(*numbers)) == list(range(samples))
         assert max(map(len, numbers)) - min(map(len, numbers)) <= 1
     check_batch_fits_ranks(4, 2, 2)
-    with pytest.raises(InputError, match=r"2 labelled \+ 1 unlabelled samples cannot be spread over 2 .* at most 1"):
+    with pytest.raises(InputError, match=r"2 labeled \+ 1 unlabeled samples cannot be spread over 2 .* at most 1"):
         check_batch_fits_ranks(2, 1, 2)
 
 

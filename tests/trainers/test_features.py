@@ -25,7 +25,7 @@ from alhvr_trainer.errors import InputError
 from alhvr_trainer.planning.plan_and_preprocess import plan_and_preprocess
 from alhvr_trainer.resources import ext_trainer_folder
 from alhvr_trainer.trainers.checkpoints import read_checkpoint
-from alhvr_trainer.trainers.distributed import unwrapped
+from alhvr_trainer.trainers.networks import unwrapped
 
 pytest_plugins = ["planned_dataset"]
 
@@ -161,7 +161,7 @@ def test_fold_all_trains_validates_and_continues(root: Path):
     assert second["current_epoch"] == QUICK["num_epochs"] + 1
     for key, values in second["alhvr"]["history"].items():
         assert len(values) == QUICK["num_epochs"] + 1 and values[:-1] == first["alhvr"]["history"][key]
-    assert "ALHVR: 5 unlabelled cases" in log_of(folder)
+    assert "ALHVR: 5 unlabeled cases" in log_of(folder)
 
 
 @pytest.mark.parametrize("fold", ["all", 4])
@@ -177,7 +177,7 @@ def test_hidden_cases_stay_hidden_in_folds_outside_the_splits_file(root: Path, f
         assert both.labeled.identifiers == validation.identifiers == [*SPLIT["train"], *SPLIT["val"]]
     train_cases, validation_cases = make(fold, "SupervisedTrainer").do_split()
     assert sorted(train_cases) == both.labeled.identifiers and sorted(validation_cases) == validation.identifiers
-    assert "2 cases stay unlabelled: no fold of splits_final.json trains on them" in log_of(Path(trainer.output_folder))
+    assert "2 cases stay unlabeled: no fold of splits_final.json trains on them" in log_of(Path(trainer.output_folder))
 
 
 def test_fold_all_takes_all_labels_where_none_is_hidden(planned: Path, monkeypatch: pytest.MonkeyPatch):
@@ -214,7 +214,7 @@ def test_stock_residual_encoder_plans(root: Path, monkeypatch: pytest.MonkeyPatc
     trainer = shorten(make(plans="nnUNetResEncUNetMPlans"))
     trainer.run_training()
     assert type(trainer.network).__name__ == type(trainer.partners["b"]).__name__ == "ResidualEncoderUNet"
-    assert all(np.isfinite(values).all() and len(values) == 1 for values in trainer.history.values())
+    assert all(np.isfinite(values).all() and len(values) == 1 for values in trainer.monitor.history.values())
     assert (Path(trainer.output_folder) / "checkpoint_final.pth").is_file()
 
 
@@ -231,12 +231,12 @@ def test_plans_moved_to_another_dataset(root: Path):
     trainer = make(dataset="902", plans="PlansFrom901")
     assert trainer.settings.as_dict() == make().settings.as_dict()
     shorten(trainer).run_training()
-    assert f"preprocessing 2 unlabelled cases into {preprocessed / 'PlansFrom901_2d_unlabeled'}" in log_of(
+    assert f"preprocessing 2 unlabeled cases into {preprocessed / 'PlansFrom901_2d_unlabeled'}" in log_of(
         Path(trainer.output_folder)
     )
     assert trainer.dataloader_train.data_loader._data.unlabeled.identifiers == ["scan_000", "scan_001"]
     assert set(trainer.dataloader_train.data_loader._data.labeled.identifiers) < {f"case_00{i}" for i in range(5)}
-    assert all(np.isfinite(values).all() for values in trainer.history.values())
+    assert all(np.isfinite(values).all() for values in trainer.monitor.history.values())
 
 
 def test_stock_trainer_starts_from_our_weights(trained: Path):
@@ -274,7 +274,7 @@ def test_environment_switches(root: Path, monkeypatch: pytest.MonkeyPatch, compi
     trainer.run_training()
     assert len(workers) == {"0": 0, "2": 3}[processes]  # two for training, one for validation
     assert not any(worker.is_alive() for worker in workers)
-    assert len(trainer.history["gamma"]) == 1 and np.isfinite(trainer.history["gamma"]).all()
+    assert len(trainer.monitor.history["gamma"]) == 1 and np.isfinite(trainer.monitor.history["gamma"]).all()
     log = log_of(Path(trainer.output_folder))
     assert ("torch.compile disabled because device is CPU" in log) == (compile_it == "true")
     shutil.rmtree(trainer.output_folder)
@@ -317,9 +317,9 @@ def test_weights_and_biases_gets_the_history(root: Path, monkeypatch: pytest.Mon
         run = trainer.logger.loggers[0].run
         assert run.step == trainer.num_epochs - 1
         run.log({}, commit=True)  # else the last epoch arrives when the process ends, after which nothing can be read
-        for key in trainer.history_keys.all():
-            assert run.summary[f"alhvr/{key}"] == pytest.approx(trainer.history[key][-1]), key
-        assert run.summary["train_losses"] == pytest.approx(trainer.history["supervised_a"][-1])
+        for key in trainer.monitor.keys.all():
+            assert run.summary[f"alhvr/{key}"] == pytest.approx(trainer.monitor.history[key][-1]), key
+        assert run.summary["train_losses"] == pytest.approx(trainer.monitor.history["supervised_a"][-1])
     finally:
         wandb.finish()
     assert list(Path(trainer.output_folder).glob("wandb/offline-run-*/*.wandb"))

@@ -48,8 +48,8 @@ def test_it_trains_saves_and_resumes(example: Any, tiny: Path):
     trainer.initialize()
     start = {name: [p.clone() for p in net.parameters()] for name, net in trainer.networks().items()}
     trainer.run_training()
-    assert all(len(values) == 2 and all(map(math.isfinite, values)) for values in trainer.history.values())
-    assert trainer.history["mutual_a"][-1] > 0 and 1 / 3 <= trainer.history["confidence"][-1] <= 1
+    assert all(len(values) == 2 and all(map(math.isfinite, values)) for values in trainer.monitor.history.values())
+    assert trainer.monitor.history["mutual_a"][-1] > 0 and 1 / 3 <= trainer.monitor.history["confidence"][-1] <= 1
     for name, network in trainer.networks().items():
         assert any(not torch.equal(old, new) for old, new in zip(start[name], network.parameters(), strict=True))
     checkpoint = Path(trainer.output_folder) / "checkpoint_final.pth"

@@ -48,7 +48,7 @@ def test_hippocampus_learns_from_the_first_steps(real_data: Path, tmp_path: Path
     trainer = ALHVRTrainer(plans | {"continue_training": False}, "2d", 0, dataset_json, torch.device("cpu"))
     trainer.disable_checkpointing = True
     trainer.run_training()
-    assert all(np.isfinite(values).all() for values in trainer.history.values())
-    assert trainer.history["supervised_a"][-1] < trainer.history["supervised_a"][0] - 0.2
-    assert trainer.history["supervised_b"][-1] < trainer.history["supervised_b"][0] - 0.2
-    assert trainer.history["gamma"][-1] > trainer.history["gamma"][0]
+    assert all(np.isfinite(values).all() for values in trainer.monitor.history.values())
+    assert trainer.monitor.history["supervised_a"][-1] < trainer.monitor.history["supervised_a"][0] - 0.2
+    assert trainer.monitor.history["supervised_b"][-1] < trainer.monitor.history["supervised_b"][0] - 0.2
+    assert trainer.monitor.history["gamma"][-1] > trainer.monitor.history["gamma"][0]

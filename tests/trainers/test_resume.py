@@ -21,6 +21,7 @@ import numpy as np
 import pytest
 import torch
 from data_builders import NAME, make_tiny, read_json, write_json
+from nnunet_environment import SUPPORT
 
 from alhvr_trainer.resources import ext_trainer_folder
 from alhvr_trainer.trainers.checkpoints import read_checkpoint
@@ -65,6 +66,7 @@ def child(root: Path, results: str, *flags: str) -> subprocess.Popen[str]:
         "nnUNet_extTrainer": str(ext_trainer_folder()),
         "nnUNet_n_proc_DA": "2",
         "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": os.pathsep.join([str(SUPPORT), os.environ.get("PYTHONPATH", "")]),
     }
     command = [sys.executable, __file__, *flags]
     return subprocess.Popen(

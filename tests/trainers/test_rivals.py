@@ -17,11 +17,11 @@ from tiny_training import make_trainer
 from alhvr_trainer.losses.cps import region_mask
 from alhvr_trainer.trainers.checkpoints import read_checkpoint
 from alhvr_trainer.trainers.cps import CPSTrainer
-from alhvr_trainer.trainers.distributed import unwrapped
 from alhvr_trainer.trainers.fixmatch import FixMatchTrainer
 from alhvr_trainer.trainers.mcnet import MCNetTrainer
 from alhvr_trainer.trainers.mean_teacher import MeanTeacherTrainer
-from alhvr_trainer.trainers.samples import predictions
+from alhvr_trainer.trainers.networks import unwrapped
+from alhvr_trainer.trainers.samples import predictions, take_apart
 from alhvr_trainer.trainers.semi_supervised import SemiSupervisedTrainer
 from alhvr_trainer.trainers.supervised import SupervisedTrainer
 from alhvr_trainer.trainers.uamt import UAMTTrainer
@@ -85,10 +85,10 @@ def trained(
 
 def test_trains_and_logs(trained: SimpleNamespace):
     trainer = trained.trainer
-    assert set(trainer.terms) | set(trainer.observed) <= set(trainer.history)
-    for name, values in trainer.history.items():
+    assert set(trainer.terms) | set(trainer.observed) <= set(trainer.monitor.history)
+    for name, values in trainer.monitor.history.items():
         assert len(values) == trainer.num_epochs and np.isfinite(values).all(), name
-    assert all(trainer.history[term][-1] > 0 for term in trainer.terms)
+    assert all(trainer.monitor.history[term][-1] > 0 for term in trainer.terms)
     first, last = trained.steps[0], trained.steps[-1]
     for name in trainer.networks():
         changed = [not torch.equal(first[key], last[key]) for key in first if key.startswith(f"{name}.")]
@@ -116,7 +116,7 @@ def test_a_training_that_was_interrupted_ends_alike(trained: SimpleNamespace):
     assert len(steps) == len(trained.steps) / 2
     for key, value in trained.steps[-1].items():
         assert torch.equal(steps[-1][key], value), key
-    assert resumed.history == trained.trainer.history
+    assert resumed.monitor.history == trained.trainer.monitor.history
 
 
 def test_averages_are_the_mean_of_all_weights_so_far(trained: SimpleNamespace):
@@ -133,7 +133,7 @@ def test_averages_are_the_mean_of_all_weights_so_far(trained: SimpleNamespace):
 
 
 def unsupervised_values(trainer: Any, batch: dict) -> dict[str, torch.Tensor]:
-    samples = trainer.samples(batch)
+    samples = take_apart(batch, trainer.labeled_batch_size, trainer.device)
     forward = trainer.forward(samples)
     found = predictions(forward, samples, {}, trainer.label_manager.has_regions, None)
     return trainer.unsupervised(found, samples)
@@ -234,7 +234,7 @@ def test_fixmatch_batches_hold_two_views(tiny: Path):
         missing = (second == 0) & (weak != 0)
         assert not missing[:labeled].any() and not target[:, -1:][missing].any()
         erased += int(missing[labeled:].flatten(1).sum(dim=1).gt(20).sum())
-    assert erased >= 10  # of 12 unlabelled patches; a box may lie in the padding
+    assert erased >= 10  # of 12 unlabeled patches; a box may lie in the padding
     assert next(validation)["data"].shape[1] == 1
 
 
@@ -258,7 +258,7 @@ def inputs_of_networks(trainer: Any) -> tuple[Any, dict[str, list[torch.Tensor]]
     seen: dict[str, list[torch.Tensor]] = {name: [] for name in trainer.networks()}
     for name, network in trainer.networks().items():
         unwrapped(network).register_forward_pre_hook(lambda _, inputs, at=name: seen[at].append(inputs[0]))
-    samples = trainer.samples(next(trainer.get_dataloaders()[0]))
+    samples = take_apart(next(trainer.get_dataloaders()[0]), trainer.labeled_batch_size, trainer.device)
     trainer.forward(samples)
     return samples, seen
 
@@ -315,7 +315,7 @@ def test_cps_adds_the_means_over_labeled_and_unlabeled_samples(regions: bool, ti
     change_settings(tiny, cps_samples="all")
     trainer: Any = make_trainer(tiny, CPSTrainer)
     trainer.initialize()
-    samples = trainer.samples(next(trainer.get_dataloaders()[0]))
+    samples = take_apart(next(trainer.get_dataloaders()[0]), trainer.labeled_batch_size, trainer.device)
     assert samples.valid is not None  # some are padded
     found = predictions(trainer.forward(samples), samples, {}, regions, None)
     both, one = (each.unsupervised(found, samples) for each in (trainer, unlabeled_only))
@@ -332,7 +332,7 @@ def test_cps_trains_in_some_regions_alone(tiny: Path):
     change_settings(tiny, cps_regions=["omega2", "omega3"], threshold_proportion=0.5)
     trainer: Any = make_trainer(tiny, CPSTrainer)
     trainer.initialize()
-    samples = trainer.samples(next(trainer.get_dataloaders()[0]))
+    samples = take_apart(next(trainer.get_dataloaders()[0]), trainer.labeled_batch_size, trainer.device)
     found = predictions(trainer.forward(samples), samples, {}, False, None)
     restricted = trainer.unsupervised(found, samples)
     a, b = found.logits["a"].detach(), found.logits["b"].detach()
@@ -352,7 +352,7 @@ def test_mcnet_is_one_model_whose_decoders_share_what_was_pretrained(tiny: Path)
     values = unsupervised_values(trainer, next(trainer.get_dataloaders()[0]))
     reached = {"encoder": network.encoder, "decoder": network.decoder.stages, "auxiliary": auxiliary.transpconvs}
     for term in trainer.terms:
-        trainer.zero_gradients()
+        trainer.optimizer.zero_grad()
         values[term].backward(retain_graph=True)
         for name, part in reached.items():
             assert any(p.grad is not None and p.grad.any() for p in part.parameters()), (term, name)

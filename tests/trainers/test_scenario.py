@@ -1,4 +1,4 @@
-"""nnU-Net's integration scenario with unlabelled cases in every fold, in 2D: regions, ignore label."""
+"""nnU-Net's integration scenario with unlabeled cases in every fold, in 2D: regions, ignore label."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from nnunetv2.run.run_training import get_trainer_from_args
 from scenario_checks import assert_predicts, assert_trained, model_folder, planned
 
 from alhvr_trainer.export.nnunet import export_nnunet
+from alhvr_trainer.trainers.samples import take_apart
 
 pytestmark = pytest.mark.slow
 pytest_plugins = ["scenario_checks"]
@@ -32,7 +33,7 @@ def test_2d_trains_resumes_validates_exports_and_predicts(variant: str, scenario
 
 @pytest.mark.parametrize("variant", ["ignore", "regions_ignore"])
 def test_ignored_voxels_change_nothing(variant: str, scenario_root: Path):
-    """The labelled samples' loss does not see what a network says where nobody annotated."""
+    """The labeled samples' loss does not see what a network says where nobody annotated."""
     planned(scenario_root, variant, "2d")
     args = (scenario.dataset_id(variant), "2d", 0, scenario.TRAINER, scenario.PLANS)
     trainer = get_trainer_from_args(*args, device=torch.device("cpu"))
@@ -41,7 +42,8 @@ def test_ignored_voxels_change_nothing(variant: str, scenario_root: Path):
     label = torch.zeros(2, heads + 1 if trainer.label_manager.has_regions else 1, 24, 24)
     label[:, -1, :, 12:] = 1 if trainer.label_manager.has_regions else trainer.label_manager.ignore_label
     target = torch.cat((label, torch.ones(2, 1, 24, 24)), dim=1).short()
-    samples = trainer.samples({"data": torch.zeros(2, 1, 24, 24), "target": target, "keys": ["one", "two"]})
+    batch = {"data": torch.zeros(2, 1, 24, 24), "target": target, "keys": ["one", "two"]}
+    samples = take_apart(batch, trainer.labeled_batch_size, trainer.device)
     target = samples.labels
     assert samples.valid is None and len(target) == samples.labeled == 1
     loss = trainer.loss.loss if trainer.enable_deep_supervision else trainer.loss
@@ -66,13 +68,13 @@ def test_batches_of_regions_end_with_the_validity_mask(variant: str, scenario_ro
     batch = next(trainer.dataloader_train)
     full = batch["target"][0]
     assert full.shape[1] == regions + 1 and batch["target"][1].shape[1] == regions + 1
-    valid = trainer.samples(batch).unlabeled_valid
+    valid = take_apart(batch, trainer.labeled_batch_size, trainer.device).unlabeled_valid
     assert valid is not None and 0.1 < valid.float().mean() < 0.9
     assert not full[:, :-1][full[:, -1:].expand_as(full[:, :-1]) == 0].any()  # no label in the padding
 
 
 def test_a_case_without_annotated_voxels_can_be_unlabeled(scenario_root: Path):
-    """With an ignore label nnU-Net aims every patch at annotated voxels; unlabelled cases have none."""
+    """With an ignore label nnU-Net aims every patch at annotated voxels; unlabeled cases have none."""
     planned(scenario_root, "ignore", "2d")
     args = (scenario.dataset_id("ignore"), "2d", 0, scenario.TRAINER, scenario.PLANS)
     trainer = get_trainer_from_args(*args, device=torch.device("cpu"))

@@ -69,7 +69,7 @@ def corrupt_label(file: Path) -> None:
 
 
 def test_labels_of_unlabeled_cases_change_no_bit(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """From planning to the final weights of both networks, with the label files of all unlabelled cases corrupted."""
+    """From planning to the final weights of both networks, with the label files of all unlabeled cases corrupted."""
     clean = make_trainer(tiny)
     clean.run_training()
 
@@ -117,7 +117,7 @@ def test_one_loader_yields_labeled_then_unlabeled_with_validity(tiny: Path):
         seen["unlabeled"] |= set(batch["keys"][2:])
         target = batch["target"][0]
         assert batch["data"].shape[0] == 4 and target.shape[1] == 2
-        assert (target[2:, 0] == 0).all()  # no label for unlabelled samples
+        assert (target[2:, 0] == 0).all()  # no label for unlabeled samples
         valid = target[:, 1]
         assert set(valid.unique().tolist()) <= {0, 1}
         inside.append(batch["data"][:, 0][valid == 1])
@@ -215,7 +215,7 @@ def test_stock_plans_split_the_batch_and_preprocess_what_is_missing(
     batch_size = trainer.configuration_manager.batch_size
     assert (trainer.labeled_batch_size, trainer.unlabeled_batch_size) == (-(-batch_size // 2), batch_size // 2)
     trainer.get_tr_and_val_datasets()
-    assert "preprocessing 5 unlabelled cases into" in capsys.readouterr().out
+    assert "preprocessing 5 unlabeled cases into" in capsys.readouterr().out
     folder = planned / "preprocessed" / NAME / "nnUNetPlans_2d_unlabeled"
     assert len(list(folder.glob("*.pkl"))) == 5
     trainer.get_tr_and_val_datasets()
@@ -250,13 +250,13 @@ def test_networks_start_differently_train_and_log(tiny: Path):
     named = {f"{term}_{name}" for term in ("supervised", "dtct", "ce", "cos") for name in ("a", "b")}
     named |= {"weight", "gamma", "disagreement", "pseudo_label_1", "pseudo_label_2", "label_1", "label_2"}
     named |= {f"share_{region}" for region in ("omega1", "omega2a", "omega2b", "omega3")}
-    assert set(trainer.history) == named
-    assert all(len(values) == 3 and np.isfinite(values).all() for values in trainer.history.values())
-    shares = np.sum([trainer.history[f"share_{r}"] for r in ("omega1", "omega2a", "omega2b", "omega3")], axis=0)
+    assert set(trainer.monitor.history) == named
+    assert all(len(values) == 3 and np.isfinite(values).all() for values in trainer.monitor.history.values())
+    shares = np.sum([trainer.monitor.history[f"share_{r}"] for r in ("omega1", "omega2a", "omega2b", "omega3")], axis=0)
     np.testing.assert_allclose(shares, 1.0, atol=1e-3)
-    assert np.all(np.diff(trainer.history["weight"]) > 0)
+    assert np.all(np.diff(trainer.monitor.history["weight"]) > 0)
     log = next(Path(trainer.output_folder).glob("training_log_*.txt")).read_text()
-    for word in ("dtct_a", "ce_b", "weight", "gamma", "share_omega3", "2 labelled + 2 unlabelled", "seed 1", "1 shell"):
+    for word in ("dtct_a", "ce_b", "weight", "gamma", "share_omega3", "2 labeled + 2 unlabeled", "seed 1", "1 shell"):
         assert word in log
     assert (Path(trainer.output_folder) / "progress_alhvr.png").stat().st_size > 10_000
     assert (Path(trainer.output_folder) / "progress.png").is_file()
@@ -303,7 +303,7 @@ def test_resuming_is_exact(tiny: Path):
     change_settings(tiny, num_epochs=4)
     at_once = make_trainer(tiny)
     at_once.run_training()
-    expected, history = final_weights(at_once), at_once.history
+    expected, history = final_weights(at_once), at_once.monitor.history
 
     interrupted = make_trainer(tiny)
     interrupted.save_every = 1
@@ -324,7 +324,7 @@ def test_resuming_is_exact(tiny: Path):
     assert resumed.current_epoch == 2
     resumed.run_training()
     assert_identical(expected, final_weights(resumed))
-    assert resumed.history == history
+    assert resumed.monitor.history == history
 
 
 def test_checkpoint_is_a_stock_one_with_one_more_key(tiny: Path):
@@ -337,7 +337,7 @@ def test_checkpoint_is_a_stock_one_with_one_more_key(tiny: Path):
     assert set(ours) - set(theirs) == {"alhvr"} and set(theirs) <= set(ours)
     assert ours["trainer_name"] == "ALHVRTrainer"
     stock.network.load_state_dict(ours["network_weights"], strict=True)
-    with pytest.raises(InputError, match="was written by SupervisedTrainer, which is no semi-supervised trainer"):
+    with pytest.raises(InputError, match="was written by SupervisedTrainer, which is not a semi-supervised trainer"):
         make_trainer(tiny).load_checkpoint(str(Path(stock.output_folder) / "checkpoint_final.pth"))
 
 
@@ -437,7 +437,7 @@ def test_other_networks_train(tiny: Path, kind: str):
     trainer.run_training()
     weights = read_checkpoint(Path(trainer.output_folder) / "checkpoint_final.pth")["network_weights"]
     trainer.network.load_state_dict(weights, strict=True)
-    assert np.isfinite(trainer.history["dtct_a"]).all()
+    assert np.isfinite(trainer.monitor.history["dtct_a"]).all()
 
 
 # --- when it stops ------------------------------------------------------------------------------------------------
@@ -465,7 +465,7 @@ def test_settings_out_of_range(tiny: Path):
 
 def test_unlabeled_batch_that_leaves_no_labeled_sample(tiny: Path):
     change_settings(tiny, unlabeled_batch_size=4)
-    with pytest.raises(InputError, match="at least one labelled sample must be left"):
+    with pytest.raises(InputError, match="at least one labeled sample must be left"):
         make_trainer(tiny).initialize()
 
 
@@ -498,7 +498,7 @@ def test_no_unlabeled_case(tiny: Path):
         (tiny / folder / NAME / "splits_final.json").write_text(
             json.dumps([{key: SPLIT[key] for key in ("train", "val")}])
         )
-    with pytest.raises(InputError, match=r"no unlabelled case for fold 0: put images into .*imagesTr_unlabeled"):
+    with pytest.raises(InputError, match=r"no unlabeled case for fold 0: put images into .*imagesTr_unlabeled"):
         start(tiny)
 
 
@@ -512,7 +512,7 @@ def test_case_that_is_unlabeled_and_in_the_fold(tiny: Path, part: str):
 
 
 def bad_scan(root: Path, kind: str) -> None:
-    """Put a bad image in the place of an unlabelled case that is preprocessed already."""
+    """Put a bad image in the place of an unlabeled case that is preprocessed already."""
     folder = root / "raw" / NAME / "imagesTr_unlabeled"
     file = folder / "scan_001_0000.nii.gz"
     image, _ = data_builders.ellipsoid(1, (8, 40, 36))

@@ -1,19 +1,27 @@
-"""PlannedTrainer: nnU-Net's trainer, set by the plans' ``alhvr`` block, with or without unlabelled cases."""
+"""BaseTrainer: nnU-Net's trainer, set by the plans' ``alhvr`` block, on any number of ranks."""
 
 from __future__ import annotations
 
 import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import torch
+from nnunetv2.training.nnUNetTrainer import nnUNetTrainer as trainer_module
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from torch import distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
-from alhvr_trainer.compatibility import require_nnunet_folders
+from alhvr_trainer.compatibility import replaced, require_nnunet_folders
 from alhvr_trainer.config.plans import check_plans
 from alhvr_trainer.config.settings import Settings, set_training_length, settings_from_plans, split_batch
 from alhvr_trainer.data.batches import Draws, forced_foreground
 from alhvr_trainer.data.loader import loaders_in_order
 from alhvr_trainer.data.splits import NO_VALIDATION, write_split_for_few_cases
 from alhvr_trainer.data.stream import labeled_cases
-from alhvr_trainer.trainers.checkpoints import seed_everything
 from alhvr_trainer.trainers.checks import (
     check_batch_fits_ranks,
     check_plans_fit_dataset,
@@ -22,16 +30,24 @@ from alhvr_trainer.trainers.checks import (
     preprocessed_cases,
 )
 from alhvr_trainer.trainers.display import Display
-from alhvr_trainer.trainers.distributed import DistributedTrainer
-from alhvr_trainer.trainers.ranks import from_rank_0, rank, rank_0_first, ranks, share
-from alhvr_trainer.trainers.threads import respect_thread_limit
+from alhvr_trainer.trainers.parallel import (
+    broadcast,
+    get_rank,
+    get_world_size,
+    global_batch_loss,
+    local_device,
+    rank_0_first,
+    share,
+)
+from alhvr_trainer.trainers.state import seed_everything
 
 
-class PlannedTrainer(DistributedTrainer):
-    """Settings of the ``alhvr`` block: lengths, seed, precision, samples per step. One line per epoch on the screen.
+class BaseTrainer(nnUNetTrainer):
+    """nnU-Net's trainer with the settings of the ``alhvr`` block: training length, seed, precision, samples per step.
 
-    Every batch depends on the seed and its number alone: it is the same with any number of workers, and in a training
-    that is continued.
+    Every batch depends on the seed and its number alone: it is the same with any number of workers and in a resumed
+    training. The ranks are GPUs (nccl) or CPUs (gloo) of one or several machines. Rank 0 writes logs, checkpoints and
+    plots; each rank writes its predictions of validation cases, so all machines need the same ``nnUNet_results``.
 
     Raises:
         InputError: the plans or the dataset do not allow training (before it starts).
@@ -40,9 +56,13 @@ class PlannedTrainer(DistributedTrainer):
     settings_class: type[Settings] = Settings
     """The keys of the ``alhvr`` block that the method knows."""
     settings: Settings
+    is_ddp: bool
     batch_size: int
     labeled_batch_size: int
     unlabeled_batch_size: int
+    oversample_foreground_percent: float
+    probabilistic_oversampling: bool
+    output_folder_base: str
     seed: int
     display: Display | None = None
     _in_epoch: bool = False
@@ -58,12 +78,18 @@ class PlannedTrainer(DistributedTrainer):
         require_nnunet_folders("nnUNet_preprocessed", "nnUNet_results")
         respect_thread_limit(device)
         check_plans(plans, configuration, dataset_json, "the plans", self.settings_class)
+        if get_rank() > 0:
+            os.environ.update(nnUNet_wandb_enabled="0")  # each rank would start a run of its own
         super().__init__(plans, configuration, fold, dataset_json, device)
+        if self.is_ddp:
+            self.device = local_device(device)
+            if self.device.type != "cuda":
+                self.grad_scaler = None
         self.settings = settings_from_plans(self.configuration_manager.configuration, self.settings_class)
         set_training_length(self, self.settings)
         check_plans_fit_dataset(self)
         drawn = int.from_bytes(os.urandom(4), "big") if self.settings.seed is None else self.settings.seed
-        self.seed = from_rank_0(drawn)
+        self.seed = broadcast(drawn)
 
     def initialize(self) -> None:
         if self.device.type == "cuda":
@@ -71,26 +97,58 @@ class PlannedTrainer(DistributedTrainer):
             if self.settings.mixed_precision == "bfloat16":
                 self.grad_scaler = None  # as wide a range of exponents as float32
         seed_everything(self.seed)
-        super().initialize()
+        with replaced(trainer_module, DDP=self.distributed):
+            super().initialize()
         self.print_to_log_file(
-            f"ALHVR: {self.labeled_batch_size} labelled + {self.unlabeled_batch_size} unlabelled samples per step, "
+            f"ALHVR: {self.labeled_batch_size} labeled + {self.unlabeled_batch_size} unlabeled samples per step, "
             f"seed {self.seed}, settings {self.settings.as_dict()}"
         )
+
+    # --- ranks ------------------------------------------------------------------------------------------------------
+
+    @property
+    def group(self) -> dist.ProcessGroup | None:
+        """The ranks that share each batch; None in one process."""
+        return dist.group.WORLD if self.is_ddp else None
+
+    def distributed(self, network: nn.Module, device_ids: Any = None) -> nn.Module:
+        """The network as nnU-Net expects it on several ranks; all start from rank 0's weights."""
+        return DistributedDataParallel(network, device_ids=[self.device] if self.device.type == "cuda" else None)
+
+    def _build_loss(self) -> nn.Module:
+        loss = super()._build_loss()
+        return global_batch_loss(loss, self.label_manager.ignore_label) if self.is_ddp else loss
+
+    @contextmanager
+    def _model_files_by_rank_0(self) -> Iterator[None]:
+        """nnU-Net's ranks would all write plans.json and the like into one folder at the same time."""
+        if get_rank() == 0:
+            yield
+            return
+        folder = self.output_folder_base
+        with tempfile.TemporaryDirectory() as self.output_folder_base:
+            yield
+        self.output_folder_base = folder
 
     # --- batches ----------------------------------------------------------------------------------------------------
 
     def samples_per_step(self) -> tuple[int, int]:
-        """Labelled and unlabelled ones, of all ranks together."""
+        """Labeled and unlabeled samples of a step, on all ranks together."""
         return self._split_batch()
 
     def _set_batch_size_and_oversample(self) -> None:
-        """Labelled and unlabelled samples are each divided over the ranks; the plans' batch is both."""
+        """Divide the labeled and the unlabeled samples over the ranks; the plans' batch holds both."""
+        distributed, self.is_ddp = self.is_ddp, False  # nnU-Net would divide the batch as if it had one kind of sample
         super()._set_batch_size_and_oversample()
-        check_batch_fits_ranks(*self._split_batch(), ranks())
+        self.is_ddp = distributed
+        check_batch_fits_ranks(*self._split_batch(), get_world_size())
         labeled, unlabeled = self.samples_per_step()
-        self.labeled_batch_size = len(share(labeled, rank(), ranks()))
-        self.unlabeled_batch_size = len(share(unlabeled, rank(), ranks()))
+        self.labeled_batch_size = len(self._mine(labeled))
+        self.unlabeled_batch_size = len(self._mine(unlabeled))
         self.batch_size = self.labeled_batch_size + self.unlabeled_batch_size
+
+    def _mine(self, samples: int) -> range:
+        return share(samples, get_rank(), get_world_size())
 
     def _split_batch(self) -> tuple[int, int]:
         return split_batch(self.configuration_manager.batch_size, self.settings.unlabeled_batch_size)
@@ -112,33 +170,37 @@ class PlannedTrainer(DistributedTrainer):
             self.print_to_log_file(f"ALHVR: WARNING: {warning}")
         aimed = [self.settings.unlabeled_foreground] * self.unlabeled_batch_size
         forced = (*self._forced(self.samples_per_step()[0]), *aimed)
-        training.draws = Draws((self.seed, rank(), 0), self.current_epoch * self.num_iterations_per_epoch, forced)
-        # on as many patches as nnU-Net with these plans, however few of them training sees labelled
+        training.draws = Draws((self.seed, get_rank(), 0), self.current_epoch * self.num_iterations_per_epoch, forced)
+        # on as many patches as nnU-Net validates with these plans, however few of them are labeled in training
         forced = self._forced(sum(self._split_batch()))
-        validation.draws = Draws((self.seed, rank(), 1), self.current_epoch * self.num_val_iterations_per_epoch, forced)
+        first = self.current_epoch * self.num_val_iterations_per_epoch
+        validation.draws = Draws((self.seed, get_rank(), 1), first, forced)
         return training, validation
 
     def _forced(self, samples: int) -> tuple[float, ...]:
-        """Of this rank's part of so many samples, the probabilities of being laid around foreground."""
-        mine = share(samples, rank(), ranks())
+        """For each of this rank's part of the samples, the probability that its patch is laid around foreground."""
+        mine = self._mine(samples)
         if self.probabilistic_oversampling:
             return (self.oversample_foreground_percent,) * len(mine)
         forced = forced_foreground(samples, sum(self._split_batch()), self.oversample_foreground_percent)
         return forced[mine.start : mine.stop]
 
     def get_dataloaders(self):
+        if self.is_ddp:
+            seed_everything(self.seed + get_rank())  # so far the ranks drew alike
         with loaders_in_order():
             return super().get_dataloaders()
 
     # --- the screen -------------------------------------------------------------------------------------------------
 
     def print_to_log_file(self, *args, also_print_to_console=True, add_timestamp=True):
-        """nnU-Net's; during an epoch into the file alone, as the screen gets one line for all."""
+        """During an epoch into the file alone: the screen gets one line per epoch."""
         shown = also_print_to_console and not self._in_epoch
         super().print_to_log_file(*args, also_print_to_console=shown, add_timestamp=add_timestamp)
 
     def on_train_start(self) -> None:
-        super().on_train_start()
+        with self._model_files_by_rank_0():
+            super().on_train_start()
         if self.local_rank == 0:
             self.display = Display(self.num_epochs, self.num_iterations_per_epoch, self.current_epoch)
 
@@ -147,7 +209,7 @@ class PlannedTrainer(DistributedTrainer):
         self._in_epoch = True
 
     def show_step(self) -> None:
-        """A training step is done."""
+        """Tell the screen that a training step is done."""
         if self.display is not None:
             self.display.step()
 
@@ -166,3 +228,13 @@ class PlannedTrainer(DistributedTrainer):
         if self.display is not None:
             self.display.close()
         super().on_train_end()
+
+
+def respect_thread_limit(device: torch.device) -> None:
+    """Train on the CPU with ``OMP_NUM_THREADS`` threads, if that is set: nnU-Net takes one per core regardless.
+
+    With small networks one thread is often the quickest, as the data loader's processes keep the other cores busy.
+    """
+    limit = os.environ.get("OMP_NUM_THREADS", "")
+    if device.type == "cpu" and limit.isdigit() and int(limit) > 0:
+        torch.set_num_threads(int(limit))
