@@ -25,7 +25,7 @@ def dataset_in(variable: str, dataset: int | str) -> str:
     """
     folder = Path(nnunet_folder(variable))
     text = str(dataset)
-    names = sorted(path.name for path in folder.glob("Dataset*") if path.is_dir())
+    names = sorted(path.name for path in folder.glob("Dataset[0-9][0-9][0-9]_*") if path.is_dir())
     prefix = f"Dataset{int(text):03d}_" if text.isdecimal() else None
     found = [name for name in names if name == text or (prefix and name.startswith(prefix))]
     if len(found) == 1:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from alhvr_trainer.bundle.scripts.overwriting import inside_raw_dataset, overwritten_input
 from alhvr_trainer.config.dataset_json import channel_names
 from alhvr_trainer.config.names import TRAINER_NAME, WEIGHTS_FILE
-from alhvr_trainer.data.raw_dataset import Cases, files_by_case
+from alhvr_trainer.data.dataset import Cases, files_by_case
 from alhvr_trainer.devices import check_device
 from alhvr_trainer.errors import InputError, one_line
 

@@ -42,7 +42,7 @@ def predict_next_stage(
     import torch
 
     from alhvr_trainer.compatibility import nnunet_folder
-    from alhvr_trainer.data.raw_dataset import load_dataset_json
+    from alhvr_trainer.data.dataset import load_dataset_json
     from alhvr_trainer.models import find_model, one_fold
     from alhvr_trainer.trainers.cascade import save_next_stage
     from alhvr_trainer.trainers.variants import trainer_named

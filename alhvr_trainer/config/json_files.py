@@ -60,6 +60,13 @@ def is_whole(value: object, low: int, high: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
 
 
+def check_whole_number(name: str, value: Any) -> int:
+    """The value of an argument that must be a whole number of at least 1; InputError if it is not."""
+    if not is_whole(value, 1, 10**9):
+        raise InputError(f'"{name}" must be a whole number of at least 1, found {value!r}')
+    return int(value)
+
+
 def is_positive(value: object) -> bool:
     """A number (no boolean) of a size that images and spacings have."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and 1e-6 <= value <= 1e6

@@ -19,13 +19,11 @@ from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
 from nnunetv2.preprocessing.cropping.cropping import crop_to_nonzero
 
-from alhvr_trainer.compatibility import nnunet_folder
 from alhvr_trainer.config.dataset_json import channel_names
 from alhvr_trainer.config.json_files import read_object
 from alhvr_trainer.config.names import UNLABELED_KEY
-from alhvr_trainer.data.cases import all_unlabeled_cases, load_splits, split_unlabeled_cases
+from alhvr_trainer.data.dataset import Cases, Dataset, named_dataset
 from alhvr_trainer.data.images import check_channel_count, read_case
-from alhvr_trainer.data.raw_dataset import Cases, check_for_hidden_images, images_of_labeled_folder, load_dataset_json
 from alhvr_trainer.data.sources import same_sources, source_stamps
 from alhvr_trainer.data.workers import run_on_cases, useful_processes
 from alhvr_trainer.errors import InputError
@@ -42,22 +40,28 @@ class ALHVRFingerprintExtractor(DatasetFingerprintExtractor):
     in a cross validation over all cases, the training cases of all folds are taken.
     """
 
-    def __init__(self, dataset_name_or_id: str | int, num_processes: int = 8, verbose: bool = False):
+    def __init__(
+        self,
+        dataset_name_or_id: str | int,
+        num_processes: int = 8,
+        verbose: bool = False,
+        source: Dataset | None = None,
+    ):
         super().__init__(dataset_name_or_id, num_processes, verbose)
-        check_for_hidden_images(self.input_folder, self.dataset_json)
-        splits = load_splits(self.input_folder, os.path.join(nnunet_folder("nnUNet_preprocessed"), self.dataset_name))
-        hidden = {case for fold in range(len(splits)) for case in split_unlabeled_cases(splits, fold)}
-        kept = [case for case in self.dataset if case not in hidden]
+        self.source = source or named_dataset(self.dataset_name)
+        self.source.check_no_hidden_files()
+        kept = [case for case in self.dataset if case not in self.source.hidden]
         if not kept:
-            kept = [case for case in self.dataset if any(case in split.get("train", []) for split in splits)]
+            trained_on = {case for split in self.source.splits for case in split["train"]}
+            kept = [case for case in self.dataset if case in trained_on]
             print("Every case is unlabeled in some fold: intensities come from all folds' training cases")
         self.dataset: dict[str, Any] = {case: self.dataset[case] for case in kept}
 
     def run(self, overwrite_existing: bool = False) -> dict[str, Any]:
-        file = Path(nnunet_folder("nnUNet_preprocessed")) / self.dataset_name / FINGERPRINT_FILE
+        file = Path(self.source.preprocessed) / FINGERPRINT_FILE
         cases = [str(case) for case in self.dataset]
         if file.is_file() and not overwrite_existing:
-            overwrite_existing = _labeled_cases(load_fingerprint(file), self.input_folder, self.dataset_json) != cases
+            overwrite_existing = _labeled_cases(load_fingerprint(file), self.source) != cases
         super().run(overwrite_existing)
         # what nnU-Net returns after extraction holds arrays; the file holds plain values
         fingerprint = {**load_fingerprint(file), LABELED_CASES: cases}
@@ -65,14 +69,14 @@ class ALHVRFingerprintExtractor(DatasetFingerprintExtractor):
         return fingerprint
 
 
-def add_unlabeled_to_fingerprint(dataset_name: str, num_processes: int) -> dict[str, Any]:
+def add_unlabeled_to_fingerprint(dataset: Dataset, num_processes: int) -> dict[str, Any]:
     """Read every unlabeled case once and add their spacings and shapes to ``dataset_fingerprint.json``.
 
     Cases that nnU-Net's own entries cover already (those of ``imagesTr``, unless left out as hidden) are not
     repeated. Cases whose files have not changed since the last time are not read again.
 
     Args:
-        dataset_name: ``DatasetXXX_Name``.
+        dataset: with a fingerprint of its labeled cases.
         num_processes: worker processes; 0 or 1 works in this process, and so do few small images.
 
     Returns:
@@ -83,17 +87,13 @@ def add_unlabeled_to_fingerprint(dataset_name: str, num_processes: int) -> dict[
         InputError: no fingerprint yet; no unlabeled case; an image cannot be used.
 
     Example:
-        >>> fingerprint = add_unlabeled_to_fingerprint("Dataset027_ACDC", num_processes=4)
+        >>> fingerprint = add_unlabeled_to_fingerprint(find_dataset(27), num_processes=4)
         >>> fingerprint["unlabeled"]["shapes_after_crop"][0]
         [9, 256, 216]
     """
-    raw_folder = os.path.join(nnunet_folder("nnUNet_raw"), dataset_name)
-    preprocessed_folder = os.path.join(nnunet_folder("nnUNet_preprocessed"), dataset_name)
-    file = Path(preprocessed_folder) / FINGERPRINT_FILE
-    fingerprint = load_fingerprint(file)
-    dataset_json = load_dataset_json(raw_folder)
-    cases = all_unlabeled_cases(raw_folder, dataset_json, load_splits(raw_folder, preprocessed_folder))
-    covered = set(_labeled_cases(fingerprint, raw_folder, dataset_json))
+    file = Path(dataset.preprocessed) / FINGERPRINT_FILE
+    fingerprint, cases, dataset_json = load_fingerprint(file), dataset.unlabeled, dataset.dataset_json
+    covered = set(_labeled_cases(fingerprint, dataset))
     known = _by_case(fingerprint.get(UNLABELED_KEY, {}))
     entries = {case: known.get(case) for case in cases if case not in covered}
     changed: Cases = {
@@ -102,7 +102,7 @@ def add_unlabeled_to_fingerprint(dataset_name: str, num_processes: int) -> dict[
         if not entry or not same_sources(entry["files"], cases[case])
     }
     if changed:
-        example = next(iter(images_of_labeled_folder(raw_folder, dataset_json).values()), next(iter(cases.values())))[0]
+        example = next(iter({**dataset.images, **cases}.values()))[0]
         reader = determine_reader_writer_from_dataset_json(dataset_json, example, verbose=False)
         arguments = {case: (files, reader, len(channel_names(dataset_json))) for case, files in changed.items()}
         processes = useful_processes(num_processes, changed)
@@ -134,9 +134,9 @@ def load_fingerprint(file: Path) -> dict[str, Any]:
     return read_object(file, "delete it and plan again")
 
 
-def _labeled_cases(fingerprint: dict[str, Any], raw_folder: str, dataset_json: dict[str, Any]) -> list[str]:
+def _labeled_cases(fingerprint: dict[str, Any], dataset: Dataset) -> list[str]:
     stored = fingerprint.get(LABELED_CASES)
-    return stored if stored is not None else sorted(images_of_labeled_folder(raw_folder, dataset_json))
+    return stored if stored is not None else sorted(dataset.images)
 
 
 def _by_case(part: dict[str, Any]) -> dict[str, dict[str, Any]]:

@@ -24,9 +24,9 @@ import numpy as np
 
 from alhvr_trainer.config.dataset_json import channel_names
 from alhvr_trainer.config.names import UNLABELED_SUFFIX
+from alhvr_trainer.data.dataset import Cases
 from alhvr_trainer.data.images import check_channel_count, read_case
 from alhvr_trainer.data.numpy_pickles import load_values
-from alhvr_trainer.data.raw_dataset import Cases
 from alhvr_trainer.data.sources import same_sources, source_stamps
 from alhvr_trainer.data.workers import run_on_cases, useful_processes
 from alhvr_trainer.errors import InputError
@@ -103,7 +103,7 @@ def preprocess_unlabeled(
     """Preprocess those of ``cases`` that :func:`missing_cases` names into ``folder``.
 
     Args:
-        cases: case -> image files, see :mod:`alhvr_trainer.data.cases`.
+        cases: case -> image files, see :class:`~alhvr_trainer.data.dataset.Dataset`.
         plans_manager: nnU-Net's, of the plans to follow.
         configuration_manager: nnU-Net's, of the configuration.
         dataset_json: the dataset's ``dataset.json``.

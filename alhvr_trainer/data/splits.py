@@ -1,17 +1,22 @@
-"""Choosing labeled, unlabeled and validation cases at random. Needs no nnU-Net."""
+"""``splits_final.json``: which cases of each fold are labeled, unlabeled and for validation; read, checked, chosen."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from alhvr_trainer.config.json_files import write_json
-from alhvr_trainer.data.cases import SPLITS_FILE
-from alhvr_trainer.errors import InputError
+from alhvr_trainer.config.json_files import is_list_of, is_name, read_json, write_json
+from alhvr_trainer.config.names import UNLABELED_KEY
+from alhvr_trainer.errors import InputError, did_you_mean, shown
 
+SPLITS_FILE = "splits_final.json"
+Splits = list[dict[str, Any]]
+"""One entry per fold: ``"train"``, ``"val"`` and, if labels are hidden, ``"unlabeled"``, each a list of cases."""
 Amount = int | float | str | Sequence[str]
 """A number of groups, a share of them, or names."""
 DEFAULT_VALIDATION_SHARE = 0.2
@@ -19,6 +24,87 @@ NNUNET_FOLDS = 5
 """Of the cross validation that nnU-Net makes where it finds no split; it fails on fewer cases."""
 MOST_WITHOUT_VALIDATION = 2
 NO_VALIDATION = "so its validation shows nothing about new scans"
+
+
+def load_splits(raw_folder: str, preprocessed_folder: str) -> Splits:
+    """``splits_final.json`` as nnU-Net uses it: the preprocessed folder's, else the raw folder's, else ``[]``.
+
+    Raises:
+        InputError: a file is not a list of folds, or both exist and disagree (nnU-Net refuses that, too, but does not
+            look at ``"unlabeled"``).
+    """
+    loaded = []
+    for folder in (preprocessed_folder, raw_folder):
+        file = Path(folder) / SPLITS_FILE
+        if file.is_file():
+            loaded.append(read_json(file))
+            check_splits(loaded[-1], str(file))
+    if not loaded:
+        return []
+    used, source = loaded[0], loaded[-1]
+    for fold, split in enumerate(source):
+        other = used[fold] if fold < len(used) else {}
+        for key in ("train", "val", UNLABELED_KEY):
+            if key in split and set(split[key]) != set(other.get(key, [])):
+                raise InputError(
+                    f'"{key}" of fold {fold} differs between {Path(raw_folder) / SPLITS_FILE} and '
+                    f"{Path(preprocessed_folder) / SPLITS_FILE}: delete the one that is out of date"
+                )
+    return used
+
+
+def check_splits(splits: object, file: str = SPLITS_FILE) -> None:
+    """The content of the file is a list of folds.
+
+    Raises:
+        InputError: names the fold and the key.
+    """
+    if not isinstance(splits, list) or not all(isinstance(split, dict) for split in splits):
+        form = f'[{{"train": [...], "{UNLABELED_KEY}": [...], "val": [...]}}]'
+        raise InputError(f"{file} must be a list of folds: {form}")
+    for fold, split in enumerate(splits):
+        check_spelling(split, ("train", UNLABELED_KEY, "val"), f"fold {fold} in {file}")
+        for key in ("train", "val", UNLABELED_KEY):
+            cases = split.get(key, [] if key == UNLABELED_KEY else None)
+            if not is_list_of(cases, is_name):
+                raise InputError(f'"{key}" of fold {fold} in {file} must be a list of case names, found {shown(cases)}')
+        hidden = split.get(UNLABELED_KEY, [])
+        twice = next((case for case in hidden if hidden.count(case) > 1), None)
+        if twice is not None:
+            raise InputError(f'case "{twice}" stands twice under "{UNLABELED_KEY}" of fold {fold} in {file}')
+
+
+def check_spelling(names: Iterable[str], known: tuple[str, ...], where: str) -> None:
+    """No name is one letter or capital away from one that would be looked at.
+
+    Raises:
+        InputError: one is.
+    """
+    for name in names:
+        near = get_close_matches(name.lower(), [each.lower() for each in known], 1, cutoff=0.9)
+        if near and name not in known:
+            raise InputError(f'{where} has "{name}"{did_you_mean(name, known)}')
+
+
+def is_in_file(splits: Splits, fold: int | str) -> bool:
+    """Whether ``splits_final.json`` holds the fold: not ``"all"``, and none beyond its end."""
+    return fold != "all" and int(fold) < len(splits)
+
+
+def hidden_cases(splits: Splits, fold: int | str) -> list[str]:
+    """The cases under ``"unlabeled"`` of a fold; for fold ``"all"`` and folds beyond the file those of all folds.
+
+    A fold that the file does not hold cannot say what it hides. nnU-Net takes all of ``imagesTr`` for it; here a case
+    that some fold hides stays hidden there, unless another fold trains on its label.
+
+    Example:
+        >>> hidden_cases([{"train": ["a"], "unlabeled": ["b"], "val": ["c"]}], 0)
+        ['b']
+    """
+    if not is_in_file(splits, fold):
+        hidden = {case for split in splits for case in split.get(UNLABELED_KEY, [])}
+        return sorted(hidden.difference(*(split.get("train", []) for split in splits)))
+    return list(splits[int(fold)].get(UNLABELED_KEY, []))
 
 
 def choose_splits(

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from nnunetv2.configuration import default_num_processes
 from tqdm import tqdm
 
-from alhvr_trainer.data.raw_dataset import Cases
+from alhvr_trainer.data.dataset import Cases
 
 Result = TypeVar("Result")
 

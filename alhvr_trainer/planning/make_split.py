@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from alhvr_trainer.config.json_files import write_json
-from alhvr_trainer.data.cases import SPLITS_FILE, raw_unlabeled_cases, unlabeled_folders
-from alhvr_trainer.data.datasets import preprocessed_folder, raw_folder, resolve_dataset, whole_number
-from alhvr_trainer.data.raw_dataset import images_of_labeled_folder, load_dataset_json
-from alhvr_trainer.data.splits import choose_splits, split_summary
+from alhvr_trainer.config.json_files import check_whole_number, write_json
+from alhvr_trainer.data.dataset import find_dataset
+from alhvr_trainer.data.splits import SPLITS_FILE, choose_splits, split_summary
 from alhvr_trainer.errors import InputError
 
 
@@ -52,23 +50,20 @@ def make_split(
         alhvr make_split -d 27 --labeled 7 --group 'patient\\d+'
         alhvr make_split -d 4 --labeled 0.05 --folds 5
     """
-    name = resolve_dataset(dataset)
-    dataset_json = load_dataset_json(raw_folder(name))
-    cases = sorted(images_of_labeled_folder(raw_folder(name), dataset_json))
-    splits = choose_splits(cases, labeled, whole_number("folds", folds), validation, group, int(seed))
-    in_folders = raw_unlabeled_cases(raw_folder(name), dataset_json)
-    folders = unlabeled_folders(raw_folder(name), dataset_json)
+    found = find_dataset(dataset)
+    cases, in_folders = sorted(found.images), found.unlabeled_images
+    splits = choose_splits(cases, labeled, check_whole_number("folds", folds), validation, group, int(seed))
     if not all(split["unlabeled"] for split in splits) and not in_folders:
-        raise InputError(f'"labeled" is {labeled}: no case of {name} is left to be unlabeled')
-    file = Path(output) if output else Path(preprocessed_folder(name)) / SPLITS_FILE
+        raise InputError(f'"labeled" is {labeled}: no case of {found.name} is left to be unlabeled')
+    file = Path(output) if output else Path(found.preprocessed) / SPLITS_FILE
     if file.exists() and not overwrite:
         raise InputError(f"{file} exists: use --overwrite to replace it, or --output to write another file")
-    in_raw = Path(raw_folder(name)) / SPLITS_FILE
+    in_raw = Path(str(found.raw)) / SPLITS_FILE
     if not output and in_raw.exists():
         raise InputError(f"{in_raw} exists, and nnU-Net refuses a different split beside it: remove it first")
     file.parent.mkdir(parents=True, exist_ok=True)
     write_json(splits, file)
     print(f"{file}:", *split_summary(splits), sep="\n  ")
     if in_folders:
-        print(f"  and in every fold {len(in_folders)} unlabeled cases of {', '.join(folders)}")
+        print(f"  and in every fold {len(in_folders)} unlabeled cases of {', '.join(found.unlabeled_folders)}")
     return str(file)

@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from alhvr_trainer.config.json_files import check_whole_number
 from alhvr_trainer.config.names import PLANNER_NAME
-from alhvr_trainer.data.cases import SPLITS_FILE, all_unlabeled_cases, load_splits, raw_unlabeled_cases
-from alhvr_trainer.data.datasets import preprocessed_folder, raw_folder, resolve_dataset, whole_number
-from alhvr_trainer.data.raw_dataset import Cases, check_for_hidden_images, images_of_labeled_folder, load_dataset_json
+from alhvr_trainer.data.dataset import Dataset, find_dataset
+from alhvr_trainer.data.splits import SPLITS_FILE
 from alhvr_trainer.data.workers import default_processes
 from alhvr_trainer.errors import InputError, did_you_mean, one_line
 
@@ -66,29 +66,25 @@ def plan_and_preprocess(
         alhvr plan_and_preprocess -d 27 --plans_file acdc_2d
         alhvr plan_and_preprocess -d 27 --planner ALHVRPlannerResEncM
     """
-    name = resolve_dataset(dataset)
-    processes = default_processes() if num_processes is None else whole_number("num_processes", num_processes)
+    found = find_dataset(dataset)
+    processes = default_processes() if num_processes is None else check_whole_number("num_processes", num_processes)
     template = _template(plans_file)
     wanted = _configuration_names(configurations, template)
     planner_class = _planner(planner)
     plans_name = overwrite_plans_name or (template.plans_name if template else planner_class.default_plans_name)
-    _check_configurations(wanted, os.path.join(preprocessed_folder(name), f"{plans_name}.json"))
+    file = os.path.join(found.preprocessed, f"{plans_name}.json")
+    _check_configurations(wanted, file)
     flags = {"verify_dataset_integrity": verify_dataset_integrity, "clean": clean, "no_pp": no_pp}
-    command = _nnunet_command(name, wanted, planner_class, plans_name, gpu_memory_target, processes)
+    command = _nnunet_command(found.name, wanted, planner_class, plans_name, gpu_memory_target, processes)
     print("In nnU-Net's terms:", command, *(f"--{flag}" for flag, is_set in flags.items() if is_set))
-    _announce_unlabeled(name)
+    _announce_unlabeled(found)
     if verify_dataset_integrity:
-        _verify_labeled(name, processes)
-    _extract_fingerprint(name, processes, clean)
-    _plan(name, planner_class, template, wanted, plans_name, gpu_memory_target)
+        _verify_labeled(found, processes)
+    _extract_fingerprint(found, processes, clean)
+    _plan(found, planner_class, template, wanted, plans_name, gpu_memory_target)
     if not no_pp:
-        _preprocess(name, plans_name, wanted, processes)
-    return os.path.join(preprocessed_folder(name), f"{plans_name}.json")
-
-
-def _unlabeled_cases(name: str) -> Cases:
-    splits = load_splits(raw_folder(name), preprocessed_folder(name))
-    return all_unlabeled_cases(raw_folder(name), load_dataset_json(raw_folder(name)), splits)
+        _preprocess(found, file, wanted, processes)
+    return file
 
 
 def _template(plans_file: str | None) -> Template | None:
@@ -137,53 +133,45 @@ def _nnunet_command(
     return command + (f" -gpu_memory_target {gpu_memory_target:g}" if gpu_memory_target is not None else "")
 
 
-def _announce_unlabeled(name: str) -> None:
+def _announce_unlabeled(dataset: Dataset) -> None:
     from alhvr_trainer.data.preprocessing import remove_other_cases
 
-    dataset_json = load_dataset_json(raw_folder(name))
-    check_for_hidden_images(raw_folder(name), dataset_json)
-    cases = _unlabeled_cases(name)
-    in_folders = len(raw_unlabeled_cases(raw_folder(name), dataset_json))
-    with_images = {*cases, *images_of_labeled_folder(raw_folder(name), dataset_json)}
-    removed = remove_other_cases(preprocessed_folder(name), with_images)
-    print(f"{len(cases)} unlabeled cases: {in_folders} in folders, {len(cases) - in_folders} in {SPLITS_FILE}")
-
+    dataset.check_no_hidden_files()
+    in_folders, in_all = len(dataset.unlabeled_images), len(dataset.unlabeled)
+    print(f"{in_all} unlabeled cases: {in_folders} in folders, {in_all - in_folders} in {SPLITS_FILE}")
+    removed = remove_other_cases(dataset.preprocessed, {*dataset.unlabeled, *dataset.images})
     if removed:
-        print(f"removed what was preprocessed of cases that have no images any more: {', '.join(removed)}")
+        print(f"removed preprocessed cases whose images are gone: {', '.join(removed)}")
 
 
-def _verify_labeled(name: str, processes: int) -> None:
+def _verify_labeled(dataset: Dataset, processes: int) -> None:
     from nnunetv2.experiment_planning.verify_dataset_integrity import verify_dataset_integrity
 
     try:
-        verify_dataset_integrity(raw_folder(name), processes)
+        verify_dataset_integrity(dataset.raw, processes)
     # what nnU-Net raises for a bad dataset; details of single images are on the screen by then
     except (AssertionError, RuntimeError, OSError, KeyError, ValueError) as error:
-        raise InputError(f"{raw_folder(name)} fails nnU-Net's integrity check: {one_line(error)}") from error
+        raise InputError(f"{dataset.raw} fails nnU-Net's integrity check: {one_line(error)}") from error
 
 
-def _extract_fingerprint(name: str, processes: int, clean: bool) -> None:
-    from nnunetv2.experiment_planning.plan_and_preprocess_api import extract_fingerprint_dataset
-
+def _extract_fingerprint(dataset: Dataset, processes: int, clean: bool) -> None:
     from alhvr_trainer.data.fingerprint import ALHVRFingerprintExtractor, add_unlabeled_to_fingerprint
 
     try:
-        extract_fingerprint_dataset(
-            int(name[7:10]), ALHVRFingerprintExtractor, num_processes=processes, clean=clean, verbose=False
-        )
+        ALHVRFingerprintExtractor(dataset.name, processes, source=dataset).run(overwrite_existing=clean)
     except InputError:
         raise
     # nnU-Net's worker processes die, or hand on whatever the image libraries raise
     except Exception as error:
         raise InputError(
-            f"nnU-Net cannot extract the fingerprint of the labeled cases of {name}: {one_line(error)}; see what it "
-            "printed above, and check the images"
+            f"nnU-Net cannot extract the fingerprint of the labeled cases of {dataset.name}: {one_line(error)}; see "
+            "what it printed above, and check the images"
         ) from error
-    add_unlabeled_to_fingerprint(name, processes)
+    add_unlabeled_to_fingerprint(dataset, processes)
 
 
 def _plan(
-    name: str,
+    dataset: Dataset,
     planner: type[ALHVRPlanner],
     template: Template | None,
     wanted: list[str],
@@ -192,25 +180,23 @@ def _plan(
 ) -> None:
     from nnunetv2.experiment_planning.plan_and_preprocess_api import plan_experiment_dataset
 
-    # the class's name is written into the plans, so it stays
-    planner = type(planner.__name__, (planner,), {"template": template, "wanted": tuple(wanted)})
-    plan_experiment_dataset(
-        int(name[7:10]), planner, gpu_memory_target_in_gb=gpu_memory_target, overwrite_plans_name=plans_name
-    )
+    attributes = {"source": dataset, "template": template, "wanted": tuple(wanted)}
+    planner = type(planner.__name__, (planner,), attributes)  # the class's name is written into the plans, so it stays
+    number = int(dataset.name[7:10])
+    plan_experiment_dataset(number, planner, gpu_memory_target_in_gb=gpu_memory_target, overwrite_plans_name=plans_name)
 
 
-def _preprocess(name: str, plans_name: str, wanted: list[str], processes: int) -> None:
+def _preprocess(dataset: Dataset, plans_file: str, wanted: list[str], processes: int) -> None:
     from nnunetv2.experiment_planning.plan_and_preprocess_api import preprocess_dataset
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
     from alhvr_trainer.data.preprocessing import preprocess_unlabeled, unlabeled_folder
 
-    plans = PlansManager(os.path.join(preprocessed_folder(name), f"{plans_name}.json"))
+    plans, cases = PlansManager(plans_file), dataset.unlabeled
     present = [configuration for configuration in wanted if configuration in plans.available_configurations]
-    preprocess_dataset(int(name[7:10]), plans_name, present, num_processes=[processes])
-    cases, dataset_json = _unlabeled_cases(name), load_dataset_json(raw_folder(name))
+    preprocess_dataset(int(dataset.name[7:10]), plans.plans_name, present, num_processes=[processes])
     for configuration in present:
         manager = plans.get_configuration(configuration)
-        folder = unlabeled_folder(os.path.join(preprocessed_folder(name), manager.data_identifier))
+        folder = unlabeled_folder(os.path.join(dataset.preprocessed, manager.data_identifier))
         print(f"Configuration: {configuration}, {len(cases)} unlabeled cases -> {folder}")
-        preprocess_unlabeled(cases, plans, manager, dataset_json, folder, processes)
+        preprocess_unlabeled(cases, plans, manager, dataset.dataset_json, folder, processes)

@@ -13,14 +13,17 @@ from nnunetv2.experiment_planning.experiment_planners.residual_unets.residual_en
     nnUNetPlannerResEncM,
     nnUNetPlannerResEncXL,
 )
+from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from nnunetv2.utilities.json_export import recursive_fix_for_json_export
 
 from alhvr_trainer.config.names import PLANS_NAME, SETTINGS_KEY
-from alhvr_trainer.data.datasets import preprocessed_folder
+from alhvr_trainer.data.dataset import Dataset, named_dataset
 from alhvr_trainer.data.fingerprint import (
+    FINGERPRINT_FILE,
     ALHVRFingerprintExtractor,
     add_unlabeled_to_fingerprint,
+    load_fingerprint,
     merged_with_unlabeled,
 )
 from alhvr_trainer.data.splits import write_split_for_few_cases
@@ -56,6 +59,8 @@ class ALHVRPlanner(ExperimentPlanner):
     """
 
     # class attributes, as nnU-Net's functions fix the arguments of a planner
+    source: Dataset | None = None
+    """The dataset, read and with an up-to-date fingerprint; None: the planner sees to both."""
     template: Template | None = None
     """Ready plans to lay over."""
     wanted: tuple[str, ...] = ()
@@ -71,8 +76,12 @@ class ALHVRPlanner(ExperimentPlanner):
         overwrite_target_spacing: list[float] | tuple[float, ...] | None = None,
         suppress_transpose: bool = False,
     ):
-        # leaves the file as it is unless hidden labels are in it (nnU-Net's own extractor) or it is missing
-        ALHVRFingerprintExtractor(dataset_name_or_id, default_processes()).run()
+        if self.source is None:
+            self.source = named_dataset(maybe_convert_to_dataset_name(dataset_name_or_id))
+            # leaves the file as it is unless hidden labels are in it (nnU-Net's own extractor) or it is missing
+            ALHVRFingerprintExtractor(self.source.name, default_processes(), source=self.source).run()
+            add_unlabeled_to_fingerprint(self.source, default_processes())
+        self.folder = Path(self.source.preprocessed)
         # presets of nnU-Net have targets of their own
         target = {} if gpu_memory_target_in_gb is None else {"gpu_memory_target_in_gb": gpu_memory_target_in_gb}
         super().__init__(
@@ -83,8 +92,8 @@ class ALHVRPlanner(ExperimentPlanner):
             suppress_transpose=suppress_transpose,
             **target,
         )
-        self.dataset_fingerprint = merged_with_unlabeled(
-            add_unlabeled_to_fingerprint(self.dataset_name, default_processes())
+        self.dataset_fingerprint: dict[str, Any] = merged_with_unlabeled(
+            load_fingerprint(self.folder / FINGERPRINT_FILE)
         )
         # caps the batch size at 5 % of the voxels of the dataset; the file that nnU-Net copies stays as it is
         self.dataset_json["numTraining"] = len(self.dataset_fingerprint["spacings"])
@@ -132,12 +141,11 @@ class ALHVRPlanner(ExperimentPlanner):
         Raises:
             InputError: the ready plans do not fit the dataset, or none of the wanted configurations is there.
         """
-        folder = Path(preprocessed_folder(self.dataset_name))
         if self.template is not None:
             recursive_fix_for_json_export(plans)
             plans.update(apply_template(self.template, json.loads(json.dumps(plans)), self.dataset_json))
             print(f"{self.template.file} was laid over: {', '.join(self.template.configurations)}")
-        before = plans_before(folder / f"{self.plans_identifier}.json")
+        before = plans_before(self.folder / f"{self.plans_identifier}.json")
         there = [*plans["configurations"], *before["configurations"]]
         if self.wanted and not {*self.wanted} & {*there}:
             raise InputError(
@@ -145,7 +153,7 @@ class ALHVRPlanner(ExperimentPlanner):
             )
         print(*keep_changed_settings(plans, before), sep="\n", end="")
         super().save_plans(plans)
-        write_split_for_few_cases(folder, list(self.dataset))
+        write_split_for_few_cases(self.folder, list(self.dataset))
 
 
 class ALHVRPlannerResEncM(ALHVRPlanner, nnUNetPlannerResEncM):

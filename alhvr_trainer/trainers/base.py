@@ -19,9 +19,10 @@ from alhvr_trainer.compatibility import replaced, require_nnunet_folders
 from alhvr_trainer.config.plans import check_plans
 from alhvr_trainer.config.settings import Settings, set_training_length, settings_from_plans, split_batch
 from alhvr_trainer.data.batches import Draws, forced_foreground
+from alhvr_trainer.data.dataset import Dataset, named_dataset
 from alhvr_trainer.data.loader import loaders_in_order
 from alhvr_trainer.data.splits import NO_VALIDATION, write_split_for_few_cases
-from alhvr_trainer.data.stream import labeled_cases
+from alhvr_trainer.data.stream import labeled_fold
 from alhvr_trainer.trainers.checks import (
     check_batch_fits_ranks,
     check_plans_fit_dataset,
@@ -56,6 +57,7 @@ class BaseTrainer(nnUNetTrainer):
     settings_class: type[Settings] = Settings
     """The keys of the ``alhvr`` block that the method knows."""
     settings: Settings
+    dataset: Dataset
     is_ddp: bool
     batch_size: int
     labeled_batch_size: int
@@ -87,6 +89,7 @@ class BaseTrainer(nnUNetTrainer):
                 self.grad_scaler = None
         self.settings = settings_from_plans(self.configuration_manager.configuration, self.settings_class)
         set_training_length(self, self.settings)
+        self.dataset = named_dataset(self.plans_manager.dataset_name, dataset_json)
         check_plans_fit_dataset(self)
         drawn = int.from_bytes(os.urandom(4), "big") if self.settings.seed is None else self.settings.seed
         self.seed = broadcast(drawn)
@@ -155,17 +158,17 @@ class BaseTrainer(nnUNetTrainer):
 
     def do_split(self):
         if self.fold != "all":
-            write_split_for_few_cases(self.preprocessed_dataset_folder_base, preprocessed_cases(self))
-        training, validation = labeled_cases(self, *super().do_split())
-        if self.fold != "all" and set(validation) <= set(training):
+            write_split_for_few_cases(self.dataset.preprocessed, preprocessed_cases(self))
+        fold = labeled_fold(self.dataset, self.fold, *super().do_split(), self.print_to_log_file)
+        if self.fold != "all" and set(fold.validation) <= set(fold.train):
             self.print_to_log_file(f"ALHVR: fold {self.fold} trains on its validation cases, {NO_VALIDATION}")
-        return training, validation
+        return list(fold.train), list(fold.validation)
 
     def get_tr_and_val_datasets(self):
         with rank_0_first():  # a missing split is made once
-            check_split(self)
+            check_split(self.dataset, self.fold, preprocessed_cases(self))
             training, validation = super().get_tr_and_val_datasets()
-        warning = hidden_intensities(self)
+        warning = hidden_intensities(self.dataset, self.plans_manager.plans)
         if warning:
             self.print_to_log_file(f"ALHVR: WARNING: {warning}")
         aimed = [self.settings.unlabeled_foreground] * self.unlabeled_batch_size

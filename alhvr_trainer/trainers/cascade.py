@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 from nnunetv2.inference.export_prediction import resample_and_save
@@ -62,7 +63,7 @@ def check_previous_stage(trainer: nnUNetTrainer, labeled: Iterable[str], unlabel
             raise InputError(f'case "{missing[0]}"{more} has no segmentation of {stage} in {folder}: {remedy}')
 
 
-def save_next_stage(trainer: nnUNetTrainer) -> None:
+def save_next_stage(trainer: Any) -> None:
     """Predict the fold's unlabeled cases with ``trainer.network`` for all next stages of the plans, if there are any.
 
     The cases are preprocessed for the next stage where that is missing: its voxels are what the result lies on.
@@ -70,10 +71,15 @@ def save_next_stage(trainer: nnUNetTrainer) -> None:
     stages = trainer.configuration_manager.next_stage_names or []
     if not stages:
         return
-    train, validation = trainer.do_split()
+    fold, plans = trainer.dataset.fold(trainer.fold, *trainer.do_split()), trainer.plans_manager
+    labeled_folder, log = trainer.preprocessed_dataset_folder, trainer.print_to_log_file
     with rank_0_first():
-        cases = unlabeled_dataset(trainer, train, validation, previous_stage_folder(trainer))
-        targets = {stage: unlabeled_dataset(trainer, train, validation, configuration_name=stage) for stage in stages}
+        own = plans.get_configuration(trainer.configuration_name)
+        cases = unlabeled_dataset(fold, plans, own, labeled_folder, log, previous_stage_folder(trainer))
+        targets = {
+            stage: unlabeled_dataset(fold, plans, plans.get_configuration(stage), labeled_folder, log)
+            for stage in stages
+        }
     threads = torch.get_num_threads()
     mine = cases.identifiers[get_rank() :: get_world_size()]
     with predicting(trainer, mirroring=True) as predict:

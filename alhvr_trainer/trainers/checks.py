@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from batchgenerators.utilities.file_and_folder_operations import load_json
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
@@ -10,9 +11,9 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from alhvr_trainer.config.json_files import read_object
 from alhvr_trainer.config.names import PLANNER_NAME, SETTINGS_KEY
-from alhvr_trainer.data.cases import SPLITS_FILE, is_in_file, load_splits, split_unlabeled_cases
+from alhvr_trainer.data.dataset import Dataset
 from alhvr_trainer.data.fingerprint import FINGERPRINT_FILE, LABELED_CASES
-from alhvr_trainer.data.splits import NNUNET_FOLDS, split_for_few_cases
+from alhvr_trainer.data.splits import NNUNET_FOLDS, SPLITS_FILE, hidden_cases, is_in_file, split_for_few_cases
 from alhvr_trainer.errors import InputError
 
 
@@ -37,27 +38,30 @@ def check_plans_fit_dataset(trainer: nnUNetTrainer) -> None:
         )
 
 
-def check_split(trainer: nnUNetTrainer) -> None:
+def check_split(dataset: Dataset, fold: int | str, present: list[str]) -> None:
     """The fold's training and validation cases are preprocessed; nnU-Net would find out in the midst of training.
+
+    Args:
+        dataset: of the training.
+        fold: its number, or "all".
+        present: preprocessed labeled cases.
 
     Raises:
         InputError: ``splits_final.json`` has the wrong form, or names a case that is not there.
     """
-    folder = trainer.preprocessed_dataset_folder_base
-    present = preprocessed_cases(trainer)
-    splits = load_splits(folder, folder) or split_for_few_cases(present) or []
-    if not is_in_file(splits, trainer.fold):
-        if trainer.fold != "all" and len(present) < NNUNET_FOLDS:
+    splits = dataset.splits or split_for_few_cases(present) or []
+    if not is_in_file(splits, fold):
+        if fold != "all" and len(present) < NNUNET_FOLDS:
             raise InputError(
-                f"there is no fold {trainer.fold}: with {len(present)} labeled cases the folds are "
+                f"there is no fold {fold}: with {len(present)} labeled cases the folds are "
                 f"{', '.join(map(str, range(len(splits))))}"
             )
         return
     for key in ("train", "val"):
-        missing = sorted(set(splits[int(trainer.fold)][key]) - {*present})
-        if missing or not splits[int(trainer.fold)][key]:
+        missing = sorted(set(splits[int(fold)][key]) - {*present})
+        if missing or not splits[int(fold)][key]:
             found = f'names "{missing[0]}", which is not preprocessed' if missing else "is empty"
-            raise InputError(f'"{key}" of fold {trainer.fold} in {Path(folder) / SPLITS_FILE} {found}')
+            raise InputError(f'"{key}" of fold {fold} in {Path(dataset.preprocessed) / SPLITS_FILE} {found}')
 
 
 def preprocessed_cases(trainer: nnUNetTrainer) -> list[str]:
@@ -66,15 +70,14 @@ def preprocessed_cases(trainer: nnUNetTrainer) -> list[str]:
     return sorted(infer_dataset_class(folder).get_identifiers(folder))
 
 
-def hidden_intensities(trainer: nnUNetTrainer) -> str | None:
+def hidden_intensities(dataset: Dataset, plans: dict[str, Any]) -> str | None:
     """What to say where the plans hold foreground intensities of cases whose labels training must not see.
 
     nnU-Net's planner takes them from every case of ``imagesTr``; ours leaves hidden cases out, if it knew of them.
     """
-    folder = Path(trainer.preprocessed_dataset_folder_base)
-    hidden = set(split_unlabeled_cases(load_splits(str(folder), str(folder)), "all"))
-    plans, planner = trainer.plans_manager.plans, trainer.plans_manager.plans.get("experiment_planner_used")
-    fingerprint = read_object(folder / FINGERPRINT_FILE) if (folder / FINGERPRINT_FILE).is_file() else {}
+    file, planner = Path(dataset.preprocessed) / FINGERPRINT_FILE, plans.get("experiment_planner_used")
+    hidden = set(hidden_cases(dataset.splits, "all"))
+    fingerprint = read_object(file) if file.is_file() else {}
     seen = hidden if not str(planner).startswith(PLANNER_NAME) else hidden & set(fingerprint.get(LABELED_CASES, []))
     if not seen:
         return None

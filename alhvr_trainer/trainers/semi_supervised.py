@@ -229,7 +229,15 @@ class SemiSupervisedTrainer(BaseTrainer):
         labeled, validation = super().get_tr_and_val_datasets()
         previous = previous_stage_folder(self)
         with rank_0_first():  # missing preprocessed cases are made once
-            unlabeled = unlabeled_dataset(self, labeled.identifiers, validation.identifiers, previous)
+            fold = self.dataset.fold(self.fold, labeled.identifiers, validation.identifiers)
+            unlabeled = unlabeled_dataset(
+                fold,
+                self.plans_manager,
+                self.configuration_manager,
+                self.preprocessed_dataset_folder,
+                self.print_to_log_file,
+                previous,
+            )
         check_previous_stage(self, [*labeled.identifiers, *validation.identifiers], unlabeled.identifiers)
         sizes = self.labeled_batch_size, self.unlabeled_batch_size
         self.data = LabeledAndUnlabeled(labeled, unlabeled, *sizes, predicted_foreground(self, labeled.draws.first))

@@ -8,14 +8,8 @@ from pathlib import Path
 import pytest
 
 from alhvr_trainer.config.dataset_json import channel_names
-from alhvr_trainer.data.cases import (
-    all_unlabeled_cases,
-    load_splits,
-    raw_unlabeled_cases,
-    split_unlabeled_cases,
-    unlabeled_cases_of_fold,
-)
-from alhvr_trainer.data.raw_dataset import check_for_hidden_images, images_of_labeled_folder
+from alhvr_trainer.data.dataset import Cases, Dataset
+from alhvr_trainer.data.splits import check_splits, hidden_cases, load_splits
 from alhvr_trainer.errors import InputError
 
 DATASET_JSON = {"channel_names": {"0": "T1", "1": "T2"}, "file_ending": ".nii.gz"}
@@ -44,16 +38,24 @@ def raw(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def fold_cases(raw: Path, splits=SPLITS, fold=0, dataset_json=DATASET_JSON):
-    known = fold != "all" and fold < len(splits)
-    train, val = (splits[fold]["train"], splits[fold]["val"]) if known else (["a", "b", "c"], ["c"])
-    return unlabeled_cases_of_fold(str(raw), dataset_json, splits, fold, train, val)
+def dataset(raw: Path, dataset_json: dict = DATASET_JSON, splits: object = None) -> Dataset:
+    """The dataset in ``raw``, with these splits in its preprocessed folder."""
+    preprocessed = raw / "preprocessed"
+    preprocessed.mkdir(exist_ok=True)
+    if splits is not None:
+        (preprocessed / "splits_final.json").write_text(json.dumps(splits))
+    return Dataset("Dataset901_Tiny", str(raw), str(preprocessed), dataset_json)
+
+
+def fold_cases(raw: Path, splits=SPLITS, dataset_json=DATASET_JSON) -> Cases:
+    train, val = (splits[0]["train"], splits[0]["val"]) if splits else (["a", "b", "c"], ["c"])
+    return dataset(raw, dataset_json, splits).fold(0, train, val).unlabeled
 
 
 def test_default_folder_gives_files_in_channel_order(raw: Path) -> None:
     folder = raw / "imagesTr_unlabeled"
     expected = {"u": [str(folder / "u_0000.nii.gz"), str(folder / "u_0001.nii.gz")]}
-    assert raw_unlabeled_cases(str(raw), DATASET_JSON) == expected
+    assert dataset(raw).unlabeled_images == expected
 
 
 def test_folders_of_dataset_json_replace_the_default(raw: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
@@ -61,7 +63,7 @@ def test_folders_of_dataset_json_replace_the_default(raw: Path, tmp_path_factory
     add_case(elsewhere, "x")
     add_case(raw / "more", "y")
     named = {**DATASET_JSON, "unlabeled": ["more", str(elsewhere)]}
-    cases = raw_unlabeled_cases(str(raw), named)
+    cases = dataset(raw, named).unlabeled_images
     assert {case: Path(files[0]).parent for case, files in cases.items()} == {
         "y": raw / "more",
         "x": elsewhere,
@@ -75,31 +77,31 @@ def test_a_fold_joins_folder_and_split(raw: Path) -> None:
 
 
 def test_all_folds_together(raw: Path) -> None:
-    assert list(all_unlabeled_cases(str(raw), DATASET_JSON, SPLITS)) == ["b", "c", "u"]
+    assert list(dataset(raw, splits=SPLITS).unlabeled) == ["b", "c", "u"]
 
 
 @pytest.mark.parametrize("fold", ["all", 2, 7])
 def test_folds_outside_the_file_hide_what_no_fold_trains_on(raw: Path, fold: int | str) -> None:
     """Fold 0 hides b, which fold 1 trains on; fold 1 hides c, whose label no fold trains on."""
-    assert split_unlabeled_cases(SPLITS, fold) == ["c"]
-    assert split_unlabeled_cases([{"train": ["a", "b"], "val": ["c"]}], fold) == []
-    assert list(unlabeled_cases_of_fold(str(raw), DATASET_JSON, SPLITS, fold, ["a", "b"], ["a", "b"])) == ["c", "u"]
+    assert hidden_cases(SPLITS, fold) == ["c"]
+    assert hidden_cases([{"train": ["a", "b"], "val": ["c"]}], fold) == []
+    assert list(dataset(raw, splits=SPLITS).fold(fold, ["a", "b"], ["a", "b"]).unlabeled) == ["c", "u"]
 
 
 def test_fold_may_be_text(raw: Path) -> None:
-    assert split_unlabeled_cases(SPLITS, "1") == ["c"]
+    assert hidden_cases(SPLITS, "1") == ["c"]
 
 
 def test_other_files_beside_the_images_do_not_matter(raw: Path) -> None:
     touch(raw / "imagesTr_unlabeled", ".DS_Store", ".u_0000.nrrd", "README.txt", "u.json")
-    assert list(raw_unlabeled_cases(str(raw), DATASET_JSON)) == ["u"]
+    assert list(dataset(raw).unlabeled_images) == ["u"]
 
 
 def test_one_file_may_hold_several_channels(tmp_path: Path) -> None:
     for folder, case in (("imagesTr", "a"), ("imagesTr_unlabeled", "u")):
         add_case(tmp_path / folder, case, channels=1, ending=".png")
     rgb = {"channel_names": {"0": "R", "1": "G", "2": "B"}, "file_ending": ".png"}
-    assert raw_unlabeled_cases(str(tmp_path), rgb) == {"u": [str(tmp_path / "imagesTr_unlabeled/u_0000.png")]}
+    assert dataset(tmp_path, rgb).unlabeled_images == {"u": [str(tmp_path / "imagesTr_unlabeled/u_0000.png")]}
 
 
 def test_images_listed_in_dataset_json(raw: Path) -> None:
@@ -114,7 +116,7 @@ def test_images_listed_in_dataset_json(raw: Path) -> None:
 def test_no_unlabeled_case_says_both_places(raw: Path) -> None:
     (raw / "imagesTr_unlabeled" / "u_0000.nii.gz").unlink()
     (raw / "imagesTr_unlabeled" / "u_0001.nii.gz").unlink()
-    for cases in (lambda: fold_cases(raw, []), lambda: all_unlabeled_cases(str(raw), DATASET_JSON, [])):
+    for cases in (lambda: fold_cases(raw, []), lambda: dataset(raw, splits=[]).unlabeled):
         with pytest.raises(InputError) as error:
             cases()
         assert str(raw / "imagesTr_unlabeled") in str(error.value)
@@ -155,7 +157,7 @@ def test_files_that_do_not_fit_are_named(raw: Path, file: str, message: str) -> 
 def test_folders_that_cannot_be_used(raw: Path, unlabeled: object, message: str) -> None:
     add_case(raw / "copy", "u")
     with pytest.raises(InputError, match=message):
-        raw_unlabeled_cases(str(raw), {**DATASET_JSON, "unlabeled": unlabeled})
+        list(dataset(raw, {**DATASET_JSON, "unlabeled": unlabeled}).unlabeled_images)
 
 
 @pytest.mark.parametrize(
@@ -193,17 +195,17 @@ def test_splits_that_break_a_rule(raw: Path, split: dict, message: str) -> None:
 def test_all_folds_are_checked(raw: Path) -> None:
     splits = [SPLITS[0], {"train": ["b"], "unlabeled": ["b"], "val": ["c"]}]
     with pytest.raises(InputError, match='"train" of fold 1'):
-        all_unlabeled_cases(str(raw), DATASET_JSON, splits)
+        list(dataset(raw, splits=splits).unlabeled)
 
 
 def test_splits_must_be_a_list_of_folds(raw: Path) -> None:
     with pytest.raises(InputError, match="must be a list of folds"):
-        split_unlabeled_cases({"train": []}, 0)  # type: ignore[arg-type]
+        check_splits({"train": []})
 
 
 def test_dataset_json_without_a_file_ending(raw: Path) -> None:
     with pytest.raises(InputError, match='no "file_ending"'):
-        raw_unlabeled_cases(str(raw), {"channel_names": {"0": "MR"}})
+        list(dataset(raw, {"channel_names": {"0": "MR"}}).unlabeled_images)
 
 
 def write(folder: Path, content: object) -> Path:
@@ -240,14 +242,14 @@ def test_misspelled_names_are_not_passed_over(tmp_path):
     add_case(tmp_path / "imagesTr", "a")
     add_case(tmp_path / "imagesTr_unlabelled", "u")
     with pytest.raises(InputError, match=r'has "imagesTr_unlabelled"; did you mean imagesTr_unlabeled\?'):
-        raw_unlabeled_cases(str(tmp_path), DATASET_JSON)
+        list(dataset(tmp_path).unlabeled_images)
     for key in ("unlabelled", "Unlabeled"):
         with pytest.raises(InputError, match=rf'dataset\.json has "{key}"; did you mean unlabeled\?'):
-            raw_unlabeled_cases(str(tmp_path), {**DATASET_JSON, key: ["imagesTr_unlabelled"]})
+            list(dataset(tmp_path, {**DATASET_JSON, key: ["imagesTr_unlabelled"]}).unlabeled_images)
         with pytest.raises(InputError, match=rf'fold 0 in splits_final\.json has "{key}"; did you mean unlabeled\?'):
-            split_unlabeled_cases([{"train": ["a"], "val": ["c"], key: ["b"]}], 0)
+            check_splits([{"train": ["a"], "val": ["c"], key: ["b"]}])
     named = {**DATASET_JSON, "unlabeled": ["imagesTr_unlabelled"]}  # whoever names the folder means it
-    assert list(raw_unlabeled_cases(str(tmp_path), named)) == ["u"]
+    assert list(dataset(tmp_path, named).unlabeled_images) == ["u"]
 
 
 @pytest.mark.parametrize("folder", ["imagesTr", "imagesTr_unlabeled"])
@@ -255,7 +257,7 @@ def test_a_name_under_which_nnunet_keeps_a_segmentation(tmp_path, folder):
     add_case(tmp_path / "imagesTr", "a")
     add_case(tmp_path / folder, "p1_seg")
     with pytest.raises(InputError, match=r'case "p1_seg": nnU-Net keeps the segmentation of a case "p1" under'):
-        raw_unlabeled_cases(str(tmp_path), DATASET_JSON)
+        list(dataset(tmp_path).unlabeled_images)
 
 
 def test_hidden_files_are_no_cases(tmp_path):
@@ -263,12 +265,12 @@ def test_hidden_files_are_no_cases(tmp_path):
     for folder, case in (("imagesTr", "a"), ("imagesTr_unlabeled", "u")):
         add_case(tmp_path / folder, case)
         touch(tmp_path / folder, f"._{case}_0000.nii.gz", ".DS_Store")
-    assert list(raw_unlabeled_cases(str(tmp_path), DATASET_JSON)) == ["u"]
-    assert list(images_of_labeled_folder(str(tmp_path), DATASET_JSON)) == ["a"]
+    assert list(dataset(tmp_path).unlabeled_images) == ["u"]
+    assert list(dataset(tmp_path).images) == ["a"]
     with pytest.raises(InputError, match=r"imagesTr/\._a_0000\.nii\.gz is a hidden file.* -delete$"):
-        check_for_hidden_images(str(tmp_path), DATASET_JSON)
+        dataset(tmp_path).check_no_hidden_files()
     (tmp_path / "imagesTr" / "._a_0000.nii.gz").unlink()
-    check_for_hidden_images(str(tmp_path), DATASET_JSON)
+    dataset(tmp_path).check_no_hidden_files()
 
 
 def test_channels_out_of_order_are_refused():

@@ -21,7 +21,7 @@ from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from alhvr_trainer.data import workers
-from alhvr_trainer.data.cases import Cases, raw_unlabeled_cases, unlabeled_cases_of_fold
+from alhvr_trainer.data.dataset import Cases, Dataset
 from alhvr_trainer.data.images import read_case
 from alhvr_trainer.data.preprocessing import (
     missing_cases,
@@ -84,12 +84,15 @@ def dataset(tmp_path: Path) -> Path:
     return data_builders.make_dataset(tmp_path / "raw", labeled=2, unlabeled=3)
 
 
+def source(raw: Path) -> Dataset:
+    return Dataset(raw.name, str(raw), "", data_builders.read_dataset_json(raw))
+
+
 @pytest.fixture
 def cases(dataset: Path) -> Cases:
     """case_001 of the split, scan_000 to scan_002 of the folder."""
-    splits = data_builders.write_splits(dataset, {"train": ["case_000"], "unlabeled": ["case_001"], "val": []})
-    dataset_json = data_builders.read_dataset_json(dataset)
-    return unlabeled_cases_of_fold(str(dataset), dataset_json, splits, 0, ["case_000"], [])
+    data_builders.write_splits(dataset, {"train": ["case_000"], "unlabeled": ["case_001"], "val": []})
+    return source(dataset).fold(0, ["case_000"], []).unlabeled
 
 
 @pytest.fixture
@@ -242,7 +245,7 @@ def test_rgb_images(tmp_path: Path) -> None:
     )
     plans["foreground_intensity_properties_per_channel"] = {str(channel): {} for channel in range(3)}
     plans["image_reader_writer"] = "NaturalImage2DIO"
-    cases = raw_unlabeled_cases(str(tmp_path), dataset_json)
+    cases = Dataset("", str(tmp_path), "", dataset_json).unlabeled_images
     preprocess_unlabeled(cases, *managers(plans), dataset_json, str(tmp_path / "out"), 0, show_progress=False)
     assert nnUNetDatasetBlosc2(str(tmp_path / "out")).load_case("photo")[0].shape == (3, 1, 20, 24)
     two_channels = {**dataset_json, "channel_names": {"0": "R", "1": "G"}}

@@ -15,7 +15,7 @@ import tiny_releases as releases
 from tiny_releases import AFFINE, NRRD_SPACING
 
 from alhvr_trainer import cli
-from alhvr_trainer.data.cases import load_splits
+from alhvr_trainer.data.splits import load_splits
 from alhvr_trainer.errors import InputError
 from alhvr_trainer.experiments.convert.abdomenct1k import abdomenct1k
 from alhvr_trainer.experiments.convert.acdc import acdc_h5

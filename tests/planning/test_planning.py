@@ -18,7 +18,7 @@ from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class, nn
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from alhvr_trainer.config.settings import settings_from_plans, split_batch
-from alhvr_trainer.data.datasets import resolve_dataset
+from alhvr_trainer.data.dataset import find_dataset, named_dataset
 from alhvr_trainer.data.fingerprint import add_unlabeled_to_fingerprint
 from alhvr_trainer.errors import InputError
 from alhvr_trainer.planning.make_split import make_split
@@ -209,7 +209,7 @@ def test_bad_image_is_found_while_planning(planned: Path) -> None:
     image[0, 0, 0] = np.nan
     data_builders.write_image(planned / "raw" / NAME / "imagesTr_unlabeled" / "scan_001_0000.nii.gz", image)
     with pytest.raises(InputError, match=r"scan_001_0000.nii.gz has 1 NaN"):
-        add_unlabeled_to_fingerprint(NAME, 0)
+        add_unlabeled_to_fingerprint(named_dataset(NAME), 0)
 
 
 # --- input of the commands ---
@@ -252,15 +252,15 @@ def test_unknown_planner(planned: Path) -> None:
 
 @pytest.mark.parametrize("dataset", [901, "901", NAME])
 def test_dataset_by_number_or_name(planned: Path, dataset: int | str) -> None:
-    assert resolve_dataset(dataset) == NAME
+    assert find_dataset(dataset).name == NAME
 
 
 def test_dataset_that_is_not_there_or_not_unique(planned: Path) -> None:
-    with pytest.raises(InputError, match=f"no dataset 902 in .*there are: {NAME}"):
-        resolve_dataset(902)
+    with pytest.raises(InputError, match=f"dataset 902 not found; datasets in nnUNet_raw .*: {NAME}"):
+        find_dataset(902)
     (planned / "preprocessed" / "Dataset901_Other").mkdir()
     with pytest.raises(InputError, match=f"number 901: Dataset901_Other, {NAME}"):
-        resolve_dataset(901)
+        find_dataset(901)
 
 
 def test_unknown_configuration(planned: Path) -> None:

@@ -604,7 +604,8 @@ def test_mixed_precision_is_float16_or_bfloat16(tiny: Path):
 
 def test_stock_plans_with_intensities_of_hidden_cases_are_pointed_out(tiny: Path):
     """nnU-Net's planner looks at all of imagesTr; ours too, if labels were hidden after it had planned."""
-    assert hidden_intensities(make_trainer(tiny)) is None
+    trainer = make_trainer(tiny)
+    assert hidden_intensities(trainer.dataset, trainer.plans_manager.plans) is None
     plans = read_json(tiny, "ALHVRPlans.json")
     write_json(tiny, "Stock.json", plans | {"plans_name": "Stock", "experiment_planner_used": "ExperimentPlanner"})
     trainer = make_trainer(tiny, plans="Stock")
@@ -616,4 +617,4 @@ def test_stock_plans_with_intensities_of_hidden_cases_are_pointed_out(tiny: Path
     assert f"alhvr plan_and_preprocess -d {NAME}" in line
     fingerprint = read_json(tiny, "dataset_fingerprint.json")
     write_json(tiny, "dataset_fingerprint.json", fingerprint | {"labeled_cases": ["case_000", *SPLIT["unlabeled"]]})
-    assert "of 2 cases" in hidden_intensities(make_trainer(tiny))
+    assert "of 2 cases" in hidden_intensities(trainer.dataset, trainer.plans_manager.plans)

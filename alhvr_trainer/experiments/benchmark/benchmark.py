@@ -13,7 +13,7 @@ from typing import Any
 
 from alhvr_trainer.config.json_files import read_object
 from alhvr_trainer.config.names import SETTINGS_KEY
-from alhvr_trainer.data.datasets import preprocessed_folder
+from alhvr_trainer.data.dataset import preprocessed_folder
 from alhvr_trainer.devices import check_device
 from alhvr_trainer.errors import InputError
 from alhvr_trainer.experiments.benchmark.jobs import (

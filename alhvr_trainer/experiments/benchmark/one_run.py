@@ -20,8 +20,7 @@ from alhvr_trainer import __version__
 from alhvr_trainer.bundle.scripts.metrics import METRICS
 from alhvr_trainer.config.json_files import read_object
 from alhvr_trainer.config.names import SETTINGS_KEY
-from alhvr_trainer.data.cases import load_splits, unlabeled_cases_of_fold
-from alhvr_trainer.data.datasets import preprocessed_folder, raw_folder
+from alhvr_trainer.data.dataset import named_dataset, preprocessed_folder, raw_folder
 from alhvr_trainer.errors import InputError
 from alhvr_trainer.evaluation.evaluate import evaluate
 from alhvr_trainer.experiments.benchmark.jobs import Job, model_folder, result_file, write_text
@@ -129,12 +128,12 @@ def _measure(job: Job, part: str, predictions: Path) -> dict[str, Any]:
     Raises:
         InputError: a case of the part was not segmented.
     """
-    raw, preprocessed = Path(raw_folder(job.dataset)), Path(preprocessed_folder(job.dataset))
-    references = raw / "labelsTs" if part == "test" else preprocessed / "gt_segmentations"
-    dataset_json = read_object(raw / "dataset.json")
-    cases = evaluate(predictions, references, dataset_json, only_predicted=part == "validation")["cases"]
+    dataset = named_dataset(job.dataset)
+    tests = part == "test"
+    references = Path(str(dataset.raw)) / "labelsTs" if tests else Path(dataset.preprocessed) / "gt_segmentations"
+    cases = evaluate(predictions, references, dataset.dataset_json, only_predicted=part == "validation")["cases"]
     if part == "validation":
-        missing = set(load_splits(str(raw), str(preprocessed))[job.fold]["val"]) - set(cases)
+        missing = set(dataset.splits[job.fold]["val"]) - set(cases)
         if missing:
             raise InputError(f"{predictions} lacks {sorted(missing)[0]}; remove that folder and start again")
     return {case: {name: _rounded(scores) for name, scores in classes.items()} for case, classes in cases.items()}
@@ -147,14 +146,11 @@ def _rounded(scores: dict[str, Any]) -> dict[str, Any]:
 
 def _cases(job: Job) -> dict[str, int]:
     """Numbers of cases that the fold trains on and validates with."""
-    raw, preprocessed = raw_folder(job.dataset), preprocessed_folder(job.dataset)
-    splits = load_splits(raw, preprocessed)
-    labeled, validation = splits[job.fold]["train"], splits[job.fold]["val"]
-    unlabeled = {}
-    if not job.trainer.startswith(SUPERVISED):
-        dataset_json = read_object(os.path.join(raw, "dataset.json"))
-        unlabeled = unlabeled_cases_of_fold(raw, dataset_json, splits, job.fold, labeled, validation)
-    return {"labeled": len(labeled), "unlabeled": len(unlabeled), "validation": len(validation)}
+    dataset = named_dataset(job.dataset)
+    split = dataset.splits[job.fold]
+    fold = dataset.fold(job.fold, split["train"], split["val"])
+    unlabeled = {} if job.trainer.startswith(SUPERVISED) else fold.unlabeled
+    return {"labeled": len(fold.train), "unlabeled": len(unlabeled), "validation": len(fold.validation)}
 
 
 def _training(job: Job, plans: str, fold: Path) -> dict[str, Any]:

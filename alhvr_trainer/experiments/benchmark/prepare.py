@@ -14,8 +14,8 @@ from typing import Any
 from alhvr_trainer.compatibility import require_nnunet_folders
 from alhvr_trainer.config.json_files import read_json, read_object
 from alhvr_trainer.config.names import SETTINGS_KEY
-from alhvr_trainer.data.cases import SPLITS_FILE
-from alhvr_trainer.data.datasets import preprocessed_folder, raw_folder, resolve_dataset
+from alhvr_trainer.data.dataset import find_dataset, preprocessed_folder, raw_folder
+from alhvr_trainer.data.splits import SPLITS_FILE
 from alhvr_trainer.errors import InputError
 from alhvr_trainer.experiments.benchmark.jobs import Job, digest, write_text
 from alhvr_trainer.experiments.benchmark.suites import PHANTOM, Suite, file_name
@@ -49,7 +49,7 @@ def dataset_of(suite: Suite) -> str:
         InputError: no such data set, or phantoms of other numbers are in its place.
     """
     if suite.dataset != PHANTOM:
-        name = resolve_dataset(_numbered(suite.dataset))
+        name = find_dataset(_numbered(suite.dataset)).name
     else:
         name = f"Dataset{PHANTOM_ID}_Phantom"
         _generate(Path(raw_folder(name)), suite.phantom)

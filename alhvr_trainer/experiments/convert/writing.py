@@ -14,7 +14,7 @@ from alhvr_trainer.bundle.scripts.overwriting import overwritten_input
 from alhvr_trainer.config.dataset_json import check_dataset_json
 from alhvr_trainer.config.json_files import read_json
 from alhvr_trainer.config.names import UNLABELED_FOLDER
-from alhvr_trainer.data.cases import SPLITS_FILE
+from alhvr_trainer.data.splits import SPLITS_FILE
 from alhvr_trainer.errors import InputError
 from alhvr_trainer.experiments.convert.labels import label_image
 from alhvr_trainer.experiments.convert.release import Case, Release
