@@ -78,6 +78,8 @@ def _parsed(function: Callable[..., Any], words: Sequence[str]) -> dict[str, Any
             trace = stop.trace
             reason = trace.elements[-1].ErrorAsStr() if trace.HasError() else "wrong usage"
             reason = reason.removeprefix("The function received ")
+            if reason.startswith("Missing required flags"):  # a set, in any order
+                reason = "no value for the required arguments: " + ", ".join(sorted(re.findall(r"'(.+?)'", reason)))
             raise UsageError(reason.replace("Could not consume arg:", "unknown argument")) from None
     return calls[-1]
 

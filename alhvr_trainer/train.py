@@ -104,11 +104,12 @@ def _check_names(dataset: int | str, configuration: str, plans: str | None) -> t
     from alhvr_trainer.config.json_files import read_object
     from alhvr_trainer.names import chosen_plans, dataset_in, no_such_plans, plans_in
 
+    preprocessed = Path(nnunet_folder("nnUNet_preprocessed"))
     try:
         name = dataset_in("nnUNet_preprocessed", dataset)
     except InputError as error:
         raise InputError(f"{error}; plan it first: alhvr plan_and_preprocess -d {dataset}") from error
-    folder = Path(nnunet_folder("nnUNet_preprocessed")) / name
+    folder = preprocessed / name
     plans = chosen_plans(plans, plans_in(folder))
     file = folder / f"{plans}.json"
     if not file.exists():

@@ -122,6 +122,11 @@ def test_wrong_usage(line, reason, sample_command, capsys):
     assert reason in printed.err
 
 
+def test_required_options_are_named(capsys):
+    assert cli.main(["predict"]) == 2
+    assert "no value for the required arguments: input, output (see: alhvr predict --help)" in capsys.readouterr().err
+
+
 def test_results_are_not_printed(sample_command, capsys):
     assert cli.main(["sample", "-d", "27"]) == 0
     assert capsys.readouterr() == ("", "")
