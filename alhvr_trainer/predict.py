@@ -187,16 +187,14 @@ def _predictor(model: TrainedModel, network: str, device: str, step_size: float,
 def _verify(cases: Cases, model: TrainedModel) -> None:
     """Every image can be read, as nnU-Net's reader reads it: its workers would not say which one they died of."""
     import numpy as np
-    from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
     from tqdm import tqdm
 
-    from alhvr_trainer.data.nifti import ENDINGS, stored_voxels
+    from alhvr_trainer.bundle.scripts.nifti import check_complete
 
     reader = model.plans_manager.image_reader_writer_class()
     for files in tqdm(cases.values(), desc="check images", unit="case"):
         for file in files:
-            if isinstance(reader, SimpleITKIO) and file.endswith(ENDINGS):
-                stored_voxels(file)  # ITK reads truncated files without an error
+            check_complete(Path(file))
         try:
             image, _ = reader.read_images(files)
         except Exception as error:  # the readers sit on several libraries, each with errors of its own

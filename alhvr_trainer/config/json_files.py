@@ -10,8 +10,6 @@ from typing import Any
 
 from alhvr_trainer.errors import InputError, one_line, shown
 
-MOST_LEVELS = 50
-"""nnU-Net's files have about six. Far more exhaust Python's stack, here or in nnU-Net."""
 _NAME = re.compile(r"[^/\\\x00-\x1f]+")
 
 
@@ -23,21 +21,17 @@ def read_json(file: str | os.PathLike[str], remedy: str = "") -> Any:
         remedy: what to do if that fails, for the message.
 
     Raises:
-        InputError: it is missing or unreadable, no JSON, nested without end, or holds text that is none.
+        InputError: it is missing or unreadable, or not JSON.
     """
     advice = f"; {remedy}" if remedy else ""
     try:
-        content = json.loads(Path(file).read_bytes())
+        return json.loads(Path(file).read_bytes())
     except FileNotFoundError as error:
         raise InputError(f"{file} does not exist{advice}") from error
     except OSError as error:
         raise InputError(f"cannot read {file}: {error.strerror or error}{advice}") from error
-    except RecursionError as error:
-        raise InputError(f"{file} is nested too deeply{advice}") from error
     except ValueError as error:  # no JSON, or no Unicode
         raise InputError(f"{file} is not valid JSON: {one_line(error)}{advice}") from error
-    _check_content(file, content, advice)
-    return content
 
 
 def read_object(file: str | os.PathLike[str], remedy: str = "") -> dict[str, Any]:
@@ -80,21 +74,3 @@ def is_name(value: object) -> bool:
 def is_list_of(value: object, accepts: Any, length: int | None = None) -> bool:
     """A list, of ``length`` entries if given, each of which ``accepts``."""
     return isinstance(value, list) and length in (None, len(value)) and all(map(accepts, value))
-
-
-def _check_content(file: str | os.PathLike[str], content: Any, advice: str) -> None:
-    values = [content]
-    for _ in range(MOST_LEVELS):
-        for value in values:
-            texts = value if isinstance(value, dict) else [value]
-            if any(isinstance(text, str) and not _is_unicode(text) for text in texts):
-                raise InputError(f"{file} holds text that is no valid Unicode: {shown(value)}{advice}")
-        nested = [value for value in values if isinstance(value, (dict, list))]
-        values = [entry for value in nested for entry in (value.values() if isinstance(value, dict) else value)]
-        if not values:
-            return
-    raise InputError(f"{file} is nested too deeply (more than {MOST_LEVELS} levels){advice}")
-
-
-def _is_unicode(text: str) -> bool:
-    return "\0" not in text and not any("\ud800" <= letter <= "\udfff" for letter in text)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from alhvr_trainer.bundle.scripts.images import check_finite
+from alhvr_trainer.bundle.scripts.label_files import stored_floats
+from alhvr_trainer.bundle.scripts.nifti import check_complete, read_header
 from alhvr_trainer.config.json_files import is_positive
-from alhvr_trainer.data.nifti import ENDINGS, stored_voxels
 from alhvr_trainer.errors import InputError, one_line
 
 if TYPE_CHECKING:
@@ -49,8 +52,7 @@ def read_case(files: Sequence[str], reader_writer: BaseReaderWriter) -> tuple[np
         # nnU-Net's readers print the reason and raise an empty error when the channels do not match
         reason = one_line(error).rsplit("ERROR: ", 1)[-1] if str(error) else "its channels differ in shape or spacing"
         raise InputError(f"cannot read {_names(files)}: {reason}") from error
-    if not all(map(is_positive, map(float, properties["spacing"]))):
-        raise InputError(f"{_names(files)}: the spacing is {properties['spacing']} mm; correct it")
+    _check_spacing(_names(files), map(float, properties["spacing"]))
     _check_voxels(data, files)
     return data, properties
 
@@ -62,29 +64,33 @@ def check_channel_count(data: np.ndarray, files: Sequence[str], expected: int) -
 
 
 def _check_nifti(file: str, reader_writer: BaseReaderWriter) -> None:
-    """ITK reads a truncated ``.nii.gz`` without an error, and NaN as 0: look at the stored values."""
+    """ITK reads a truncated file without an error, NaN as 0, and a spacing of 0 or NaN as 1 mm."""
     from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 
-    if isinstance(reader_writer, SimpleITKIO) and file.endswith(ENDINGS):
-        stored = stored_voxels(file)
-        if np.issubdtype(stored.dtype, np.floating):
-            _check_finite(stored, file)
+    if not isinstance(reader_writer, SimpleITKIO) or not file.endswith((".nii", ".nii.gz")):
+        return
+    header = read_header(Path(file))
+    if header is not None:
+        # axes of one voxel often have no size, and the sign is left to the direction
+        sizes = zip(header.spacing[:3], header.shape, strict=False)
+        _check_spacing(file, [abs(size) for size, voxels in sizes if voxels > 1])
+    check_complete(Path(file))
+    floats = stored_floats(Path(file))
+    if floats is not None:
+        check_finite(floats, file)
+
+
+def _check_spacing(name: str, spacing: Iterable[float]) -> None:
+    sizes = list(spacing)
+    if not all(map(is_positive, sizes)):
+        raise InputError(f"{name} has a spacing of {sizes} mm; correct its header")
 
 
 def _check_voxels(data: np.ndarray, files: Sequence[str]) -> None:
     for channel, voxels in enumerate(data):
-        _check_finite(voxels, files[channel] if len(files) == len(data) else files[0])
+        check_finite(voxels, files[channel] if len(files) == len(data) else files[0])
     if not data.any():
         raise InputError(f"{_names(files)} is an empty image: all voxels are zero")
-
-
-def _check_finite(voxels: np.ndarray, file: str) -> None:
-    # a sum is finite only if all voxels are, and needs no mask of the image's size
-    with np.errstate(invalid="ignore", over="ignore"):
-        suspicious = not np.isfinite(voxels.sum(dtype=np.float64))
-    count = int(voxels.size - np.isfinite(voxels).sum()) if suspicious else 0
-    if count:
-        raise InputError(f"{file} has {count} NaN or infinite voxel{'s' if count > 1 else ''}: replace them")
 
 
 def _names(files: Sequence[str]) -> str:

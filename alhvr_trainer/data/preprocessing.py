@@ -12,6 +12,7 @@ import functools
 import json
 import math
 import os
+import pickle
 import shutil
 import tempfile
 import time
@@ -26,7 +27,6 @@ from alhvr_trainer.config.dataset_json import channel_names
 from alhvr_trainer.config.names import UNLABELED_SUFFIX
 from alhvr_trainer.data.dataset import Cases
 from alhvr_trainer.data.images import check_channel_count, read_case
-from alhvr_trainer.data.numpy_pickles import load_values
 from alhvr_trainer.data.sources import same_sources, source_stamps
 from alhvr_trainer.data.workers import run_on_cases, useful_processes
 from alhvr_trainer.errors import InputError
@@ -253,7 +253,7 @@ def _remove_leftovers(folder: str) -> None:
 
 def _stored_record(folder: str, case: str) -> dict[str, Any] | None:
     try:
-        properties = load_values((Path(folder) / f"{case}.pkl").read_bytes())
-    except Exception:  # broken pickles raise anything, foreign objects are refused: the case is preprocessed again
+        properties = pickle.loads((Path(folder) / f"{case}.pkl").read_bytes())  # as nnU-Net reads it
+    except Exception:  # broken pickles raise anything: the case is preprocessed again
         return None
     return properties.get(RECORD) if isinstance(properties, dict) else None

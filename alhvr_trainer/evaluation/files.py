@@ -7,9 +7,9 @@ from typing import Any
 
 from alhvr_trainer.bundle.scripts.label_files import LabelMap, different_voxels, read_label_map
 from alhvr_trainer.bundle.scripts.label_maps import Labels, labels_of, listed, unknown_values
+from alhvr_trainer.bundle.scripts.nifti import check_complete
 from alhvr_trainer.config.dataset_json import check_file_ending, check_labels
 from alhvr_trainer.config.json_files import read_object
-from alhvr_trainer.data.nifti import ENDINGS, stored_voxels
 from alhvr_trainer.errors import InputError
 
 
@@ -83,8 +83,7 @@ def read_pair(
 
 
 def _read(file: Path, labels: Labels, dataset_json: dict[str, Any]) -> LabelMap:
-    if file.name.endswith(ENDINGS):
-        stored_voxels(file)  # ITK reads truncated files without an error
+    check_complete(file)
     try:
         label_map = read_label_map(file, dataset_json)
     except ValueError as error:

@@ -7,13 +7,29 @@ import re
 from pathlib import Path
 from typing import IO, Any
 
+import numpy as np
 import torch
 
-from alhvr_trainer.data.numpy_pickles import ALLOWED, without_stand_ins
 from alhvr_trainer.errors import InputError, one_line
 
-_REFUSED = re.compile(r"GLOBAL ([\w.]+)|(?:NumPy|unrecognized function|new object for|Can only build) .*")
-"""How torch and we name a Python object that is not let in."""
+_NUMPY_CORE = np._core if hasattr(np, "_core") else np.core  # NumPy 2 renamed it
+_NUMPY: list[Any] = [
+    np.dtype,
+    np.ndarray,
+    *(
+        getattr(np.dtypes, kind)
+        for kind in dir(np.dtypes)
+        if re.match("(Bool|U?Int|Float|Complex|Str|Bytes).*DType", kind)
+    ),
+    *(
+        (getattr(_NUMPY_CORE.multiarray, name), f"numpy.{core}.multiarray.{name}")
+        for name in ("scalar", "_reconstruct")
+        for core in ("core", "_core")
+    ),
+]
+"""Numbers and text of NumPy, which nnU-Net keeps in its checkpoints."""
+_REFUSED = re.compile(r"GLOBAL ([\w.]+)|(?:unrecognized function|new object for|Can only build) .*")
+"""How torch names a Python object that it does not let in."""
 
 
 def write_atomically(content: dict[str, Any], path: str | os.PathLike[str]) -> None:
@@ -79,8 +95,8 @@ def load_without_code(file: str | os.PathLike[str] | IO[bytes], device: torch.de
     Raises:
         Exception: of half a dozen kinds, for damaged files and for files with other objects.
     """
-    with torch.serialization.safe_globals([(value, name) for name, value in ALLOWED.items()]):
-        return without_stand_ins(torch.load(file, map_location=device, weights_only=True))
+    with torch.serialization.safe_globals(_NUMPY):
+        return torch.load(file, map_location=device, weights_only=True)
 
 
 def read_checkpoint(path: str | os.PathLike[str], device: torch.device | str = "cpu") -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""A thousand damaged inputs: each is used or refused with one clear line, in bounded time, and nothing else happens.
+"""Hundreds of damaged inputs: each is used or refused with one clear line, in bounded time, and nothing else happens.
 
 The examples are the same in every run. ``pytest -rP tests/commands/test_fuzz.py`` shows how many of each kind were used
 and refused.
@@ -35,31 +35,22 @@ import alhvr_trainer
 from alhvr_trainer import cli
 from alhvr_trainer.data.images import read_case
 from alhvr_trainer.errors import InputError
-from alhvr_trainer.planning.templates import apply_template, load_template
-from alhvr_trainer.trainers.alhvr import ALHVRSettings, ALHVRTrainer
+from alhvr_trainer.trainers.alhvr import ALHVRTrainer
 
 pytest_plugins = ["planned_dataset"]
 
 EXAMPLES = {
     "plans, exported": 170,
-    "dataset.json, exported": 60,
     "checkpoint, exported": 80,
     "checkpoint, resumed": 50,
     "plans, trained": 150,
-    "alhvr block, trained": 100,
-    "ready plans": 70,
     "dataset.json, split": 90,
-    "dataset.json, evaluated": 60,
     "splits, trained": 80,
     "NIfTI, unlabeled": 120,
     "NIfTI, evaluated": 60,
-    "dataset.json, planned": 12,
-    "splits, planned": 8,
-    "NIfTI, planned": 8,
 }
 SECONDS = 20
 PACKAGE = str(Path(alhvr_trainer.__file__).parent)
-outcomes: dict[str, Counter] = {}
 
 
 class TooSlow(BaseException):
@@ -107,7 +98,7 @@ def call(function: Callable[[], object]) -> str:
 
 def fuzz(kind: str, sound: Any, inputs: st.SearchStrategy, use: Callable[[Any], str]) -> None:
     """Use the ``sound`` input, and as many damaged ones as :data:`EXAMPLES` says, of which some must be refused."""
-    count = outcomes[kind] = Counter()
+    count: Counter = Counter()
     assert use(sound) == "used"
 
     @settings(
@@ -175,11 +166,6 @@ def test_plans_of_a_model(model: Path):
     fuzz("plans, exported", as_bytes(plans), json_files(plans), exported_with(model, "plans.json"))
 
 
-def test_dataset_json_of_a_model(model: Path):
-    content = json.loads((model / "dataset.json").read_text())
-    fuzz("dataset.json, exported", as_bytes(content), json_files(content), exported_with(model, "dataset.json"))
-
-
 def saved(content: Any) -> bytes:
     file = io.BytesIO()
     torch.save(content, file)
@@ -236,14 +222,6 @@ def test_plans_of_a_training(dataset: Path):
     fuzz("plans, trained", small_plans(dataset), documents(small_plans(dataset)), trained_with(dataset))
 
 
-def test_alhvr_block_of_a_training(dataset: Path):
-    block = {key: value for key, value in ALHVRSettings().as_dict().items() if value is not None}
-    plans = small_plans(dataset)
-    plans["configurations"]["2d"]["alhvr"].update(block)
-    inputs = documents(plans, ("configurations", "2d", "alhvr"))
-    fuzz("alhvr block, trained", plans, inputs, trained_with(dataset))
-
-
 def test_splits_of_a_training(dataset: Path):
     path = dataset / "preprocessed" / NAME / "splits_final.json"
     original, plans, raw = path.read_bytes(), small_plans(dataset), dataset / "raw" / NAME / "splits_final.json"
@@ -279,29 +257,6 @@ def test_checkpoint_of_a_training(dataset: Path, tmp_path: Path):
 # --- planning -----------------------------------------------------------------------------------------------------
 
 
-def test_ready_plans(dataset: Path, tmp_path: Path):
-    plans, dataset_json = read_json(dataset, "ALHVRPlans.json"), read_json(dataset, "dataset.json")
-    keys = ("batch_size", "patch_size", "spacing", "architecture", "normalization_schemes", "use_mask_for_norm")
-    entries = {key: small_plans(dataset)["configurations"]["parent"].get(key) for key in keys}
-    entries = {key: value for key, value in entries.items() if value is not None} | {"alhvr": {"temperature": 0.1}}
-    ready = {"plans_name": "Mine", "description": "", "configurations": {"2d": entries}}
-
-    def use(content: bytes) -> str:
-        (tmp_path / "mine.json").write_bytes(content)
-        return call(lambda: apply_template(load_template(str(tmp_path / "mine.json")), plans, dataset_json))
-
-    fuzz("ready plans", as_bytes(ready), json_files(ready), use)
-
-
-@contextlib.contextmanager
-def put_back(path: Path) -> Iterator[bytes]:
-    original = path.read_bytes()
-    try:
-        yield original
-    finally:
-        path.write_bytes(original)
-
-
 def test_dataset_json_of_a_split(dataset: Path, tmp_path: Path):
     path = dataset / "raw" / NAME / "dataset.json"
 
@@ -309,38 +264,11 @@ def test_dataset_json_of_a_split(dataset: Path, tmp_path: Path):
         path.write_bytes(content)
         return command("make_split", "-d", 901, "--labeled", 1, "--output", tmp_path / "split.json", "--overwrite")
 
-    with put_back(path) as original:
+    original = path.read_bytes()
+    try:
         fuzz("dataset.json, split", original, json_files(json.loads(original)), use)
-
-
-def planned_with(path: Path) -> Callable[[bytes], str]:
-    words = ("plan_and_preprocess", "-d", 901, "--no_pp", "--noverify_dataset_integrity", "--num_processes", 1)
-
-    def use(content: bytes) -> str:
-        path.write_bytes(content)
-        return command(*words)
-
-    return use
-
-
-def test_dataset_json_of_a_whole_planning(dataset: Path):
-    path = dataset / "raw" / NAME / "dataset.json"
-    with put_back(path) as original:
-        fuzz("dataset.json, planned", original, json_files(json.loads(original)), planned_with(path))
-
-
-def test_splits_of_a_whole_planning(dataset: Path):
-    path = dataset / "preprocessed" / NAME / "splits_final.json"
-    raw = dataset / "raw" / NAME / "splits_final.json"
-    with put_back(path) as original, put_back(raw):
-        raw.unlink()
-        fuzz("splits, planned", original, json_files(json.loads(original)), planned_with(path))
-
-
-def test_images_of_a_whole_planning(dataset: Path):
-    path = dataset / "raw" / NAME / "imagesTr_unlabeled" / "scan_000_0000.nii.gz"
-    with put_back(path) as original:
-        fuzz("NIfTI, planned", original, nifti_files(original), planned_with(path))
+    finally:
+        path.write_bytes(original)
 
 
 # --- images -------------------------------------------------------------------------------------------------------
@@ -367,39 +295,18 @@ def segmentations(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def evaluated_with(root: Path, file: str) -> Callable[[bytes], str]:
+def test_images_of_an_evaluation(segmentations: Path):
+    root, path = segmentations, segmentations / "predictions" / "case.nii.gz"
     folders = ("--predictions", root / "predictions", "--references", root / "references")
 
     def use(content: bytes) -> str:
-        (root / file).write_bytes(content)
+        path.write_bytes(content)
         return command("evaluate", *folders, "--dataset_json", root / "dataset.json", "-o", root / "scores")
 
-    return use
-
-
-def test_dataset_json_of_an_evaluation(segmentations: Path):
-    content = json.loads((segmentations / "dataset.json").read_text())
-    fuzz(
-        "dataset.json, evaluated", as_bytes(content), json_files(content), evaluated_with(segmentations, "dataset.json")
-    )
-
-
-def test_images_of_an_evaluation(segmentations: Path):
-    content = (segmentations / "predictions" / "case.nii.gz").read_bytes()
-    fuzz("NIfTI, evaluated", content, nifti_files(content), evaluated_with(segmentations, "predictions/case.nii.gz"))
+    fuzz("NIfTI, evaluated", path.read_bytes(), nifti_files(path.read_bytes()), use)
 
 
 # --- the test itself ----------------------------------------------------------------------------------------------
-
-
-def test_a_thousand_inputs():
-    if set(outcomes) != set(EXAMPLES):
-        pytest.skip("only a part of the tests ran")
-    for kind, count in outcomes.items():
-        print(f"{kind:<25}{count.total():>5} inputs {count['used']:>5} used {count['refused']:>5} refused")
-    total = sum(count.total() for count in outcomes.values())
-    print(f"{'all':<25}{total:>5} inputs")
-    assert total >= 1000
 
 
 @pytest.mark.parametrize("fault", ["raises", "says nothing", "goes on"])

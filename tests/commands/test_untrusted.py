@@ -12,14 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from data_builders import NAME, read_json
+from data_builders import read_json
 from monai.handlers import CheckpointLoader
 from nnunet_environment import set_nnunet
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from trained_models import DATASET, make_model
 
 from alhvr_trainer.cli import main
-from alhvr_trainer.data.numpy_pickles import load_values
 from alhvr_trainer.errors import InputError
 from alhvr_trainer.export.nnunet import export_nnunet
 from alhvr_trainer.trainers.alhvr import ALHVRTrainer
@@ -132,20 +131,6 @@ def test_no_other_object_is_read(value: Any, tmp_path: Path):
     torch.save({"network_weights": {}, "logging": value}, tmp_path / "checkpoint.pth")
     with pytest.raises(InputError, match="holds pickled Python objects"):
         read_checkpoint(tmp_path / "checkpoint.pth")
-    with pytest.raises(pickle.UnpicklingError):
-        load_values(pickle.dumps(value))
-
-
-def test_a_forged_numpy_type_is_refused(tmp_path: Path):
-    """NumPy itself would believe that a number is as long as the file says, and read beyond its bytes."""
-
-    class Forged:
-        def __reduce__(self) -> tuple[Any, ...]:
-            return np.dtype, ("f8", False, True), (3, "<", None, None, None, 4096, 8, 0)
-
-    torch.save({"network_weights": {}, "logging": Forged()}, tmp_path / "checkpoint.pth")
-    with pytest.raises(InputError, match=r"NumPy data type float64 is forged"):
-        read_checkpoint(tmp_path / "checkpoint.pth")
 
 
 def test_training_does_not_resume_from_a_dangerous_checkpoint(trainers, tmp_path: Path):
@@ -171,18 +156,6 @@ def test_a_dangerous_checkpoint_is_not_exported(
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1 and f"{path} holds pickled Python objects" in lines[0]
     assert not (tmp_path / "victim").exists() and not (tmp_path / "out").exists()
-
-
-def test_a_dangerous_preprocessed_case_is_not_read(planned: Path, trainers, tmp_path: Path):
-    """The properties of a case are a pickle, as nnU-Net has it: ours is made again before nnU-Net reads it."""
-    folder = planned / "preprocessed" / NAME / "ALHVRPlans_2d_unlabeled"
-    (folder / "scan_000.pkl").write_bytes(pickle.dumps({"a": Intruder(tmp_path / "victim")}))
-    trainer = trainers(ALHVRTrainer)
-    trainer.initialize()
-    data, _ = trainer.get_tr_and_val_datasets()
-    data.unlabeled.load_case("scan_000")
-    assert not (tmp_path / "victim").exists()
-    assert load_values((folder / "scan_000.pkl").read_bytes())["preprocessed_with"]
 
 
 def test_the_weights_of_a_bundle_are_loaded_without_code(tmp_path: Path):

@@ -11,12 +11,9 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-TEXTS = ["", "x", "../../x", "/etc", "a/b", "\0", "\ud800", "ä" * 300, "2d", "nan", "torch.nn.LeakyReLU", "os.getcwd"]
+TEXTS = ["", "x", "../../x", "/etc", "a/b", "\0", "ä" * 300, "2d", "nan", "torch.nn.LeakyReLU", "os.getcwd"]
 NUMBERS = [0, 1, -1, 2, 7, 2**31, 10**18, -(10**18), 10**400, 0.5, -0.0, 1e-320, 1e308, math.nan, math.inf, -math.inf]
-DEEP: Any = []
-for _ in range(200):
-    DEEP = [DEEP]
-NESTED = [[], {}, [[]], [None], [0], ["x"], {"a": {}}, {"0": 1}, [[1, 2], [3]], [[{"x": [None]}]], {"": None}, DEEP]
+NESTED = [[], {}, [[]], [None], [0], ["x"], {"a": {}}, {"0": 1}, [[1, 2], [3]], [[{"x": [None]}]], {"": None}]
 JUNK = st.one_of(st.sampled_from([None, True, False]), *map(st.sampled_from, (TEXTS, NUMBERS, NESTED)))
 KEYS = [
     *("dataset", "unlabeled", "modality", "regions_class_order", "overwrite_image_reader_writer", "ignore", "alhvr"),

@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 
-from alhvr_trainer.data.nifti import ENDINGS, stored_voxels
+from alhvr_trainer.bundle.scripts.nifti import check_complete
 from alhvr_trainer.errors import InputError, one_line
 
 
@@ -81,7 +81,7 @@ class ImageFile:
         """A ``.nii.gz`` file is copied as it is: compressing a CT again takes seconds and changes nothing."""
         if self.channels == 1 and self.file.name.endswith(".nii.gz"):
             self.geometry()
-            stored_voxels(self.file)  # for its errors
+            check_complete(self.file)
             shutil.copyfile(self.file, target)
         else:
             write_image(self.read(), target)
@@ -147,8 +147,7 @@ def _read_file(file: Path, modified: int) -> Any:
     """
     import SimpleITK as sitk
 
-    if file.name.endswith(ENDINGS):
-        stored_voxels(file)  # ITK fills up truncated files in silence
+    check_complete(file)
     try:
         return sitk.ReadImage(str(file))
     except RuntimeError as error:
