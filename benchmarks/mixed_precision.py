@@ -15,7 +15,6 @@ import time
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import fire
 import numpy as np
@@ -49,6 +48,10 @@ def run(work: Path, configuration: str, patch_size: list[int], mode: str, steps:
     """Losses of every step, milliseconds and memory of one mode."""
     from alhvr_trainer.trainers.alhvr import ALHVRTrainer
 
+    class InFloat32(ALHVRTrainer):
+        def autocast(self) -> nullcontext:
+            return nullcontext()
+
     options = MODES[mode]
     folder = work / "preprocessed" / "Dataset901_Phantom"
     plans = json.loads((folder / "ALHVRPlans.json").read_text()) | {"continue_training": False}
@@ -56,21 +59,20 @@ def run(work: Path, configuration: str, patch_size: list[int], mode: str, steps:
     plans["configurations"][configuration].update(batch_size=4, patch_size=patch_size, alhvr=settings)
     dataset_json = json.loads((folder / "dataset.json").read_text())
     os.environ.update(nnUNet_compile=str(options.get("compiled", False)))
-    trainer = ALHVRTrainer(plans, configuration, 0, dataset_json, torch.device(device))
+    kind = ALHVRTrainer if options.get("autocast", True) else InFloat32
+    trainer = kind(plans, configuration, 0, dataset_json, torch.device(device))
     trainer.initialize()
     trainer.num_epochs, trainer.num_iterations_per_epoch = 1, steps
     loader, _ = trainer.get_dataloaders()
     trainer.on_train_epoch_start()
-    off = patch.object(torch, "autocast", lambda *_args, **_options: nullcontext())
     losses, seconds = [], []
-    with nullcontext() if options.get("autocast", True) else off:
-        for step in range(steps):
-            if step == 1 and device == "cuda":  # the first step compiles
-                torch.cuda.reset_peak_memory_stats()
-            batch = next(loader)
-            start = time.perf_counter()
-            losses.append(trainer.train_step(batch))
-            seconds.append(time.perf_counter() - start)
+    for step in range(steps):
+        if step == 1 and device == "cuda":  # the first step compiles
+            torch.cuda.reset_peak_memory_stats()
+        batch = next(loader)
+        start = time.perf_counter()
+        losses.append(trainer.train_step(batch))
+        seconds.append(time.perf_counter() - start)
     skipped = trainer.grad_scaler is not None and trainer.grad_scaler.get_scale() < 2.0**16
     return {
         "first losses": {key: losses[0][key] for key in COMPARED},
