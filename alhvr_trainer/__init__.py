@@ -6,30 +6,28 @@ needs torch or nnU-Net is imported when first used.
 
 from __future__ import annotations
 
-import sys
 from importlib import import_module
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from alhvr_trainer.commands import COMMANDS, command
+from alhvr_trainer.commands import COMMANDS
 
 if TYPE_CHECKING:  # what type checkers and editors see; the names below are the same
     from alhvr_trainer.cli import version
+    from alhvr_trainer.commands.link import link, trainer_path, unlink
+    from alhvr_trainer.commands.predict import predict
+    from alhvr_trainer.commands.predict_next_stage import predict_next_stage
+    from alhvr_trainer.commands.train import train
     from alhvr_trainer.errors import InputError
     from alhvr_trainer.evaluation.evaluate import evaluate
-    from alhvr_trainer.experiments.benchmark.benchmark import benchmark
-    from alhvr_trainer.experiments.convert.convert import convert
+    from alhvr_trainer.experiments.benchmark.command import benchmark
+    from alhvr_trainer.experiments.convert.command import convert
     from alhvr_trainer.experiments.demo.run import demo
     from alhvr_trainer.export.bundle import export_bundle
     from alhvr_trainer.export.nnunet import export_nnunet
-    from alhvr_trainer.link import link, trainer_path, unlink
     from alhvr_trainer.losses.alhvr import alhvr_channel_terms, alhvr_terms
     from alhvr_trainer.planning.make_split import make_split
     from alhvr_trainer.planning.plan_and_preprocess import plan_and_preprocess
     from alhvr_trainer.planning.planner import ALHVRPlanner
-    from alhvr_trainer.predict import predict
-    from alhvr_trainer.predict_next_stage import predict_next_stage
-    from alhvr_trainer.train import train
     from alhvr_trainer.trainers.alhvr import ALHVRTrainer
 
 __version__ = "0.1.0"
@@ -63,6 +61,7 @@ _HOMES = {
     "InputError": "alhvr_trainer.errors",
     "alhvr_channel_terms": "alhvr_trainer.losses.alhvr",
     "alhvr_terms": "alhvr_trainer.losses.alhvr",
+    **{name: module for name, (module, _) in COMMANDS.items()},
 }
 
 
@@ -74,20 +73,3 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
-
-
-class _Package(ModuleType):
-    """This module, with its commands as properties.
-
-    Some commands lie in modules of the same name. Python sets a module, once it is imported, as an attribute of its
-    package, in the function's place; a property that ignores this keeps the name for the function.
-    """
-
-
-def _property(name: str) -> property:
-    return property(lambda package: command(name), lambda package, module: None)
-
-
-for _name in COMMANDS:
-    setattr(_Package, _name, _property(_name))
-sys.modules[__name__].__class__ = _Package

@@ -7,10 +7,10 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from alhvr_trainer.arguments import UsageError, letters, parse
 from alhvr_trainer.commands import COMMANDS, command
+from alhvr_trainer.commands.arguments import UsageError, letters, parse
+from alhvr_trainer.commands.next_step import next_step
 from alhvr_trainer.errors import InputError, did_you_mean, one_line
-from alhvr_trainer.next_step import next_step
 
 _PRINT_RESULT = ("trainer_path", "version")
 

@@ -17,10 +17,10 @@ from torch import nn
 from alhvr_trainer.compatibility import nnunet_folder
 from alhvr_trainer.config.dataset_json import check_dataset_json
 from alhvr_trainer.config.json_files import is_list_of, is_name, is_whole, read_object
+from alhvr_trainer.config.lookup import chosen_plans, dataset_in
 from alhvr_trainer.config.names import SETTINGS_KEY, TRAINER_NAME, UNLABELED_KEY, WEIGHTS_FILE
 from alhvr_trainer.config.plans import check_plans
 from alhvr_trainer.errors import InputError, did_you_mean, one_line, shown
-from alhvr_trainer.names import chosen_plans, dataset_in
 from alhvr_trainer.trainers.checkpoints import read_checkpoint
 
 NETWORKS = ("a", "b", "both")

@@ -24,10 +24,10 @@ from typing import Any
 from alhvr_trainer.compatibility import nnunet_folder, nnunet_folder_if_set, require_nnunet_folders
 from alhvr_trainer.config.dataset_json import channel_names, check_dataset_json, file_ending
 from alhvr_trainer.config.json_files import read_object
+from alhvr_trainer.config.lookup import dataset_in
 from alhvr_trainer.config.names import UNLABELED_FOLDER, UNLABELED_KEY
 from alhvr_trainer.data.splits import SPLITS_FILE, Splits, check_spelling, hidden_cases, load_splits
 from alhvr_trainer.errors import InputError, shown
-from alhvr_trainer.names import dataset_in
 
 Cases = dict[str, list[str]]
 """Case name -> its image files in channel order."""

@@ -8,7 +8,7 @@ def __getattr__(name):
     # nnU-Net asks every module in its folders for every class: its own names must cost nothing
     if name.startswith("ALHVRPlanner") or ("Trainer" in name and not name.startswith("nnUNet")):
         try:
-            from alhvr_trainer.link import class_named
+            from alhvr_trainer.commands.link import class_named
         except ModuleNotFoundError as error:
             if error.name != "alhvr_trainer":  # uninstalled while linked: nnU-Net goes on without us
                 raise

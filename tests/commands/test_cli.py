@@ -15,10 +15,10 @@ import pytest
 
 import alhvr_trainer
 from alhvr_trainer import cli
-from alhvr_trainer.arguments import parse
 from alhvr_trainer.commands import command
+from alhvr_trainer.commands.arguments import parse
+from alhvr_trainer.commands.next_step import next_step
 from alhvr_trainer.errors import InputError
-from alhvr_trainer.next_step import next_step
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -224,8 +224,8 @@ def test_documented_commands_fit_the_functions(line):
 def test_commands_are_functions_of_the_package():
     """Also those whose modules bear the same name and were imported before; type checkers see all of them."""
     code = (
-        "import sys, alhvr_trainer, alhvr_trainer.link, alhvr_trainer.experiments.convert\n"
-        "import alhvr_trainer.predict, alhvr_trainer.experiments.demo.phantom, alhvr_trainer.train\n"
+        "import sys, alhvr_trainer, alhvr_trainer.commands.link, alhvr_trainer.experiments.convert\n"
+        "import alhvr_trainer.commands.predict, alhvr_trainer.experiments.demo.phantom, alhvr_trainer.commands.train\n"
         "from alhvr_trainer import convert, link, predict, train, version\n"
         "assert version() == alhvr_trainer.__version__ and 'torch' not in sys.modules\n"
         "for name in alhvr_trainer.commands.COMMANDS:\n"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import configparser
 import subprocess
 import sys
-from importlib import import_module
 from pathlib import Path
 
 import nnunetv2
@@ -15,12 +14,12 @@ from nnunetv2 import paths
 from packaging.requirements import Requirement
 
 from alhvr_trainer import compatibility
+from alhvr_trainer.commands import link
 from alhvr_trainer.compatibility import nnunet_folder, nnunet_folder_if_set
 from alhvr_trainer.errors import InputError
 from alhvr_trainer.experiments.demo.run import demo
 from alhvr_trainer.resources import ext_trainer_folder
 
-link = import_module("alhvr_trainer.link")  # the package's attribute is the command
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 

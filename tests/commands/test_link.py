@@ -8,7 +8,6 @@ import subprocess
 import sys
 import tempfile
 from contextlib import contextmanager
-from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -18,10 +17,10 @@ from nnunet_environment import SUPPORT, needs_external_trainers
 from trained_models import python_path
 
 from alhvr_trainer import cli
+from alhvr_trainer.commands import link
 from alhvr_trainer.errors import InputError
 from alhvr_trainer.resources import bundle_folder, ext_trainer_folder
 
-link = import_module("alhvr_trainer.link")  # the package's attribute is the command
 LOOK_UP = f"""
 import sys
 import nnunetv2
@@ -223,9 +222,9 @@ def test_read_only_nnunet(monkeypatch, looks_elsewhere, remedy):
 
 def test_without_nnunet(tmp_path):
     """A Python that has our package and no other."""
-    shutil.copytree(Path(link.__file__).parent, tmp_path / "alhvr_trainer")
+    shutil.copytree(Path(link.__file__).parents[1], tmp_path / "alhvr_trainer")
     shutil.copytree(bundle_folder(), tmp_path / "alhvr_trainer" / "bundle", dirs_exist_ok=True)
-    code = f"import sys; sys.path.append({str(tmp_path)!r}); from alhvr_trainer.link import link; link()"
+    code = f"import sys; sys.path.append({str(tmp_path)!r}); from alhvr_trainer.commands.link import link; link()"
     done = subprocess.run([sys.executable, "-I", "-S", "-c", code], capture_output=True, text=True)
     assert done.stderr.splitlines()[-1].endswith(
         f"errors.InputError: nnunetv2 is not installed for {sys.executable}; install it first: pip install nnunetv2"

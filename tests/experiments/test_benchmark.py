@@ -15,7 +15,7 @@ from alhvr_trainer.config.settings import settings_from_plans
 from alhvr_trainer.errors import InputError
 from alhvr_trainer.experiments.benchmark import benchmark as command
 from alhvr_trainer.experiments.benchmark import prepare
-from alhvr_trainer.experiments.benchmark.benchmark import benchmark
+from alhvr_trainer.experiments.benchmark.command import benchmark
 from alhvr_trainer.experiments.benchmark.jobs import digest, is_done, jobs_of, read_results, result_file, write_text
 from alhvr_trainer.experiments.benchmark.progress import clock, epoch_in, seconds_left
 from alhvr_trainer.experiments.benchmark.suites import load_suite, parse_suite, shipped_suites

@@ -20,7 +20,7 @@ from alhvr_trainer.errors import InputError
 from alhvr_trainer.experiments.convert.abdomenct1k import abdomenct1k
 from alhvr_trainer.experiments.convert.acdc import acdc_h5
 from alhvr_trainer.experiments.convert.brats2019 import brats2019, brats2019_flair, brats2019_h5
-from alhvr_trainer.experiments.convert.convert import KINDS, convert
+from alhvr_trainer.experiments.convert.command import KINDS, convert
 from alhvr_trainer.experiments.convert.folds import SHARES, drawn_folds, paper_split
 from alhvr_trainer.experiments.convert.la2018 import la2018, la2018_h5
 from alhvr_trainer.experiments.convert.release import Release

@@ -17,7 +17,7 @@ from alhvr_trainer import cli
 from alhvr_trainer.errors import InputError
 from alhvr_trainer.experiments.convert.acdc import acdc
 from alhvr_trainer.experiments.convert.brats2019 import brats2019
-from alhvr_trainer.experiments.convert.convert import convert
+from alhvr_trainer.experiments.convert.command import convert
 from alhvr_trainer.experiments.convert.folds import paper_split
 from alhvr_trainer.experiments.convert.la2018 import la2018
 from alhvr_trainer.experiments.convert.labels import mapped_values

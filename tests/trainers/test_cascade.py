@@ -10,8 +10,8 @@ import pytest
 import scenario
 from scenario_checks import FOLDS, UNLABELED, assert_predicts, assert_trained, model_folder, planned
 
+from alhvr_trainer.commands.predict_next_stage import predict_next_stage
 from alhvr_trainer.errors import InputError
-from alhvr_trainer.predict_next_stage import predict_next_stage
 from alhvr_trainer.trainers.cascade import FOLDER
 
 pytestmark = pytest.mark.slow

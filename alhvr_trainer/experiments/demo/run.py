@@ -20,11 +20,11 @@ from typing import Any
 from tqdm import tqdm
 
 from alhvr_trainer import __version__
+from alhvr_trainer.commands.link import check_nnunet_finds_us
 from alhvr_trainer.errors import InputError
 from alhvr_trainer.experiments.demo.speed import relative_time
 from alhvr_trainer.experiments.demo.steps import CONFIGURATION, STAMPS, Layout, Step, plan_steps
-from alhvr_trainer.link import check_nnunet_finds_us
-from alhvr_trainer.processes import interrupted_by, last_line, run_logged
+from alhvr_trainer.experiments.processes import interrupted_by, last_line, run_logged
 from alhvr_trainer.resources import bundle_folder, plans_folder
 
 

@@ -14,9 +14,9 @@ from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
+from alhvr_trainer.commands.exception_hook import show_input_errors_in_one_line
 from alhvr_trainer.compatibility import reads_external_trainers
 from alhvr_trainer.errors import InputError
-from alhvr_trainer.exception_hook import show_input_errors_in_one_line
 from alhvr_trainer.resources import ext_trainer_folder
 
 SHIM_NAME = "alhvr_link.py"

@@ -7,11 +7,11 @@ from importlib import import_module
 from typing import Any
 
 COMMANDS = {
-    "link": ("alhvr_trainer.link", "make nnU-Net's own commands find ALHVR's trainers and planner"),
-    "unlink": ("alhvr_trainer.link", "take 'link' back"),
-    "trainer_path": ("alhvr_trainer.link", "print the folder for nnUNet_extTrainer, instead of 'link'"),
+    "link": ("alhvr_trainer.commands.link", "make nnU-Net's own commands find ALHVR's trainers and planner"),
+    "unlink": ("alhvr_trainer.commands.link", "take 'link' back"),
+    "trainer_path": ("alhvr_trainer.commands.link", "print the folder for nnUNet_extTrainer, instead of 'link'"),
     "convert": (
-        "alhvr_trainer.experiments.convert.convert",
+        "alhvr_trainer.experiments.convert.command",
         "released data sets as nnU-Net raw datasets, with the papers' splits",
     ),
     "plan_and_preprocess": (
@@ -19,17 +19,17 @@ COMMANDS = {
         "nnU-Net's planning and preprocessing for labelled and unlabelled cases",
     ),
     "make_split": ("alhvr_trainer.planning.make_split", "write a split that hides labels from training"),
-    "train": ("alhvr_trainer.train", "nnU-Net's training, on several machines as well"),
-    "predict": ("alhvr_trainer.predict", "nnU-Net's prediction with a trained model"),
+    "train": ("alhvr_trainer.commands.train", "nnU-Net's training, on several machines as well"),
+    "predict": ("alhvr_trainer.commands.predict", "nnU-Net's prediction with a trained model"),
     "predict_next_stage": (
-        "alhvr_trainer.predict_next_stage",
+        "alhvr_trainer.commands.predict_next_stage",
         "segment unlabelled cases for the next stage of a cascade",
     ),
     "export_bundle": ("alhvr_trainer.export.bundle", "write a trained model as a MONAI bundle"),
     "export_nnunet": ("alhvr_trainer.export.nnunet", "write a trained model as a stock nnU-Net model"),
     "evaluate": ("alhvr_trainer.evaluation.evaluate", "Dice, Jaccard, HD95 and ASD of predictions"),
     "benchmark": (
-        "alhvr_trainer.experiments.benchmark.benchmark",
+        "alhvr_trainer.experiments.benchmark.command",
         "compare methods, seeds and labelled fractions, with tables",
     ),
     "demo": ("alhvr_trainer.experiments.demo.run", "the whole way on an embedded data set, with a report"),
@@ -43,7 +43,7 @@ def command(name: str) -> Callable[..., Any]:
 
     Example:
         >>> command("trainer_path").__module__
-        'alhvr_trainer.link'
+        'alhvr_trainer.commands.link'
     """
     function: Callable[..., Any] = getattr(import_module(COMMANDS[name][0]), name)
     return function

@@ -42,7 +42,7 @@ def _input_error(error: BaseException) -> InputError | None:
         return error
     if isinstance(error, FileNotFoundError) and error.filename:
         from alhvr_trainer.compatibility import nnunet_folder_if_set
-        from alhvr_trainer.names import no_such_plans
+        from alhvr_trainer.config.lookup import no_such_plans
 
         file, folder = Path(os.fsdecode(error.filename)), nnunet_folder_if_set("nnUNet_preprocessed")
         if folder and file.suffix == ".json" and file.parent.parent == Path(folder):

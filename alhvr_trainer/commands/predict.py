@@ -162,8 +162,8 @@ def _predictor(model: TrainedModel, network: str, device: str, step_size: float,
     import torch
     from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
+    from alhvr_trainer.commands.link import let_nnunet_find_us
     from alhvr_trainer.config.methods import method_of
-    from alhvr_trainer.link import let_nnunet_find_us
     from alhvr_trainer.models import model_members
     from alhvr_trainer.trainers.checkpoints import read_checkpoint
 

@@ -65,7 +65,7 @@ def train(
         alhvr train -d 27 -c 2d -f 0
     """
     _check_flags(continue_training, validation_only, best, weights, checkpoints, gpus, device)
-    from alhvr_trainer.link import let_nnunet_find_us
+    from alhvr_trainer.commands.link import let_nnunet_find_us
     from alhvr_trainer.models import one_fold
 
     let_nnunet_find_us()
@@ -102,7 +102,7 @@ def _check_names(dataset: int | str, configuration: str, plans: str | None) -> t
 
     from alhvr_trainer.compatibility import nnunet_folder
     from alhvr_trainer.config.json_files import read_object
-    from alhvr_trainer.names import chosen_plans, dataset_in, no_such_plans, plans_in
+    from alhvr_trainer.config.lookup import chosen_plans, dataset_in, no_such_plans, plans_in
 
     preprocessed = Path(nnunet_folder("nnUNet_preprocessed"))
     try:

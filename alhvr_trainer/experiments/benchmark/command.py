@@ -11,6 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from alhvr_trainer.commands.link import check_nnunet_finds_us
 from alhvr_trainer.config.json_files import read_object
 from alhvr_trainer.config.names import SETTINGS_KEY
 from alhvr_trainer.data.dataset import preprocessed_folder
@@ -38,8 +39,7 @@ from alhvr_trainer.experiments.benchmark.prepare import (
 from alhvr_trainer.experiments.benchmark.progress import Progress
 from alhvr_trainer.experiments.benchmark.report import write_report
 from alhvr_trainer.experiments.benchmark.suites import Suite, load_suite
-from alhvr_trainer.link import check_nnunet_finds_us
-from alhvr_trainer.processes import interrupted_by, run_logged
+from alhvr_trainer.experiments.processes import interrupted_by, run_logged
 from alhvr_trainer.resources import ext_trainer_folder
 
 TRAINERS = "nnUNet_extTrainer"
