@@ -64,12 +64,17 @@ class NiftiReader(NibabelReader):
         self.as_itk = as_itk
 
     def read(self, data: Any, **kwargs: Any) -> Any:
-        """The image or images, or the error: after one raised here, LoadImage would try readers of other formats."""
+        """The image or images; of a damaged NIfTI file the error, which :meth:`get_data` raises.
+
+        After an error that is raised here, LoadImage tries readers of other formats.
+        """
         self.filenames = ensure_tuple(data)
         try:
             images = [open_nifti(Path(file)) for file in self.filenames]
         except Exception as error:  # nibabel has many, of several libraries
-            return error
+            if all(without_ending(file, (".nii", ".nii.gz")) is not None for file in self.filenames):
+                return error
+            raise
         self.stored_spacing = np.asarray(images[0].header.get_zooms()[:3], float)
         if self.as_itk:  # scales the affine where the header's spacing contradicts it
             images = [correct_nifti_header_if_necessary(image) for image in images]
