@@ -40,7 +40,7 @@ class TrainedModel:
     weights_file: str
     plans: dict[str, Any]
     dataset_json: dict[str, Any]
-    """Without what only training needs: the folders of unlabelled images."""
+    """Without what only training needs: the folders of unlabeled images."""
 
     @property
     def plans_manager(self) -> PlansManager:

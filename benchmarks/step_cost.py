@@ -1,7 +1,7 @@
 """Time and peak memory of a training step of ALHVR against its floor or against nnU-Net's, in one process.
 
 The floor is what any method of two networks with a second decoder pass must do: clean pass on L+U samples, perturbed
-pass on U, a trivial loss, backward, optimiser. nnU-Net's step is one network's, on L+U samples, with the same trivial
+pass on U, a trivial loss, backward, optimizer. nnU-Net's step is one network's, on L+U samples, with the same trivial
 loss. The two alternate step by step, so that drifts of the machine hit both alike; the ratio of the medians is quoted.
 
     python benchmarks/step_cost.py --output benchmarks/results/step_cost.json

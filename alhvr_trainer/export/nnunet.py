@@ -39,7 +39,7 @@ def export_nnunet(
         nnUNetv2_predict -i IN -o OUT -d Dataset027_ACDC -c 2d -tr nnUNetTrainer -p ALHVRPlans -f 0
 
     The checkpoints keep what prediction and fine-tuning (``nnUNetv2_train -pretrained_weights``) need;
-    optimiser states and everything of the semi-supervised training stay behind.
+    optimizer states and everything of the semi-supervised training stay behind.
 
     Args:
         dataset: id or name.

@@ -139,7 +139,7 @@ def _numbers(header: Any, tag: str, folder: str | Path) -> list[float]:
 
 
 def _check_distances(heights: np.ndarray, folder: str | Path) -> None:
-    """Distances between neighbours, in mm along the normal."""
+    """Distances between neighbors, in mm along the normal."""
     distances = np.diff(np.sort(heights))  # unsorted where two slices share a position
     usual = np.median(distances)
     deviations = np.abs(distances - usual)

@@ -127,7 +127,7 @@ def _check_shape(file: str | Path, header: Any) -> None:
         )
     if components != 1:
         raise InputError(
-            f"{file} has {components} components per voxel ({_by(size)} voxels, e.g. colour); the model takes one "
+            f"{file} has {components} components per voxel ({_by(size)} voxels, e.g. color); the model takes one "
             "value per voxel: write one file per channel"
         )
     if math.prod(size) < 2:

@@ -137,7 +137,7 @@ def whole(name: str, value: object) -> int:
 
 
 class _Conv(nn.Module):
-    """Convolution, dropout, normalisation, activation; the last two the other way round if ``nonlin_first``.
+    """Convolution, dropout, normalization, activation; the last two the other way round if ``nonlin_first``.
 
     No ``nn.Sequential``: TorchScript takes two of them for the same where only the order of named layers differs.
     """

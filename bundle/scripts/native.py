@@ -246,14 +246,14 @@ def _linear(logits: torch.Tensor, size: Sequence[int], axis: int | None) -> torc
 
 
 class NormalizeChannelsd(MapTransform):
-    """Normalise each channel by a transform of its own, within the nonzero region where asked.
+    """Normalize each channel by a transform of its own, within the nonzero region where asked.
 
     In and out: ``(C, *S)``.
 
     Args:
         keys: of the images.
         channels: for each channel a transform of arrays, or None to leave it as it is.
-        masked: for each channel, whether only the nonzero region is normalised (the rest stays as it is): where any
+        masked: for each channel, whether only the nonzero region is normalized (the rest stays as it is): where any
             channel is nonzero, holes filled.
     """
 

@@ -38,10 +38,10 @@ class PlainConvUNet(nn.Module):
         num_classes: channels of the output.
         n_conv_per_stage_decoder: convolutions of each stage on the way up, the lowest resolution first.
         conv_bias: whether convolutions have a bias; the last one always has.
-        norm_op: normalisation, made as ``norm_op(channels, **norm_op_kwargs)``; None for none.
+        norm_op: normalization, made as ``norm_op(channels, **norm_op_kwargs)``; None for none.
         dropout_op: dropout after each convolution; None for none.
         nonlin: activation; None for none.
-        nonlin_first: activation before normalisation.
+        nonlin_first: activation before normalization.
 
     One number in place of a list holds for all stages, in place of a list of axes for all axes.
 

@@ -69,7 +69,7 @@ class NNUNet:
 
 
 class NNUNetPreprocessd(MapTransform):
-    """Preprocess a case as nnU-Net does: transpose, crop, normalise, resample.
+    """Preprocess a case as nnU-Net does: transpose, crop, normalize, resample.
 
     In: ``data[key]``, ``(C, x, y, z)`` (or ``(C, x, y)``), a ``MetaTensor`` with its affine, from a file or from
     memory. Out: ``data[key]``, a float32 ``MetaTensor`` in nnU-Net's axes; its metadata, affine and spatial shape
@@ -124,7 +124,7 @@ class NNUNetInferer(Inferer):
         nnunet: the model's plans.
         mirror_axes: spatial axes to mirror at test time, as the training allowed; None for none.
         device: where the network runs.
-        overlap: of neighbouring windows, as a share of the patch.
+        overlap: of neighboring windows, as a share of the patch.
         use_mirroring: False is up to 4 (2D) or 8 (3D) times faster and a little less accurate.
         progress: a bar over the windows of each network.
     """

@@ -81,9 +81,9 @@ def test_equals_nnunet(workspace, configuration, kind, tmp_path):
     assert_same_files(run_bundle(bundle, workspace / "images", tmp_path / "found"), expected)
 
 
-def test_colour_pictures_equal_nnunets(workspace, tmp_path):
-    """nnU-Net reads the three channels of an RGB picture out of one file, and the slice has no neighbours."""
-    model = colour_model(workspace / "results", tmp_path / "model" / "nnUNetTrainer__Colours__2d")
+def test_color_pictures_equal_nnunets(workspace, tmp_path):
+    """nnU-Net reads the three channels of an RGB picture out of one file, and the slice has no neighbors."""
+    model = color_model(workspace / "results", tmp_path / "model" / "nnUNetTrainer__Colors__2d")
     (tmp_path / "images").mkdir()
     pixels = np.random.default_rng(0)
     for number in range(2):
@@ -100,9 +100,9 @@ def test_colour_pictures_equal_nnunets(workspace, tmp_path):
     assert "the images are read by NaturalImage2DIO" in (bundle / "docs" / "README.md").read_text(encoding="utf-8")
 
 
-def colour_model(results: Path, folder: Path) -> Path:
+def color_model(results: Path, folder: Path) -> Path:
     """A model of RGB pictures, from one of images of two channels."""
-    source = make_model(results, "2d", trainer="nnUNetTrainer", plans_name="Colours")
+    source = make_model(results, "2d", trainer="nnUNetTrainer", plans_name="Colors")
     plans, dataset_json = (json.loads((source / name).read_text()) for name in ("plans.json", "dataset.json"))
     plans |= {
         "image_reader_writer": "NaturalImage2DIO",

@@ -110,7 +110,7 @@ def test_the_folder_one_stands_in(tmp_path, monkeypatch):
 
 def _two_series(folder):
     write_series(folder / "p", oblique_image(), description="T1")
-    write_series(folder / "p", oblique_image(), uid="1.2.3.4", description="localiser", names="l{}.dcm", slices=[1])
+    write_series(folder / "p", oblique_image(), uid="1.2.3.4", description="localizer", names="l{}.dcm", slices=[1])
 
 
 @pytest.mark.parametrize(("make", "channels", "message"), [
@@ -141,7 +141,7 @@ def test_what_is_wrong_with_a_folder(tmp_path, make, channels, message):
 
 def test_series_are_told_apart_by_name(tmp_path):
     _two_series(tmp_path)
-    with pytest.raises(InputError, match=r'1\.2\.3\.4 "localiser" \(1 files\)') as caught:
+    with pytest.raises(InputError, match=r'1\.2\.3\.4 "localizer" \(1 files\)') as caught:
         find_cases(tmp_path, 1)
     assert '1.2.826.0.1.3680043.2.1125.1 "T1" (6 files)' in str(caught.value)
 
@@ -280,7 +280,7 @@ def _singular(file):
     ("a.nii", lambda f: _write(f, np.zeros((3, 4, 5, 6), np.uint8), isVector=False),
      r"a.nii is a 4D image of 6 x 5 x 4 x 3 voxels; the model takes one 3D volume: split it"),
     ("a.nrrd", lambda f: _write(f, np.zeros((3, 4, 5, 3), np.uint8), isVector=True),
-     r"a.nrrd has 3 components per voxel \(5 x 4 x 3 voxels, e.g. colour\); the model takes one"),
+     r"a.nrrd has 3 components per voxel \(5 x 4 x 3 voxels, e.g. color\); the model takes one"),
     ("a.nii", lambda f: _write(f, np.zeros((1, 1, 1), np.uint8)), r"a.nii is an image of 1 x 1 x 1 voxels; that is no"),
     ("a.nii", _no_orientation, r"a.nii does not say how it lies in the patient .*: left and right are unknown; write"),
     ("a.nii", lambda f: _spacing(f, 0.0), r"a\.nii has a spacing of 0 x 0.8 x 2.5 mm; correct"),

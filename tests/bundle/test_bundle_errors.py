@@ -150,7 +150,7 @@ def test_a_case_that_cannot_be_written_stops_no_other(workspace, images, tmp_pat
 
 
 def test_a_volume_too_large_for_memory_is_refused_before_it_is_resampled(workspace, images, tmp_path):
-    """Voxels of 3 m, as a wrong header has them, mean terabytes at the model's spacing of millimetres."""
+    """Voxels of 3 m, as a wrong header has them, mean terabytes at the model's spacing of millimeters."""
     for channel in range(2):
         path = str(images / f"flipped_{channel:04d}.nii.gz")
         image = sitk.ReadImage(path)

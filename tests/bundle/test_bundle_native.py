@@ -420,7 +420,7 @@ def test_one_slice_stays_a_volume(bundle, tmp_path):
         ({"image_reader_writer": "NaturalImage2DIO"}, "images are read by NaturalImage2DIO"),
         ({"preprocessor_name": "MyPreprocessor"}, "preprocessor is MyPreprocessor"),
         ({"label_manager": "MyManager"}, "label manager is MyManager"),
-        ({"normalization_schemes": ["ZScoreNormalization", "Mine"]}, "normalisation is Mine"),
+        ({"normalization_schemes": ["ZScoreNormalization", "Mine"]}, "normalization is Mine"),
         ({"resampling_fn_data": "resample_torch_fornnunet"}, "resampling of data is resample_torch_fornnunet"),
         ({"resampling_fn_data_kwargs": {"force_separate_z": True}}, "resampling of data has options"),
         ({"resampling_fn_probabilities_kwargs": {"order": 0, "force_separate_z": None}}, "not resampled linearly"),

@@ -62,7 +62,7 @@ def arguments(kind: str, dimensions: int = 2, **changes: Any) -> dict[str, Any]:
     } | changes
 
 
-def randomised(network: nn.Module) -> nn.Module:
+def randomized(network: nn.Module) -> nn.Module:
     """Every tensor random, running statistics included, so that each of them shows in the output."""
     for name, tensor in network.state_dict().items():
         if tensor.is_floating_point():
@@ -75,7 +75,7 @@ def pair(kind: str, given: dict[str, Any], seed: int = 0) -> tuple[nn.Module, nn
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         block = {"block": BLOCKS[given["block"]]} if "block" in given else {}
-        theirs = randomised(getattr(unet, kind)(**given | block, deep_supervision=False))
+        theirs = randomized(getattr(unet, kind)(**given | block, deep_supervision=False))
     ours = getattr(networks, kind)(**given).eval()
     weights = theirs.state_dict()
     ours.load_state_dict({name: weights[name] for name in ours.state_dict()}, strict=True)
@@ -296,7 +296,7 @@ def members_of(model: TrainedModel) -> list[Member]:
         3,
         deep_supervision=True,
     )
-    return [Member(0, "a", randomised(network).state_dict(), {})]
+    return [Member(0, "a", randomized(network).state_dict(), {})]
 
 
 def built(definition: dict[str, Any]) -> nn.Module:

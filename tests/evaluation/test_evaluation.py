@@ -86,7 +86,7 @@ def test_false_blob_that_only_the_larger_percentile_sees():
     """7 % of the prediction's surface is a blob far from the ball: under 5 % of both surfaces together."""
     grid = np.indices((40, 40, 80))
     ball = sum((axis - 19) ** 2 for axis in grid) <= 15**2
-    blob = sum((axis - centre) ** 2 for axis, centre in zip(grid, (19, 19, 60), strict=True)) <= 4.5**2
+    blob = sum((axis - center) ** 2 for axis, center in zip(grid, (19, 19, 60), strict=True)) <= 4.5**2
     surfaces = [int((mask & ~binary_erosion(mask)).sum()) for mask in (blob, ball)]
     assert 0.06 < surfaces[0] / sum(surfaces) < 0.08
     scores = case_metrics((ball | blob).astype(int), ball.astype(int), ORGAN, (1, 1, 1))["organ"]

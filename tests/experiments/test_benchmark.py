@@ -13,7 +13,7 @@ import yaml
 from alhvr_trainer.config.names import SETTINGS_KEY
 from alhvr_trainer.config.settings import settings_from_plans
 from alhvr_trainer.errors import InputError
-from alhvr_trainer.experiments.benchmark import benchmark as command
+from alhvr_trainer.experiments.benchmark import command
 from alhvr_trainer.experiments.benchmark import prepare
 from alhvr_trainer.experiments.benchmark.command import benchmark
 from alhvr_trainer.experiments.benchmark.jobs import digest, is_done, jobs_of, read_results, result_file, write_text
@@ -33,7 +33,7 @@ def suite_content(**changes: object) -> dict:
         "configuration": "2d",
         "plans": "demo",
         "splits": "splits_final.json",
-        "folds": {"1 labelled": 0},
+        "folds": {"1 labeled": 0},
         "seeds": [0, 1],
         "settings": {"num_epochs": 2},
         "methods": [
@@ -82,8 +82,8 @@ def test_settings_of_shipped_suites_are_the_methods_own(name):
         ({"seed": 3}, "suite.yaml: unknown key seed; valid keys: name, description"),
         ({"seeds": None}, 'suite.yaml: "seeds" is missing; it must be a list of different whole numbers'),
         ({"seeds": [1, 1]}, r'"seeds" is \[1, 1\]; it must be a list of different whole numbers'),
-        ({"folds": {}}, '"folds" is {}; it must be names of labelled fractions'),
-        ({"folds": {"a": -1}}, '"folds" is .* it must be names of labelled fractions'),
+        ({"folds": {}}, '"folds" is {}; it must be names of labeled fractions'),
+        ({"folds": {"a": -1}}, '"folds" is .* it must be names of labeled fractions'),
         ({"group": "patient("}, "\"group\" is 'patient\\('; it must be a regular expression"),
         ({"settings": {"seed": 1}}, '"settings" is .* without "seed"'),
         ({"methods": [{"name": "a,b", "trainer": "X"}]}, "method 1: \"name\" is 'a,b'; it must be text of at most 60"),
@@ -113,30 +113,30 @@ def test_files_that_are_no_suite(tmp_path):
 
 
 def test_jobs_go_seed_by_seed():
-    suite = parse_suite(suite_content(fully_labeled={"2 labelled": 1}), "suite")
+    suite = parse_suite(suite_content(fully_labeled={"2 labeled": 1}), "suite")
     jobs = jobs_of(suite, "Dataset001_X", SPLITS, "1234")
     assert [str(job) for job in jobs] == [
         f"{method}, seed {seed}"
         for seed in (0, 1)
-        for method in ("Supervised, 1 labelled", "ALHVR, 1 labelled", "Supervised, 2 labelled")
+        for method in ("Supervised, 1 labeled", "ALHVR, 1 labeled", "Supervised, 2 labeled")
     ]
     assert jobs[1].settings == {"num_epochs": 2, "consistency_weight": 0.3, "seed": 0}
-    assert jobs[1].name == "alhvr__1_labelled__seed0"
+    assert jobs[1].name == "alhvr__1_labeled__seed0"
 
 
 def test_a_part_of_the_jobs():
     suite = parse_suite(suite_content(), "suite")
-    (job,) = jobs_of(suite, "Dataset001_X", SPLITS, "1234", methods=["ALHVR"], seeds=[1], folds=["1 labelled"])
-    assert str(job) == "ALHVR, 1 labelled, seed 1"
+    (job,) = jobs_of(suite, "Dataset001_X", SPLITS, "1234", methods=["ALHVR"], seeds=[1], folds=["1 labeled"])
+    assert str(job) == "ALHVR, 1 labeled, seed 1"
     for part, message in (
         ({"methods": ["CPS"]}, "methods: the suite has no 'CPS'; there are Supervised, ALHVR"),
         ({"seeds": [7]}, "seeds: the suite has no 7; there are 0, 1"),
-        ({"folds": ["x"]}, "folds: the suite has no 'x'; there are 1 labelled"),
+        ({"folds": ["x"]}, "folds: the suite has no 'x'; there are 1 labeled"),
     ):
         with pytest.raises(InputError, match=message):
             jobs_of(suite, "Dataset001_X", SPLITS, "1234", **part)
-    with pytest.raises(InputError, match=r'"1 labelled" is fold 5, but .* has only 2 folds'):
-        jobs_of(parse_suite(suite_content(folds={"1 labelled": 5}), "suite"), "Dataset001_X", SPLITS, "1234")
+    with pytest.raises(InputError, match=r'"1 labeled" is fold 5, but .* has only 2 folds'):
+        jobs_of(parse_suite(suite_content(folds={"1 labeled": 5}), "suite"), "Dataset001_X", SPLITS, "1234")
 
 
 def test_results_of_other_settings_are_an_error(tmp_path):

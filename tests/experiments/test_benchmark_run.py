@@ -17,7 +17,7 @@ SUITE = {
     "phantom": {"labeled": 5, "unlabeled": 0, "test": 2, "seed": 0},
     "configuration": "2d",
     "plans": "demo",
-    "folds": {"2 labelled": 0},
+    "folds": {"2 labeled": 0},
     "seeds": [0],
     "test": True,
     "settings": {"num_epochs": 1, "num_iterations_per_epoch": 1, "num_val_iterations_per_epoch": 1},
@@ -45,28 +45,28 @@ def test_benchmark_goes_on_where_it_stopped(tmp_path):
     (tmp_path / "suite.yaml").write_text(yaml.safe_dump({**SUITE, "splits": str(tmp_path / "splits.json")}))
     first = run(tmp_path)
     assert first.returncode == 1, first.stdout + first.stderr
-    assert "1 run(s) failed, all others are done: Broken, 2 labelled, seed 0" in first.stderr
+    assert "1 run(s) failed, all others are done: Broken, 2 labeled, seed 0" in first.stderr
     assert '"alhvr.num_epochs" in the plans is 0' in first.stderr
-    assert "run 3 of 3: ALHVR, 2 labelled, seed 0: done in" in first.stdout
+    assert "run 3 of 3: ALHVR, 2 labeled, seed 0: done in" in first.stdout
 
     files = {path.name: path for path in (tmp_path / "out" / "runs").iterdir()}
-    assert sorted(files) == ["alhvr__2_labelled__seed0.json", "supervised__2_labelled__seed0.json"]
+    assert sorted(files) == ["alhvr__2_labeled__seed0.json", "supervised__2_labeled__seed0.json"]
     ours, theirs = (json.loads(files[name].read_text()) for name in sorted(files))
     assert (ours["labeled"], ours["unlabeled"], theirs["unlabeled"]) == (2, 2, 0)
     assert (ours["iterations"], ours["continued"], ours["settings_in_force"]["seed"]) == (1, False, 0)
-    assert str(tmp_path) not in files["alhvr__2_labelled__seed0.json"].read_text()
+    assert str(tmp_path) not in files["alhvr__2_labeled__seed0.json"].read_text()
     for checkpoint in ("final", "best"):
         assert sorted(ours["metrics"][checkpoint]["test"]) == ["phantom_005", "phantom_006"]
         assert list(ours["metrics"][checkpoint]["validation"]) == ["phantom_004"]
         assert set(ours["metrics"][checkpoint]["test"]["phantom_005"]) == {"RV", "MYO", "LV"}
     report = (tmp_path / "out" / "report.md").read_text()
-    assert "| Broken | 2 labelled | none | | | |" in report and "| ALHVR | 2 | 2 | 1 |" in report
+    assert "| Broken | 2 labeled | none | | | |" in report and "| ALHVR | 2 | 2 | 1 |" in report
 
-    files["alhvr__2_labelled__seed0.json"].unlink()
+    files["alhvr__2_labeled__seed0.json"].unlink()
     again = run(tmp_path, "--methods", "ALHVR,Supervised", "--remove_checkpoints")
     assert again.returncode == 0, again.stdout + again.stderr
     assert "2 runs, 1 of them done" in again.stdout and "plan and preprocess" not in again.stdout
-    resumed = json.loads(files["alhvr__2_labelled__seed0.json"].read_text())
+    resumed = json.loads(files["alhvr__2_labeled__seed0.json"].read_text())
     assert resumed["continued"] and resumed["metrics"] == ours["metrics"]  # trained, but not measured again from anew
     checkpoints = list((tmp_path / "out" / "nnunet").rglob("checkpoint_*.pth"))
     assert checkpoints and all("SupervisedTrainer" in str(path) for path in checkpoints)

@@ -35,7 +35,7 @@ SUITE = {
     "configuration": "2d",
     "plans": "demo",
     "splits": "phantom.json",
-    "folds": {"5 labelled": 0},
+    "folds": {"5 labeled": 0},
     "seeds": [0, 1],
     "methods": [{"name": name, "trainer": "SupervisedTrainer"} for name in METHODS],
 }
@@ -80,7 +80,7 @@ def test_undefined_distances_are_left_out_and_counted():
     (row,) = rows_of(runs, "final", ["A"])
     assert (row.statistics["Dice"].mean, row.statistics["HD95"].mean) == (pytest.approx(0.4), 3.0)
     assert row.without_distance == 1
-    assert "as prediction or reference is empty (all seeds together): A (5 labelled): 1." in markdown(
+    assert "as prediction or reference is empty (all seeds together): A (5 labeled): 1." in markdown(
         "comparison", [row]
     )
     everywhere = [result("A", {"x": {"a": scores(0.0, None, "prediction")}})]
@@ -167,20 +167,20 @@ def test_checkpoints_and_test_cases_are_apart():
 
 
 def test_fractions_are_compared_apart(three_methods):
-    twenty = [result("B", cases(0.9, 0.9, 0.9), fold=("20 labelled", 1)), *three_methods]
+    twenty = [result("B", cases(0.9, 0.9, 0.9), fold=("20 labeled", 1)), *three_methods]
     rows = rows_of(twenty, "final", METHODS)
     assert [(row.fold, row.method) for row in rows] == [
-        ("5 labelled", "A"),
-        ("5 labelled", "B"),
-        ("5 labelled", "C"),
-        ("20 labelled", "B"),
+        ("5 labeled", "A"),
+        ("5 labeled", "B"),
+        ("5 labeled", "C"),
+        ("20 labeled", "B"),
     ]
     assert rows[3].runner_up == "" and rows[0].runner_up == "B"
 
 
 def test_markdown_marks_best_and_second(three_methods):
     lines = markdown("comparison", rows_of(three_methods, "final", METHODS)).splitlines()
-    assert lines[0].startswith("| Method | Labelled | Unlabelled | Seeds | Dice (%) ↑ |")
+    assert lines[0].startswith("| Method | Labeled | Unlabeled | Seeds | Dice (%) ↑ |")
     assert lines[2].startswith("| A | 5 | 155 | 2 | **80.00 ± 14.14** |") and lines[2].endswith("| 0.250 |")
     assert lines[3].startswith("| B | 5 | 155 | 2 | <u>60.00 ± 0.00</u> |") and lines[3].endswith("| runner-up |")
     assert lines[4].startswith("| C | 5 | 155 | 1 | 50.00 |")
@@ -219,7 +219,7 @@ def test_numbers_as_in_papers():
 
 def test_box_plots_show_cases(three_methods, tmp_path):
     values = values_by_fold(three_methods, "final", METHODS, "Dice")
-    assert values["5 labelled"]["A"] == pytest.approx([70, 80, 90])
+    assert values["5 labeled"]["A"] == pytest.approx([70, 80, 90])
     box_plots(three_methods, "final", METHODS, tmp_path / "plots" / "cases.png")
     assert (tmp_path / "plots" / "cases.png").read_bytes()[:4] == b"\x89PNG"
 
@@ -228,7 +228,7 @@ def test_report_holds_tables_plots_and_what_is_missing(three_methods, tmp_path):
     text = write_report(parse_suite(SUITE, "suite"), three_methods, tmp_path).read_text()
     assert "### Comparison, last checkpoint" in text and "### Comparison, class by class, best checkpoint" in text
     assert "### Parts of ALHVR" not in text  # the suite has no such table
-    assert "| A | 5 labelled | 0, 1 | 100 | 1.0 | cpu, 1 threads |" in text
+    assert "| A | 5 labeled | 0, 1 | 100 | 1.0 | cpu, 1 threads |" in text
     files = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file())
     assert files == [
         "plots/cases_best.png",
@@ -243,7 +243,7 @@ def test_report_holds_tables_plots_and_what_is_missing(three_methods, tmp_path):
     ]
     assert all(name in text for name in files[:2])
     without_c = write_report(parse_suite(SUITE, "suite"), three_methods[:4], tmp_path).read_text()
-    assert "| C | 5 labelled | none | | | |" in without_c
+    assert "| C | 5 labeled | none | | | |" in without_c
 
 
 def test_table_of_distances_that_no_method_has(tmp_path):

@@ -47,7 +47,7 @@ def start_of(release: Release, folder: Path) -> Path:
 
 
 def check_folds(release: Release, *counts: tuple[int, int, int]) -> None:
-    """Numbers of labelled, unlabelled and validation cases; no case is lost, hidden twice, or in the test set."""
+    """Numbers of labeled, unlabeled and validation cases; no case is lost, hidden twice, or in the test set."""
     training, test = ({case.name for case in cases} for cases in (release.training, release.test))
     assert [(len(fold["train"]), len(fold["unlabeled"]), len(fold["val"])) for fold in release.folds] == list(counts)
     for fold in release.folds:
@@ -180,7 +180,7 @@ def test_brats2019_of_ssl4mis(tmp_path: Path):
 
 
 def test_la2018(tmp_path: Path):
-    """255 becomes 1, spacing is the file's; without validation cases in the papers, the labelled ones validate."""
+    """255 becomes 1, spacing is the file's; without validation cases in the papers, the labeled ones validate."""
     release = la2018(releases.official_la(tmp_path / "source", LA.all()))
     assert [[len(fold[key]) for key in ("train", "unlabeled", "val")] for fold in release.folds] == [
         [4, 76, 4],
@@ -209,7 +209,7 @@ def test_la2018_of_uamt(tmp_path: Path):
 
 
 def test_abdomenct1k(tmp_path: Path):
-    """A drawn split of 70, 10 and 20 %; scans without a label map become unlabelled ones."""
+    """A drawn split of 70, 10 and 20 %; scans without a label map become unlabeled ones."""
     source = releases.abdomenct1k(tmp_path / "source", labeled=40, unlabeled=3)
     release = abdomenct1k(source, seed=0)
     check_folds(release, (1, 27, 4), (3, 25, 4), (6, 22, 4))

@@ -262,7 +262,7 @@ def test_demo_goes_the_whole_way(tiny_demo):
     pictures = re.findall(r'src="data:image/png;base64,([^"]+)"', report)
     assert len(pictures) == 3
     assert all(base64.b64decode(picture).startswith(b"\x89PNG") for picture in pictures)
-    assert "2 labelled scans to train on, 1 for validation, 3 unlabelled ones, 2 test scans" in report
+    assert "2 labeled scans to train on, 1 for validation, 3 unlabeled ones, 2 test scans" in report
     for method in ("supervised", "alhvr"):
         scores = json.loads((output / "scores" / method / "metrics.json").read_text())
         assert list(scores["cases"]) == ["phantom_006", "phantom_007"]
@@ -276,7 +276,7 @@ def test_demo_trains_both_on_the_same_terms(tiny_demo):
     for log in logs:
         assert "epoch 2/2: loss " in log and "epoch 3" not in log
         assert "This split has 2 training and 1 validation cases" in log
-    assert "ALHVR: 2 labelled + 2 unlabelled samples per step" in logs[1]
+    assert "ALHVR: 2 labeled + 2 unlabeled samples per step" in logs[1]
     assert "ALHVR" not in logs[0].split("epoch 1/2")[1]
 
 

@@ -54,7 +54,7 @@ def test_blood_is_brighter_than_muscle():
         assert image[label == LV].mean() > image[label == MYO].mean() < image[label == RV].mean()
 
 
-def test_heart_is_round_in_millimetres():
+def test_heart_is_round_in_millimeters():
     """Pixels twice as high as wide halve the number of rows that the heart covers."""
     square = make_phantom(4, (1, 80, 80), (8.0, 1.0, 1.0))[1][0]
     flat = make_phantom(4, (1, 40, 80), (8.0, 2.0, 1.0))[1][0]
@@ -106,5 +106,5 @@ def test_files_are_the_same_on_every_run(tmp_path):
 
 @pytest.mark.parametrize("val", [0, 3])
 def test_split_needs_both_kinds(tmp_path, val):
-    with pytest.raises(ValueError, match=f"3 labelled cases, {val} for validation: at least one of each"):
+    with pytest.raises(ValueError, match=f"3 labeled cases, {val} for validation: at least one of each"):
         write_dataset(tmp_path, labeled=3, unlabeled=1, test=0, val=val)

@@ -398,8 +398,8 @@ def test_card_of_a_rivals_model(region_folder, tmp_path):
     bundle = export_bundle(model_folder=str(folder), output=str(tmp_path / "bundle"))
     metadata, card = metadata_of(bundle), card_of(bundle)
     assert "trained with UA-MT (uncertainty-aware mean teacher) [1]" in card and "[1] Yu L." in card
-    assert "unlabelled images as well" in card
-    assert "trained with UA-MT on labelled and unlabelled images" in metadata["description"]
+    assert "unlabeled images as well" in card
+    assert "trained with UA-MT on labeled and unlabeled images" in metadata["description"]
 
 
 def test_card_of_a_labeled_only_model(region_folder, tmp_path):

@@ -17,7 +17,7 @@ def result(
     method: str,
     cases: dict[str, dict[str, Any]],
     seed: int = 0,
-    fold: tuple[str, int] = ("5 labelled", 0),
+    fold: tuple[str, int] = ("5 labeled", 0),
     settings: dict[str, Any] | None = None,
     best: dict[str, dict[str, Any]] | None = None,
     test: bool = False,

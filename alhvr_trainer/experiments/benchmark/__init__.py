@@ -1,1 +1,1 @@
-"""The fair test bench: methods × seeds × labelled fractions on one data set, measured alike, with tables and plots."""
+"""The fair test bench: methods × seeds × labeled fractions on one data set, measured alike, with tables and plots."""

@@ -58,7 +58,7 @@ class Test:
 
 @dataclass(frozen=True)
 class Row:
-    """One method with one labelled fraction, for the mean over the classes or for one class."""
+    """One method with one labeled fraction, for the mean over the classes or for one class."""
 
     method: str
     fold: str
@@ -81,7 +81,7 @@ class Row:
 def rows_of(
     results: Sequence[Result], checkpoint: str, methods: Sequence[str], class_name: str = "", group: str | None = None
 ) -> list[Row]:
-    """Rows of a table, by labelled fraction in the order of the results, then in the order of ``methods``.
+    """Rows of a table, by labeled fraction in the order of the results, then in the order of ``methods``.
 
     Args:
         results: of one suite.

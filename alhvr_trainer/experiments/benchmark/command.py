@@ -55,7 +55,7 @@ def benchmark(
     tables_only: bool = False,
     remove_checkpoints: bool = False,
 ) -> Path:
-    """Run methods × seeds × labelled fractions on a data set, and write tables and box plots.
+    """Run methods × seeds × labeled fractions on a data set, and write tables and box plots.
 
     Each run trains, segments with the last and with the best checkpoint, measures Dice, Jaccard, HD95 and ASD of every
     case, and leaves one small file in OUTPUT/runs. Runs whose file is there are skipped and an interrupted training
@@ -67,7 +67,7 @@ def benchmark(
         output: folder for runs, logs, tables and plots; default: benchmark_SUITE.
         methods: only these, separated by commas.
         seeds: only these.
-        folds: only these labelled fractions, by name.
+        folds: only these labeled fractions, by name.
         device: "cuda", "cpu" or "mps".
         tables_only: run nothing, write tables and plots of the runs that are there.
         remove_checkpoints: of finished runs, to save disk space.

@@ -68,7 +68,7 @@ def jobs_of(
         plans_digest: :func:`digest` of the ready plan.
         methods: names; default all, as for the others.
         seeds: numbers.
-        folds: names of labelled fractions.
+        folds: names of labeled fractions.
 
     Raises:
         InputError: the split has no such fold, or the suite no such method, seed or fold.

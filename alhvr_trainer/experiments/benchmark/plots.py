@@ -28,7 +28,7 @@ def values_by_fold(
 
 
 def box_plots(results: Sequence[Result], checkpoint: str, methods: Sequence[str], file: Path) -> None:
-    """One panel per metric and labelled fraction, one box per method.
+    """One panel per metric and labeled fraction, one box per method.
 
     Boxes: quartiles; whiskers: 1.5 times their distance at most; points: the other cases; triangle: mean.
 

@@ -22,7 +22,7 @@ _TITLES = {
 _LEGEND = """\
 Mean ± sample SD over the seeds. Of one run: each case's mean over its classes, then the mean over the cases. Distances
 of a class that is empty in the prediction or the reference are undefined and left out; where that happened, a line
-below the table counts it. **Bold**: best mean, <u>underlined</u>: second, among methods with the same labelled cases.
+below the table counts it. **Bold**: best mean, <u>underlined</u>: second, among methods with the same labeled cases.
 
 Distances are in mm of the files' spacing. "95HD, pooled" is the papers' (medpy's): the 95th percentile of the surface
 distances of both directions together. "HD95, larger direction" is MONAI's: the larger of the two directions' 95th
@@ -69,7 +69,7 @@ def _measured(suite: Suite) -> str:
         return "Measured on the test cases (imagesTs), which no training saw."
     return (
         "Measured on the fold's validation cases. The best checkpoint was chosen on them as well (nnU-Net's smoothed "
-        "validation Dice), so its table is optimistic; the last checkpoint's is not."
+        "validation Dice), so its table is optimiztic; the last checkpoint's is not."
     )
 
 

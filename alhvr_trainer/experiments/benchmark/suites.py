@@ -1,6 +1,6 @@
 """Suites: what a benchmark compares, as a small YAML file.
 
-A suite names the data set, the plans, the split with one fold per labelled fraction, the seeds and the methods::
+A suite names the data set, the plans, the split with one fold per labeled fraction, the seeds and the methods::
 
     name: hippocampus-cpu
     description: MSD's Hippocampus, small 2D network, hours on two CPU cores
@@ -8,7 +8,7 @@ A suite names the data set, the plans, the split with one fold per labelled frac
     configuration: 2d
     plans: hippocampus_2d                # a ready plan: plans/*.json or a file
     splits: hippocampus.json             # of the package, a file, or splits_final.json in the raw data set
-    folds: {5 labelled: 0, 20 labelled: 1}
+    folds: {5 labeled: 0, 20 labeled: 1}
     seeds: [0, 1, 2]
     settings: {num_epochs: 60}           # of all methods: keys of the plans' "alhvr" block
     methods:
@@ -31,7 +31,7 @@ from alhvr_trainer.errors import InputError, cut, one_line, shown
 FOLDER = Path(__file__).resolve().parent / "suites"
 PHANTOM = "phantom"
 SUPERVISED = ("SupervisedTrainer", "SupervisedWholeBatchTrainer")
-"""The trainers that take no unlabelled cases; their variants have names that begin like them."""
+"""The trainers that take no unlabeled cases; their variants have names that begin like them."""
 TABLES = ("comparison", "ablation", "regions")
 """The layouts of the paper's Tables 1 to 3, of its Table 5, and of the slides' Table 1."""
 ENVIRONMENT = ("OMP_NUM_THREADS", "nnUNet_n_proc_DA", "nnUNet_def_n_proc", "nnUNet_compile")
@@ -49,7 +49,7 @@ class Method:
 
     @property
     def supervised(self) -> bool:
-        """Whether it takes labelled cases alone."""
+        """Whether it takes labeled cases alone."""
         return self.trainer.startswith(SUPERVISED)
 
 
@@ -63,13 +63,13 @@ class Suite:
     plans: str
     splits: str
     folds: dict[str, int]
-    """Name of the labelled fraction -> fold in the split."""
+    """Name of the labeled fraction -> fold in the split."""
     seeds: list[int]
     methods: list[Method]
     description: str = ""
     settings: dict[str, Any] = field(default_factory=dict)
     fully_labeled: dict[str, int] = field(default_factory=dict)
-    """Further folds, without unlabelled cases: the upper bound, for the trainers in SUPERVISED alone."""
+    """Further folds, without unlabeled cases: the upper bound, for the trainers in SUPERVISED alone."""
     test: bool = False
     """Measure imagesTs against labelsTs; else the fold's validation cases."""
     group: str | None = None
@@ -106,7 +106,7 @@ def load_suite(name_or_file: str) -> Suite:
 
     Example:
         >>> load_suite("hippocampus-cpu").folds
-        {'5 labelled': 0, '20 labelled': 1}
+        {'5 labeled': 0, '20 labeled': 1}
     """
     file = Path(name_or_file)
     if not file.is_file():
@@ -229,11 +229,11 @@ _RULES: dict[str, Any] = {
     "splits": (_is_text, "a file of splits"),
     "folds": (
         lambda v: bool(v) and _is_map(v, _is_label, _is_fold),
-        "names of labelled fractions, each with its fold in the split, e.g. {5 labelled: 0}",
+        "names of labeled fractions, each with its fold in the split, e.g. {5 labeled: 0}",
     ),
     "fully_labeled": (
         lambda v: _is_map(v, _is_label, _is_fold),
-        "names of folds without unlabelled cases, each with its number, e.g. {160 labelled: 2}",
+        "names of folds without unlabeled cases, each with its number, e.g. {160 labeled: 2}",
     ),
     "seeds": (lambda v: _is_distinct(v, lambda s: is_whole(s, 0, _MOST)), "a list of different whole numbers"),
     "settings": (_is_settings, 'settings of the plans\' "alhvr" block, without "seed" (see "seeds")'),

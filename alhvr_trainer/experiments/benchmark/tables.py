@@ -35,8 +35,8 @@ def _tick(key: str, region: str | None = None) -> Callable[[Row], str]:
 
 
 _CASES: tuple[Column, ...] = (
-    ("Labelled", lambda row: str(row.labeled)),
-    ("Unlabelled", lambda row: str(row.unlabeled)),
+    ("Labeled", lambda row: str(row.labeled)),
+    ("Unlabeled", lambda row: str(row.unlabeled)),
 )
 _METHOD: Column = ("Method", lambda row: row.method)
 COLUMNS: dict[str, tuple[Column, ...]] = {

@@ -1,7 +1,7 @@
 """AbdomenCT-1K (Ma et al., IEEE TPAMI 44(10):6695-6714, 2022): abdominal CT with four organs.
 
 Images are ``Case_00001_0000.nii.gz``, label maps ``Case_00001.nii.gz``, in folders of any name. Labels are 1 liver,
-2 kidney (both), 3 spleen, 4 pancreas. Images without a label map, the challenge's hidden cases, become unlabelled ones.
+2 kidney (both), 3 spleen, 4 pancreas. Images without a label map, the challenge's hidden cases, become unlabeled ones.
 
 No list of the cases that semi-supervised papers train and test on is public, so the split is drawn here: 70 % train,
 10 % validation, 20 % test, the shares of ACDC's.

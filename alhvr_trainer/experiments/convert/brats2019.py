@@ -2,12 +2,12 @@
 
 The official release has ``HGG/`` and ``LGG/``, each case a folder with
 ``BraTS19_X_flair.nii.gz``, ``_t1``, ``_t1ce``, ``_t2`` and ``_seg``; some copies hold ``.nii``. Labels are 1
-(necrotic and non-enhancing core), 2 (oedema) and 4 (enhancing tumour); nnU-Net wants them without a gap, so 4 becomes
-3. Papers on semi-supervised segmentation take FLAIR alone and the whole tumour, all labels together:
+(necrotic and non-enhancing core), 2 (oedema) and 4 (enhancing tumor); nnU-Net wants them without a gap, so 4 becomes
+3. Papers on semi-supervised segmentation take FLAIR alone and the whole tumor, all labels together:
 ``brats2019_flair``. The split (250 train, 25 validation, 60 test) is that of SSL4MIS; ALHVR's authors use it as well.
 
-SSL4MIS distributes ``data/BraTS19_X.h5``: FLAIR cropped to the brain, clipped, and normalised over it, label 1 the
-whole tumour, no geometry.
+SSL4MIS distributes ``data/BraTS19_X.h5``: FLAIR cropped to the brain, clipped, and normalized over it, label 1 the
+whole tumor, no geometry.
 """
 
 from __future__ import annotations
@@ -41,14 +41,14 @@ def brats2019(source: Path) -> Release:
 
 
 def brats2019_flair(source: Path) -> Release:
-    """The official release as semi-supervised papers use it: FLAIR alone, the whole tumour."""
+    """The official release as semi-supervised papers use it: FLAIR alone, the whole tumor."""
     return _release(
         kind="brats2019_flair",
         cases=_official_cases(source, ("flair",)),
         channel_names=("FLAIR",),
         labels=WHOLE_TUMOR,
         label_values={0: 0, 1: 1, 2: 1, 4: 1},
-        note="FLAIR; all tumour labels together",
+        note="FLAIR; all tumor labels together",
     )
 
 
@@ -66,7 +66,7 @@ def brats2019_h5(source: Path) -> Release:
         channel_names=("FLAIR",),
         labels=WHOLE_TUMOR,
         label_values={0: 0, 1: 1},
-        note="FLAIR, cropped and normalised as in SSL4MIS; whole tumour",
+        note="FLAIR, cropped and normalized as in SSL4MIS; whole tumor",
     )
 
 

@@ -39,11 +39,11 @@ def convert(
 ) -> str:
     """Write a released data set as a nnU-Net raw dataset, with the splits of the semi-supervised papers.
 
-    The raw folder gets splits_final.json with one fold for each number of labelled cases, the fewest in fold 0.
+    The raw folder gets splits_final.json with one fold for each number of labeled cases, the fewest in fold 0.
     Test cases go to imagesTs and labelsTs. Repeating the command goes on where it stopped.
 
     Args:
-        kind: acdc, acdc_h5 (SSL4MIS), abdomenct1k, brats2019, brats2019_flair (FLAIR and whole tumour, as papers
+        kind: acdc, acdc_h5 (SSL4MIS), abdomenct1k, brats2019, brats2019_flair (FLAIR and whole tumor, as papers
             do), brats2019_h5 (SSL4MIS), la2018, la2018_h5 (UA-MT) or msd (a task of the decathlon).
         source: folder of the unpacked release.
         dataset: number of the dataset, as 27, or its whole name, as "Dataset027_ACDC".
@@ -72,7 +72,7 @@ def convert(
             f"note: {len(moved)} label maps lay beside their images in space and were put onto their grid; "
             f"the first is {moved[0].label and moved[0].label.file}"
         )
-    counts = f"{len(release.training)} training, {len(release.test)} test, {len(release.unlabeled)} unlabelled cases"
+    counts = f"{len(release.training)} training, {len(release.test)} test, {len(release.unlabeled)} unlabeled cases"
     print(f"{folder}: {counts}", *split_summary(list(release.folds)), sep="\n  ")
     return str(folder)
 

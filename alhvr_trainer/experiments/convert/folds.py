@@ -1,7 +1,7 @@
-"""The folds of a converted data set: one for each number of labelled cases.
+"""The folds of a converted data set: one for each number of labeled cases.
 
 Where the papers' lists are public, their case names lie in ``lists/``, in the order of the lists: the papers' code
-takes the first of them as labelled. Elsewhere the cases are drawn with ``choose_splits``, as ``alhvr make_split`` does.
+takes the first of them as labeled. Elsewhere the cases are drawn with ``choose_splits``, as ``alhvr make_split`` does.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from alhvr_trainer.data.splits import choose_splits
 from alhvr_trainer.experiments.convert.release import Split
 
 SHARES = (0.05, 0.1, 0.2)
-"""Labelled share of the training cases in folds 0, 1, 2 of a drawn split."""
+"""Labeled share of the training cases in folds 0, 1, 2 of a drawn split."""
 _LISTS = Path(__file__).resolve().parent / "lists"
 
 
@@ -47,16 +47,16 @@ def paper_split(name: str) -> PaperSplit:
 def paper_folds(
     split: PaperSplit, labeled: Sequence[int], cases: Mapping[str, Sequence[str]] | None = None
 ) -> list[Split]:
-    """One fold for each number of labelled groups: the first of the training list, as in the papers' code.
+    """One fold for each number of labeled groups: the first of the training list, as in the papers' code.
 
     Args:
         split: the published lists.
-        labeled: numbers of labelled groups.
+        labeled: numbers of labeled groups.
         cases: group -> its cases; default: every name in the lists is a case.
 
     Returns:
-        Folds of ``splits_final.json``. Without validation cases in the split, ``"val"`` repeats the labelled cases:
-        nnU-Net needs some, and all others are unlabelled or belong to the test set.
+        Folds of ``splits_final.json``. Without validation cases in the split, ``"val"`` repeats the labeled cases:
+        nnU-Net needs some, and all others are unlabeled or belong to the test set.
 
     Example:
         >>> paper_folds(PaperSplit(("b", "a", "c"), (), ("d",)), [1])
@@ -79,7 +79,7 @@ def paper_folds(
 def drawn_folds(cases: Sequence[str], validation: float, seed: int) -> list[Split]:
     """One fold for each of ``SHARES``, with the same validation cases, drawn at random.
 
-    The labelled cases of a fold are among those of the next.
+    The labeled cases of a fold are among those of the next.
 
     Args:
         cases: all cases but the test set.

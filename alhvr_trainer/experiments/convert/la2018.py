@@ -6,7 +6,7 @@ divide the 100 training cases into 80 and 20 (lists of UA-MT, Yu et al., MICCAI 
 the first 4, 8 or 16, and have no validation cases. Other folders, such as the challenge's testing set, are left out.
 
 UA-MT distributes ``mri_norm2.h5`` in the same folders: cropped around the atrium with the help of the label,
-normalised, no geometry, axes x, y, z.
+normalized, no geometry, axes x, y, z.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def la2018_h5(source: Path) -> Release:
         file = needed(found, (name,), source, f"{name}/mri_norm2.h5")
         image, label = (HDF5Volume(file, key, SPACING, "xyz") for key in ("image", "label"))
         cases[name] = Case(name, (image,), label)
-    return _release("la2018_h5", cases, {0: 0, 1: 1}, "cropped and normalised as in UA-MT")
+    return _release("la2018_h5", cases, {0: 0, 1: 1}, "cropped and normalized as in UA-MT")
 
 
 def _release(kind: str, cases: Mapping[str, Case], label_values: Mapping[int, int], note: str) -> Release:

@@ -2,7 +2,7 @@
 
 A task folder has ``dataset.json``, ``imagesTr``, ``labelsTr`` and ``imagesTs``; images of several channels are 4D. What
 ``dataset.json`` lists is converted. The labels of ``imagesTs`` are not public, so these go to ``imagesTs`` without any,
-and the folds keep 20 % of the labelled cases for validation.
+and the folds keep 20 % of the labeled cases for validation.
 
 nnU-Net's own ``nnUNetv2_convert_MSD_dataset`` does the same without splits. It refuses a dataset number that is in use,
 its own unfinished conversion included, and does not look into the files, so it is not called here.

@@ -30,13 +30,13 @@ class Release:
     Attributes:
         kind: the name of the kind, as ``alhvr convert`` takes it.
         name: of the dataset, the last part of ``DatasetXXX_Name``.
-        channel_names: of the image files of a case, in order; nnU-Net normalises ``"CT"`` in its own way.
+        channel_names: of the image files of a case, in order; nnU-Net normalizes ``"CT"`` in its own way.
         labels: name and value of each label in the written label maps.
         label_values: value in the release's label maps -> value in the written ones.
         training: cases for ``imagesTr`` and ``labelsTr``.
         test: cases for ``imagesTs`` and ``labelsTs``; never part of a fold.
         unlabeled: cases for ``imagesTr_unlabeled``.
-        folds: the splits; one for each number of labelled cases.
+        folds: the splits; one for each number of labeled cases.
         description: one line for ``dataset.json``.
         reference: where the data set comes from.
         licence: its terms, where the release states them.

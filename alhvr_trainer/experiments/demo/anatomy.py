@@ -16,7 +16,7 @@ class Heart:
 
     center: np.ndarray
     drift: np.ndarray
-    """Movement of the centre from base to apex."""
+    """Movement of the center from base to apex."""
     rotation: float
     """Direction from the left to the right ventricle, radians."""
     cavity: float

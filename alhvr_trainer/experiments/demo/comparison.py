@@ -14,7 +14,7 @@ from alhvr_trainer.experiments.benchmark.aggregate import paired_test
 from alhvr_trainer.experiments.demo.steps import BASELINE_NAME
 from alhvr_trainer.trainers.alhvr import ALHVRSettings
 
-TITLES = {BASELINE_NAME: "labelled scans only", TRAINER_NAME: "ALHVR"}
+TITLES = {BASELINE_NAME: "labeled scans only", TRAINER_NAME: "ALHVR"}
 Scores = Mapping[str, dict[str, Any]]
 """Trainer -> what ``alhvr evaluate`` wrote of its predictions."""
 OVERLAPS = ("Dice", "Jaccard")

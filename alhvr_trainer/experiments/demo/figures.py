@@ -1,4 +1,4 @@
-"""The pictures of the demo's report: outlines on scans, regions on unlabelled scans, curves of training."""
+"""The pictures of the demo's report: outlines on scans, regions on unlabeled scans, curves of training."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def _draw_outlines(ax: Any, segmentation: np.ndarray, labels: Mapping[str, int])
 
 @dataclass(frozen=True)
 class RegionView:
-    """The regions on one batch of unlabelled slices, at one moment of training."""
+    """The regions on one batch of unlabeled slices, at one moment of training."""
 
     title: str
     gamma: float
@@ -86,7 +86,7 @@ class RegionView:
 
 
 def regions(scans: np.ndarray, names: Sequence[str], views: Sequence[RegionView]) -> Figure:
-    """Scans in the first row, below them one row per view with the regions in colour.
+    """Scans in the first row, below them one row per view with the regions in color.
 
     Args:
         scans: (slices, rows, columns).

@@ -60,7 +60,7 @@ def make_phantom(
 
 
 def _pixel_grid(shape: tuple[int, int, int], spacing: tuple[float, float, float]) -> np.ndarray:
-    """Coordinates (2, rows, columns) of the pixel centres; the shorter side runs from -1 to 1."""
+    """Coordinates (2, rows, columns) of the pixel centers; the shorter side runs from -1 to 1."""
     sides = [(shape[axis], spacing[axis]) for axis in (1, 2)]
     unit = 2 / min(count * step for count, step in sides)
     axes = [(np.arange(count) - (count - 1) / 2) * step * unit for count, step in sides]
@@ -126,16 +126,16 @@ def write_dataset(
 
     Makes ``<folder>/DatasetNNN_Phantom/`` with ``dataset.json``, ``imagesTr``, ``labelsTr``,
     ``imagesTr_unlabeled`` (no labels anywhere), ``imagesTs``, ``labelsTs`` and ``splits_final.json``. The
-    latter, which nnU-Net's planner takes over, holds one fold; the last ``val`` labelled cases are its
+    latter, which nnU-Net's planner takes over, holds one fold; the last ``val`` labeled cases are its
     validation cases.
 
     Args:
         folder: what ``nnUNet_raw`` points to.
-        labeled: labelled cases, validation cases included.
+        labeled: labeled cases, validation cases included.
         unlabeled: cases without labels.
         test: test cases; 0 leaves the folders out.
-        seed: of the whole data set; case i is ``make_phantom((seed, i))``, labelled ones first.
-        val: validation cases among the labelled ones, at least 1.
+        seed: of the whole data set; case i is ``make_phantom((seed, i))``, labeled ones first.
+        val: validation cases among the labeled ones, at least 1.
         shape: slices, rows, columns of every case.
         spacing: mm in the same order.
         dataset_id: NNN.
@@ -151,7 +151,7 @@ def write_dataset(
         'Dataset901_Phantom'
     """
     if not 1 <= val < labeled:
-        raise ValueError(f"{labeled} labelled cases, {val} for validation: at least one of each kind is needed")
+        raise ValueError(f"{labeled} labeled cases, {val} for validation: at least one of each kind is needed")
     dataset = Path(folder) / f"Dataset{dataset_id:03d}_Phantom"
     counts = {"imagesTr": labeled, UNLABELED_FOLDER: unlabeled, "imagesTs": test}
     label_folders = {"imagesTr": "labelsTr", "imagesTs": "labelsTs"}

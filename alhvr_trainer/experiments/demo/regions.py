@@ -1,4 +1,4 @@
-"""The regions of ALHVR on unlabelled scans, computed anew from a checkpoint."""
+"""The regions of ALHVR on unlabeled scans, computed anew from a checkpoint."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def middle_slices(folder: Path, count: int) -> tuple[np.ndarray, list[str]]:
 
 
 def regions_of(checkpoint: dict[str, Any], slices: np.ndarray) -> tuple[dict[str, np.ndarray], float]:
-    """What a training step would make of these slices as its unlabelled batch, without augmentation.
+    """What a training step would make of these slices as its unlabeled batch, without augmentation.
 
     Args:
         checkpoint: written by ``ALHVRTrainer``.

@@ -61,7 +61,7 @@ def write_report(layout: Layout) -> Path:
         f'<p class="note">{_SCORES_NOTE}</p>',
         "<h2>Test scans</h2>",
         *_outlines_part(layout, scores),
-        "<h2>Regions on unlabelled scans</h2>",
+        "<h2>Regions on unlabeled scans</h2>",
         *_regions_part(layout, early, final),
         "<h2>Training</h2>",
         picture(curves, "curves of training"),
@@ -77,7 +77,7 @@ _SCORES_NOTE = (
     "Mean ± sample standard deviation over the test scans. Dice and Jaccard: more is better; distances: less is "
     "better. They compare the same scans and structures, those that both methods found. HD95 is the larger of both "
     "directions' 95th percentiles, HD95_pooled that of both together, ASD directed from prediction to reference. Both "
-    "were trained once, with the same network, number of steps and number of labelled samples per step: a "
+    "were trained once, with the same network, number of steps and number of labeled samples per step: a "
     "demonstration, not a benchmark."
 )
 _CURVES_NOTE = (
@@ -94,10 +94,10 @@ def _introduction(layout: Layout, checkpoint: dict[str, Any]) -> str:
     unlabeled_scans, test_scans = (len(list((layout.raw / name).iterdir())) for name in folders)
     steps = settings["num_epochs"] * settings["num_iterations_per_epoch"]
     return (
-        f"<p>Cardiac phantoms: {len(split['train'])} labelled scans to train on, {len(split['val'])} for "
-        f"validation, {unlabeled_scans} unlabelled ones, {test_scans} test scans. "
-        f"<b>{TITLES[BASELINE_NAME]}</b>: nnU-Net with {labeled} labelled samples per step. "
-        f"<b>{TITLES[TRAINER_NAME]}</b>: {labeled} labelled and {unlabeled} unlabelled samples per step. "
+        f"<p>Cardiac phantoms: {len(split['train'])} labeled scans to train on, {len(split['val'])} for "
+        f"validation, {unlabeled_scans} unlabeled ones, {test_scans} test scans. "
+        f"<b>{TITLES[BASELINE_NAME]}</b>: nnU-Net with {labeled} labeled samples per step. "
+        f"<b>{TITLES[TRAINER_NAME]}</b>: {labeled} labeled and {unlabeled} unlabeled samples per step. "
         f"{steps} steps each.</p>"
     )
 
@@ -107,7 +107,7 @@ def _configuration(checkpoint: dict[str, Any]) -> dict[str, Any]:
 
 
 def _batch(checkpoint: dict[str, Any]) -> tuple[int, int]:
-    """Labelled and unlabelled samples per step."""
+    """Labeled and unlabeled samples per step."""
     unlabeled = checkpoint[SETTINGS_KEY]["settings"]["unlabeled_batch_size"]
     return split_batch(_configuration(checkpoint)["batch_size"], unlabeled)
 
@@ -200,9 +200,9 @@ def _regions_part(layout: Layout, early: dict[str, Any], final: dict[str, Any]) 
     shown = min(4, len(names))
     figure = figures.regions(slices[:shown, 0], names[:shown], views)
     return [
-        picture(figure, "regions on unlabelled scans, early and late in training"),
+        picture(figure, "regions on unlabeled scans, early and late in training"),
         '<p class="note">Computed from the checkpoints on the middle slices of the first '
-        f"{len(names)} unlabelled scans as one batch, without augmentation; {shown} of them are shown. γ is "
+        f"{len(names)} unlabeled scans as one batch, without augmentation; {shown} of them are shown. γ is "
         "the mean confidence of the least confident voxels: it rises as the networks grow sure.</p>",
     ]
 

@@ -39,14 +39,14 @@ def demo(
 ) -> Path:
     """Run the whole way on an embedded data set and write a report with pictures.
 
-    Makes cardiac phantoms (few labelled, more unlabelled ones, and test cases), then plans and preprocesses,
-    trains nnU-Net on the labelled ones alone and ALHVRTrainer on all, predicts, evaluates, exports a MONAI
+    Makes cardiac phantoms (few labeled, more unlabeled ones, and test cases), then plans and preprocesses,
+    trains nnU-Net on the labeled ones alone and ALHVRTrainer on all, predicts, evaluates, exports a MONAI
     bundle and runs it. It uses the CPU, and folders of its own below ``output``: your nnU-Net is not
     touched. Finished steps are not repeated.
 
     Args:
         output: folder for everything that the demo writes.
-        labeled: labelled cases; the last one is for validation.
+        labeled: labeled cases; the last one is for validation.
         unlabeled: cases without labels.
         test: test cases.
         seed: of the data set.

@@ -179,7 +179,7 @@ def _check_same(
 
 
 def _small_patch(model: TrainedModel) -> torch.Tensor:
-    """Random numbers, as few as leave two voxels at the lowest resolution: one voxel cannot be normalised."""
+    """Random numbers, as few as leave two voxels at the lowest resolution: one voxel cannot be normalized."""
     arguments = model.configuration_manager.network_arch_init_kwargs
     strides, dimensions = arguments["strides"], len(model.configuration_manager.patch_size)
     stages = [strides] * arguments["n_stages"] if isinstance(strides, int) else strides

@@ -21,12 +21,12 @@ PLACEHOLDER = re.compile(r"<!-- (\w+): [^>]* -->\n?", re.DOTALL)
 """``<!-- key: what will stand here -->`` in the template."""
 DATA_LICENCE = "data_license.txt"
 _SEMI_SUPERVISED = (
-    "The model was trained with {method} [1], which learns from labelled and unlabelled images. {summary} "
+    "The model was trained with {method} [1], which learns from labeled and unlabeled images. {summary} "
     "Preprocessing, augmentation and prediction are nnU-Net's [2]."
 )
 _NNUNET = (
     "The model was trained with nnU-Net [1], which plans preprocessing, network and training from the properties of "
-    "the data set. Loss, augmentation and optimiser are those of the trainer `{trainer}`."
+    "the data set. Loss, augmentation and optimizer are those of the trainer `{trainer}`."
 )
 
 NATIVE_COMMAND = (
@@ -123,13 +123,13 @@ def _data(model: TrainedModel, details: Details) -> str:
         "data set": known.get("name") or model.dataset,
         "description": known.get("description"),
         "images": f"{facts.modality(model)}, {facts.data_format(model)}",
-        "labelled cases in the data set": number if is_whole(number, 1, 10**9) else None,
+        "labeled cases in the data set": number if is_whole(number, 1, 10**9) else None,
         "source": data_source(model, details),
         "licence": licence(model, details) or NOT_STATED,
     }
     text = _table("training data", "", {key: value for key, value in rows.items() if value})
     if semi_supervised_method_of(model.trainer):
-        text += "\n\nThe model learnt from unlabelled images as well; some of the labels may have been hidden from it."
+        text += "\n\nThe model learnt from unlabeled images as well; some of the labels may have been hidden from it."
     return text
 
 
@@ -159,7 +159,7 @@ def _training(model: TrainedModel, members: list[Member]) -> str:
         "patch (voxels)": _by(manager.patch_size),
         "batch": f"{manager.batch_size} samples",
         "spacing (mm)": _by(f"{float(size):.4g}" for size in manager.spacing),
-        "normalisation": "; ".join(
+        "normalization": "; ".join(
             f"{facts.channels(model)[number]}: {text}" for number, text in facts.normalization(model).items()
         ),
         "weights": f"`{model.weights_file}`: {'; '.join(map(str, members))}",
@@ -180,7 +180,7 @@ def _input(model: TrainedModel) -> str:
     channels = facts.channels(model)
     rows = {f"`_{int(number):04d}`": name for number, name in channels.items()}
     count = "One channel" if len(channels) == 1 else f"{len(channels)} channels, one file each"
-    said = f"{count}, all of one case on the same grid. The network gets them resampled and normalised as above."
+    said = f"{count}, all of one case on the same grid. The network gets them resampled and normalized as above."
     return f"{said}\n\n{_table('file', 'channel', rows)}"
 
 

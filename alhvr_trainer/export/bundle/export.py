@@ -155,14 +155,14 @@ def _fill_config(config_file: Path, export: Export) -> None:
         "num_channels": export.model.num_channels,
         "configuration": export.model.configuration,
         "num_outputs": export.model.num_outputs,
-        "files_per_case": 1 if _reads_colours(export.model) else export.model.num_channels,
+        "files_per_case": 1 if _reads_colors(export.model) else export.model.num_channels,
     }
     config.update({key: value for key, value in known.items() if key in config})
     _write_json(config_file, config)
 
 
-def _reads_colours(model: TrainedModel) -> bool:
-    """Whether the channels are the colours of one picture (RGB, RGBA), which nnU-Net's reader takes out of one file."""
+def _reads_colors(model: TrainedModel) -> bool:
+    """Whether the channels are the colors of one picture (RGB, RGBA), which nnU-Net's reader takes out of one file."""
     return model.plans["image_reader_writer"] == "NaturalImage2DIO" and model.num_channels in (3, 4)
 
 

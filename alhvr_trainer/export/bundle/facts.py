@@ -95,7 +95,7 @@ def data_format(model: TrainedModel) -> str:
 
 
 def is_ct(model: TrainedModel) -> bool:
-    """Whether all channels are normalised as Hounsfield units are."""
+    """Whether all channels are normalized as Hounsfield units are."""
     return set(model.configuration_manager.normalization_schemes) == {"CTNormalization"}
 
 

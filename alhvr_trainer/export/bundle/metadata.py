@@ -13,7 +13,7 @@ from alhvr_trainer.models import Member, TrainedModel
 
 NATIVE_PACKAGES = "native_packages_version"
 EXPORTED_BY = "exported_by"
-"""Key in metadata.json: how a bundle of ours is recognised."""
+"""Key in metadata.json: how a bundle of ours is recognized."""
 NOT_STATED = "not stated"
 
 
@@ -39,7 +39,7 @@ def fill_metadata(
         A new object with the template's keys, in its order, and ours after them.
     """
     paper = semi_supervised_method_of(model.trainer)
-    trained = f" trained with {paper.name} on labelled and unlabelled images" if paper else ""
+    trained = f" trained with {paper.name} on labeled and unlabeled images" if paper else ""
     classes = ", ".join(facts.foreground(model))
     filled = {
         "version": details.version,

@@ -50,7 +50,7 @@ def why_not_native(model: TrainedModel, network: BundleNetwork) -> str | None:
     if manager != "LabelManager":
         return f"the label manager is {manager}"
     if unknown:
-        return f"the normalisation is {', '.join(unknown)}"
+        return f"the normalization is {', '.join(unknown)}"
     for what in ("data", "probabilities"):
         function, options = _resampling(configuration, what)
         if function != RESAMPLING:
