@@ -13,8 +13,7 @@ import yaml
 from alhvr_trainer.config.names import SETTINGS_KEY
 from alhvr_trainer.config.settings import settings_from_plans
 from alhvr_trainer.errors import InputError
-from alhvr_trainer.experiments.benchmark import command
-from alhvr_trainer.experiments.benchmark import prepare
+from alhvr_trainer.experiments.benchmark import command, prepare
 from alhvr_trainer.experiments.benchmark.command import benchmark
 from alhvr_trainer.experiments.benchmark.jobs import digest, is_done, jobs_of, read_results, result_file, write_text
 from alhvr_trainer.experiments.benchmark.progress import clock, epoch_in, seconds_left
