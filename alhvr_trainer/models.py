@@ -9,17 +9,16 @@ from typing import Any
 
 import torch
 from nnunetv2.utilities.file_path_utilities import get_output_folder
-from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import nn
 
 from alhvr_trainer.compatibility import nnunet_folder
 from alhvr_trainer.config.dataset_json import check_dataset_json
-from alhvr_trainer.config.json_files import is_list_of, is_name, is_whole, read_object
+from alhvr_trainer.config.files import is_list_of, is_name, is_whole, read_object
 from alhvr_trainer.config.lookup import chosen_plans, dataset_in
 from alhvr_trainer.config.names import SETTINGS_KEY, TRAINER_NAME, UNLABELED_KEY, WEIGHTS_FILE
-from alhvr_trainer.config.plans import check_plans
+from alhvr_trainer.config.plans import build_network, check_plans
 from alhvr_trainer.errors import InputError, did_you_mean, one_line, shown
 from alhvr_trainer.trainers.checkpoints import read_checkpoint
 
@@ -293,16 +292,7 @@ def model_members(model: TrainedModel, network: str = "a") -> list[Member]:
 
 def nnunet_network(model: TrainedModel) -> nn.Module:
     """The network that nnU-Net builds from the plans, without deep supervision; its weights are random."""
-    configuration = model.configuration_manager
-    return get_network_from_plans(
-        configuration.network_arch_class_name,
-        configuration.network_arch_init_kwargs,
-        configuration.network_arch_init_kwargs_req_import,
-        model.num_channels,
-        model.plans_manager.get_label_manager(model.dataset_json).num_segmentation_heads,
-        allow_init=False,
-        deep_supervision=False,
-    )
+    return build_network(model.plans_manager, model.configuration, model.dataset_json)
 
 
 def _check_architecture(model: TrainedModel, member: Member) -> None:

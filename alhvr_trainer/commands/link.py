@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import os
 import sys
-from contextlib import suppress
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
 from alhvr_trainer.commands.exception_hook import show_input_errors_in_one_line
 from alhvr_trainer.compatibility import reads_external_trainers
+from alhvr_trainer.config.files import replacing
 from alhvr_trainer.errors import InputError
 from alhvr_trainer.resources import ext_trainer_folder
 
@@ -167,12 +167,9 @@ def _refuse_foreign(file: Path) -> None:
 
 def _write(file: Path, text: str) -> None:
     """Whole or not at all: a training that starts meanwhile must not read half a module."""
-    part = file.with_name(f"{file.name}.{os.getpid()}.part")
     try:
-        part.write_text(text, encoding="utf-8")
-        os.replace(part, file)
+        with replacing(file) as part:
+            part.write_text(text, encoding="utf-8")
     except OSError as error:
-        with suppress(OSError):
-            part.unlink()
         remedy = INSTEAD_OF_LINKING if reads_external_trainers(_package()) else NEWER_OR_WRITABLE
         raise InputError(f"cannot write into {file.parent} ({error.strerror}); {remedy}") from error

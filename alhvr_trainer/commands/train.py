@@ -101,7 +101,7 @@ def _check_names(dataset: int | str, configuration: str, plans: str | None) -> t
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
     from alhvr_trainer.compatibility import nnunet_folder
-    from alhvr_trainer.config.json_files import read_object
+    from alhvr_trainer.config.files import read_object
     from alhvr_trainer.config.lookup import chosen_plans, dataset_in, no_such_plans, plans_in
 
     preprocessed = Path(nnunet_folder("nnUNet_preprocessed"))

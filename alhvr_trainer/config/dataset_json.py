@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from alhvr_trainer.config.json_files import is_list_of, is_name, is_whole
+from alhvr_trainer.config.files import is_list_of, is_name, is_whole
 from alhvr_trainer.errors import InputError, shown
 
 HIGHEST_LABEL = 32767

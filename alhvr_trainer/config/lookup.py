@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from alhvr_trainer.compatibility import nnunet_folder
-from alhvr_trainer.config.json_files import read_json
+from alhvr_trainer.config.files import read_json
 from alhvr_trainer.config.names import PLANS_NAME
 from alhvr_trainer.errors import InputError, did_you_mean
 

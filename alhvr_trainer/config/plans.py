@@ -14,7 +14,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import nn
 
 from alhvr_trainer.config.dataset_json import channel_names, check_dataset_json
-from alhvr_trainer.config.json_files import is_list_of, is_name, is_positive, is_whole
+from alhvr_trainer.config.files import is_list_of, is_name, is_positive, is_whole
 from alhvr_trainer.config.plans_rules import CONFIGURATION, TOP, Rule, in_nnunet, is_finite
 from alhvr_trainer.config.settings import Settings, known_settings, settings_from_plans, split_batch
 from alhvr_trainer.errors import InputError, cut, one_line, shown
@@ -120,6 +120,21 @@ def check_labels_fit(dataset_json: dict[str, Any], where: str = "dataset.json") 
         raise InputError(f'{where}: the values of "labels" must be 0, 1, 2, … without a gap, found {shown(values)}')
 
 
+def build_network(manager: PlansManager, configuration: str, dataset_json: dict[str, Any]) -> nn.Module:
+    """The network that nnU-Net builds from a configuration of the plans, without deep supervision; random weights."""
+    named = manager.get_configuration(configuration)
+    network: nn.Module = get_network_from_plans(
+        named.network_arch_class_name,
+        named.network_arch_init_kwargs,
+        named.network_arch_init_kwargs_req_import,
+        determine_num_input_channels(manager, named, dataset_json),
+        manager.get_label_manager(dataset_json).num_segmentation_heads,
+        allow_init=False,
+        deep_supervision=False,
+    )
+    return network
+
+
 def check_network(where: str, manager: PlansManager, name: str, dataset_json: dict[str, Any]) -> None:
     """Build the network and pass a patch through it, on shapes only.
 
@@ -135,18 +150,9 @@ def check_network(where: str, manager: PlansManager, name: str, dataset_json: di
             raise InputError(
                 f'{where}: "patch_size" {patch} must be divisible by the product of all "strides", {strides.tolist()}'
             )
-        channels = determine_num_input_channels(manager, configuration, dataset_json)
         with torch.device("meta"), torch.no_grad():
-            network = get_network_from_plans(
-                configuration.network_arch_class_name,
-                configuration.network_arch_init_kwargs,
-                configuration.network_arch_init_kwargs_req_import,
-                channels,
-                manager.get_label_manager(dataset_json).num_segmentation_heads,
-                allow_init=False,
-                deep_supervision=False,
-            )
-            network(torch.zeros((2, channels, *patch)))
+            network = build_network(manager, name, dataset_json)
+            network(torch.zeros((2, determine_num_input_channels(manager, configuration, dataset_json), *patch)))
         parameters = sum(parameter.numel() for parameter in network.parameters())
         if parameters > MOST_PARAMETERS:
             raise ValueError(f"it would have {parameters} parameters")

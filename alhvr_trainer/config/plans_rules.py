@@ -11,7 +11,7 @@ from nnunetv2.imageio.reader_writer_registry import recursive_find_reader_writer
 from nnunetv2.preprocessing.resampling.utils import recursive_find_resampling_fn_by_name
 from nnunetv2.utilities.find_class_by_name import recursive_find_python_class
 
-from alhvr_trainer.config.json_files import is_list_of, is_name, is_positive, is_whole
+from alhvr_trainer.config.files import is_list_of, is_name, is_positive, is_whole
 
 Rule = tuple[Callable[[Any], bool], str]
 """What accepts a value, and how a message names such values; those that start with "nothing or" are optional."""

@@ -23,7 +23,7 @@ from typing import Any
 
 from alhvr_trainer.compatibility import nnunet_folder, nnunet_folder_if_set, require_nnunet_folders
 from alhvr_trainer.config.dataset_json import channel_names, check_dataset_json, file_ending
-from alhvr_trainer.config.json_files import read_object
+from alhvr_trainer.config.files import read_object
 from alhvr_trainer.config.lookup import dataset_in
 from alhvr_trainer.config.names import UNLABELED_FOLDER, UNLABELED_KEY
 from alhvr_trainer.data.splits import SPLITS_FILE, Splits, check_spelling, hidden_cases, load_splits

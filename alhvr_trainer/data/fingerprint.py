@@ -9,8 +9,6 @@ foreground. ``dataset_fingerprint.json`` gets two more keys for that::
 
 from __future__ import annotations
 
-import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +18,7 @@ from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from
 from nnunetv2.preprocessing.cropping.cropping import crop_to_nonzero
 
 from alhvr_trainer.config.dataset_json import channel_names
-from alhvr_trainer.config.json_files import read_object
+from alhvr_trainer.config.files import read_object, write_json
 from alhvr_trainer.config.names import UNLABELED_KEY
 from alhvr_trainer.data.dataset import Cases, Dataset, named_dataset
 from alhvr_trainer.data.images import check_channel_count, read_case
@@ -65,7 +63,7 @@ class ALHVRFingerprintExtractor(DatasetFingerprintExtractor):
         super().run(overwrite_existing)
         # what nnU-Net returns after extraction holds arrays; the file holds plain values
         fingerprint = {**load_fingerprint(file), LABELED_CASES: cases}
-        _save(fingerprint, file)
+        write_json(fingerprint, file, indent=4)
         return fingerprint
 
 
@@ -114,7 +112,7 @@ def add_unlabeled_to_fingerprint(dataset: Dataset, num_processes: int) -> dict[s
             for key in ("spacings", "shapes_after_crop", "files")
         },
     }
-    _save(fingerprint, file)
+    write_json(fingerprint, file, indent=4)
     return fingerprint
 
 
@@ -155,9 +153,3 @@ def _analyze(files: list[str], reader_writer: type[BaseReaderWriter], channels: 
         "shapes_after_crop": [int(size) for size in cropped.shape[1:]],
         "files": stamps,
     }
-
-
-def _save(fingerprint: dict[str, Any], file: Path) -> None:
-    partial = file.with_suffix(".partial")
-    partial.write_text(json.dumps(fingerprint, indent=4))
-    os.replace(partial, file)

@@ -12,7 +12,7 @@ import numpy as np
 from alhvr_trainer.bundle.scripts.images import check_finite
 from alhvr_trainer.bundle.scripts.label_files import stored_floats
 from alhvr_trainer.bundle.scripts.nifti import check_complete, read_header
-from alhvr_trainer.config.json_files import is_positive
+from alhvr_trainer.config.files import is_positive
 from alhvr_trainer.errors import InputError, one_line
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from alhvr_trainer.config.json_files import is_list_of, is_name, read_json, write_json
+from alhvr_trainer.config.files import is_list_of, is_name, read_json, write_json
 from alhvr_trainer.config.names import UNLABELED_KEY
 from alhvr_trainer.errors import InputError, did_you_mean, shown
 

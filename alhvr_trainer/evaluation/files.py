@@ -9,7 +9,7 @@ from alhvr_trainer.bundle.scripts.label_files import LabelMap, different_voxels,
 from alhvr_trainer.bundle.scripts.label_maps import Labels, labels_of, listed, unknown_values
 from alhvr_trainer.bundle.scripts.nifti import check_complete
 from alhvr_trainer.config.dataset_json import check_file_ending, check_labels
-from alhvr_trainer.config.json_files import read_object
+from alhvr_trainer.config.files import read_object
 from alhvr_trainer.errors import InputError
 
 

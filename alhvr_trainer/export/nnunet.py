@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from alhvr_trainer.bundle.scripts.overwriting import overwritten_input
-from alhvr_trainer.config.json_files import read_object
+from alhvr_trainer.config.files import read_object
 from alhvr_trainer.config.names import TRAINER_NAME, UNLABELED_KEY, WEIGHTS_FILE
 from alhvr_trainer.errors import InputError, one_line
 

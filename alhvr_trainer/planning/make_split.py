@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from alhvr_trainer.config.json_files import check_whole_number, write_json
+from alhvr_trainer.config.files import check_whole_number, write_json
 from alhvr_trainer.data.dataset import find_dataset
 from alhvr_trainer.data.splits import SPLITS_FILE, choose_splits, split_summary
 from alhvr_trainer.errors import InputError

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from alhvr_trainer.config.json_files import check_whole_number
+from alhvr_trainer.config.files import check_whole_number
 from alhvr_trainer.config.names import PLANNER_NAME
 from alhvr_trainer.data.dataset import Dataset, find_dataset
 from alhvr_trainer.data.splits import SPLITS_FILE

@@ -6,7 +6,7 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
-from alhvr_trainer.config.json_files import read_object
+from alhvr_trainer.config.files import read_object
 from alhvr_trainer.config.names import SETTINGS_KEY
 from alhvr_trainer.errors import InputError
 

@@ -17,7 +17,7 @@ import numpy as np
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from alhvr_trainer.config.dataset_json import channel_names
-from alhvr_trainer.config.json_files import read_json
+from alhvr_trainer.config.files import read_json
 from alhvr_trainer.config.names import PLANS_NAME, SETTINGS_KEY
 from alhvr_trainer.config.plans import check_network, check_numbers, check_schemes
 from alhvr_trainer.config.settings import Settings, settings_from_plans, split_batch

@@ -9,7 +9,7 @@ from batchgenerators.utilities.file_and_folder_operations import load_json
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
-from alhvr_trainer.config.json_files import read_object
+from alhvr_trainer.config.files import read_object
 from alhvr_trainer.config.names import PLANNER_NAME, SETTINGS_KEY
 from alhvr_trainer.data.dataset import Dataset
 from alhvr_trainer.data.fingerprint import FINGERPRINT_FILE, LABELED_CASES

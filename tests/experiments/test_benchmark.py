@@ -10,12 +10,13 @@ from pathlib import Path
 import pytest
 import yaml
 
+from alhvr_trainer.config.files import write_text
 from alhvr_trainer.config.names import SETTINGS_KEY
 from alhvr_trainer.config.settings import settings_from_plans
 from alhvr_trainer.errors import InputError
 from alhvr_trainer.experiments.benchmark import command, prepare
 from alhvr_trainer.experiments.benchmark.command import benchmark
-from alhvr_trainer.experiments.benchmark.jobs import digest, is_done, jobs_of, read_results, result_file, write_text
+from alhvr_trainer.experiments.benchmark.jobs import digest, is_done, jobs_of, read_results, result_file
 from alhvr_trainer.experiments.benchmark.progress import clock, epoch_in, seconds_left
 from alhvr_trainer.experiments.benchmark.suites import load_suite, parse_suite, shipped_suites
 from alhvr_trainer.resources import plans_folder

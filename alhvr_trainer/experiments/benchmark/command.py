@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from alhvr_trainer.commands.link import check_nnunet_finds_us
-from alhvr_trainer.config.json_files import read_object
+from alhvr_trainer.config.files import read_object
 from alhvr_trainer.config.names import SETTINGS_KEY
 from alhvr_trainer.data.dataset import preprocessed_folder
 from alhvr_trainer.devices import check_device

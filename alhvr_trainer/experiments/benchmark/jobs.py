@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from alhvr_trainer.compatibility import nnunet_folder
-from alhvr_trainer.config.json_files import read_object
+from alhvr_trainer.config.files import read_object
 from alhvr_trainer.errors import InputError, shown
 from alhvr_trainer.experiments.benchmark.suites import Suite, file_name
 
@@ -186,11 +185,3 @@ def read_results(output: Path, suite: str) -> list[dict[str, Any]]:
             )
         results.append(content)
     return results
-
-
-def write_text(file: Path, text: str) -> None:
-    """Write a file as a whole: whoever reads it finds the old or the new text, also when several benchmarks run."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_name(f".{file.name}.{os.getpid()}")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, file)

@@ -19,12 +19,12 @@ import torch
 from alhvr_trainer import __version__
 from alhvr_trainer.bundle.scripts.metrics import METRICS
 from alhvr_trainer.commands.train import train
-from alhvr_trainer.config.json_files import read_object
+from alhvr_trainer.config.files import read_object, write_text
 from alhvr_trainer.config.names import SETTINGS_KEY
 from alhvr_trainer.data.dataset import named_dataset, preprocessed_folder, raw_folder
 from alhvr_trainer.errors import InputError
 from alhvr_trainer.evaluation.evaluate import evaluate
-from alhvr_trainer.experiments.benchmark.jobs import Job, model_folder, result_file, write_text
+from alhvr_trainer.experiments.benchmark.jobs import Job, model_folder, result_file
 from alhvr_trainer.experiments.benchmark.suites import ENVIRONMENT, SUPERVISED
 from alhvr_trainer.trainers.checkpoints import read_checkpoint
 

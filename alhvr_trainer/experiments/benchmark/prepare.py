@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from alhvr_trainer.compatibility import require_nnunet_folders
-from alhvr_trainer.config.json_files import read_json, read_object
+from alhvr_trainer.config.files import read_json, read_object, write_text
 from alhvr_trainer.config.names import SETTINGS_KEY
 from alhvr_trainer.data.dataset import find_dataset, preprocessed_folder, raw_folder
 from alhvr_trainer.data.splits import SPLITS_FILE
 from alhvr_trainer.errors import InputError
-from alhvr_trainer.experiments.benchmark.jobs import Job, digest, write_text
+from alhvr_trainer.experiments.benchmark.jobs import Job, digest
 from alhvr_trainer.experiments.benchmark.suites import PHANTOM, Suite, file_name
 from alhvr_trainer.experiments.demo.phantom import write_dataset
 from alhvr_trainer.experiments.processes import run_logged

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 
+from alhvr_trainer.config.files import write_text
 from alhvr_trainer.experiments.benchmark.aggregate import Result, Row, class_names, rows_of
-from alhvr_trainer.experiments.benchmark.jobs import write_text
 from alhvr_trainer.experiments.benchmark.plots import box_plots
 from alhvr_trainer.experiments.benchmark.suites import Suite
 from alhvr_trainer.experiments.benchmark.tables import comma_separated, markdown

@@ -25,7 +25,7 @@ from typing import Any
 
 import yaml
 
-from alhvr_trainer.config.json_files import is_list_of, is_name, is_whole
+from alhvr_trainer.config.files import is_list_of, is_name, is_whole
 from alhvr_trainer.errors import InputError, cut, one_line, shown
 
 FOLDER = Path(__file__).resolve().parent / "suites"

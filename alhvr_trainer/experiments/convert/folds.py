@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from alhvr_trainer.config.json_files import read_object
+from alhvr_trainer.config.files import read_object
 from alhvr_trainer.data.splits import choose_splits
 from alhvr_trainer.experiments.convert.release import Split
 

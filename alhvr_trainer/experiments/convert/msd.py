@@ -14,7 +14,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from alhvr_trainer.config.json_files import is_name, read_object
+from alhvr_trainer.config.files import is_name, read_object
 from alhvr_trainer.errors import InputError, shown
 from alhvr_trainer.experiments.convert.folds import drawn_folds
 from alhvr_trainer.experiments.convert.release import Case, Release

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import tempfile
@@ -12,7 +11,7 @@ from typing import Any, NamedTuple
 
 from alhvr_trainer.bundle.scripts.overwriting import overwritten_input
 from alhvr_trainer.config.dataset_json import check_dataset_json
-from alhvr_trainer.config.json_files import read_json
+from alhvr_trainer.config.files import read_json, write_json
 from alhvr_trainer.config.names import UNLABELED_FOLDER
 from alhvr_trainer.data.splits import SPLITS_FILE
 from alhvr_trainer.errors import InputError
@@ -93,13 +92,13 @@ def write_dataset(release: Release, folder: Path, overwrite: bool = False) -> li
     (folder / "dataset.json").unlink(missing_ok=True)
     moved = []
     with tempfile.TemporaryDirectory(prefix=SCRATCH, dir=folder) as scratch:
-        _write_json(content, folder / STARTED_FILE, Path(scratch))
+        write_json(content, folder / STARTED_FILE)
         for target in tqdm(targets, desc=f"convert {release.kind}", unit="case"):
             if (overwrite or not all(file.exists() for file in target.files())) and not _write_case(
                 target, release, Path(scratch)
             ):
                 moved.append(target.case)
-        _write_json(list(release.folds), folder / SPLITS_FILE, Path(scratch))
+        write_json(list(release.folds), folder / SPLITS_FILE)
     os.replace(folder / STARTED_FILE, folder / "dataset.json")
     return moved
 
@@ -155,9 +154,3 @@ def _write_case(target: Target, release: Release, scratch: Path) -> bool:
         volume.write(scratch / file.name)
         os.replace(scratch / file.name, file)
     return aligned
-
-
-def _write_json(content: object, file: Path, scratch: Path) -> None:
-    partial = scratch / file.name
-    partial.write_text(json.dumps(content, indent=1))
-    os.replace(partial, file)

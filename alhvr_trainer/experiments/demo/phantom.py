@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 
+from alhvr_trainer.config.files import write_json
 from alhvr_trainer.config.names import UNLABELED_FOLDER
 from alhvr_trainer.experiments.demo.anatomy import LABELS, draw_heart, draw_organs, draw_tones, paint_slice
 
@@ -166,13 +167,9 @@ def write_dataset(
             write_volume(label, dataset / label_folders[kind] / f"{case}.nii.gz", spacing)
     cases = [CASE_NAME.format(number) for number in range(labeled)]
     channels = {"channel_names": {"0": "MRI"}, "labels": LABELS}
-    _write_json(dataset / "dataset.json", {**channels, "numTraining": labeled, "file_ending": ".nii.gz"})
-    _write_json(dataset / "splits_final.json", [{"train": cases[:-val], "val": cases[-val:]}])
+    write_json({**channels, "numTraining": labeled, "file_ending": ".nii.gz"}, dataset / "dataset.json")
+    write_json([{"train": cases[:-val], "val": cases[-val:]}], dataset / "splits_final.json")
     return dataset
-
-
-def _write_json(path: Path, content: object) -> None:
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -8,11 +8,10 @@ from typing import Any
 import numpy as np
 import torch
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
-from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
-from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from alhvr_trainer.config.names import SETTINGS_KEY
+from alhvr_trainer.config.plans import build_network
 from alhvr_trainer.config.settings import settings_from_plans
 from alhvr_trainer.experiments.demo.figures import REGIONS
 from alhvr_trainer.losses import FeaturePerturbation, alhvr_terms
@@ -49,14 +48,7 @@ def regions_of(checkpoint: dict[str, Any], slices: np.ndarray) -> tuple[dict[str
     inputs: list[torch.Tensor] = []
     both = checkpoint["network_weights"], checkpoint[SETTINGS_KEY]["network_b_weights"]
     for offset, weights in enumerate(both):
-        network = get_network_from_plans(
-            configuration.network_arch_class_name,
-            configuration.network_arch_init_kwargs,
-            configuration.network_arch_init_kwargs_req_import,
-            determine_num_input_channels(plans, configuration, arguments["dataset_json"]),
-            plans.get_label_manager(arguments["dataset_json"]).num_segmentation_heads,
-            deep_supervision=False,
-        )
+        network = build_network(plans, arguments["configuration"], arguments["dataset_json"])
         network.load_state_dict(weights)
         perturb = FeaturePerturbation(PERTURBATION_SEED + offset, torch.device("cpu"))
         with torch.no_grad():

@@ -1,13 +1,12 @@
 """``alhvr demo``: the whole way from scans to a report on an embedded data set, with the real commands.
 
 Every step is a command of nnU-Net, MONAI or this package in a process of its own. A step that was done with
-the same command, settings and code is not repeated.
+the same command, settings and version of the package is not repeated.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import shutil
 import signal
 import sys
@@ -15,17 +14,17 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from tqdm import tqdm
 
 from alhvr_trainer import __version__
 from alhvr_trainer.commands.link import check_nnunet_finds_us
+from alhvr_trainer.config.files import read_object, write_json
 from alhvr_trainer.errors import InputError
 from alhvr_trainer.experiments.demo.speed import relative_time
 from alhvr_trainer.experiments.demo.steps import CONFIGURATION, STAMPS, Layout, Step, plan_steps
 from alhvr_trainer.experiments.processes import interrupted_by, last_line, run_logged
-from alhvr_trainer.resources import bundle_folder, plans_folder
+from alhvr_trainer.resources import plans_folder
 
 
 def demo(
@@ -97,12 +96,9 @@ def _ready_plan(name_or_file: str) -> tuple[Path, str]:
     file = next((path.resolve() for path in candidates if path.is_file()), None)
     if file is None:
         raise InputError(f"no plans file {name_or_file}; the demo's own is called demo")
-    try:
-        content = _read_json(file)
-        if CONFIGURATION in content["configurations"]:
-            return file, content["plans_name"]
-    except (ValueError, KeyError, TypeError):
-        pass
+    content = read_object(file)
+    if CONFIGURATION in (content.get("configurations") or ()) and "plans_name" in content:
+        return file, content["plans_name"]
     raise InputError(f'{file} is no ready plan with "plans_name" and a configuration {CONFIGURATION}')
 
 
@@ -142,7 +138,7 @@ def run_steps(
             step, log = steps[number], layout.output / "logs" / f"{names[number]}.log"
             took = round(_run(step, log, layout.environment(), progress), 1)
             record = {"key": keys[number], "title": step.title, "command": step.command, "seconds": took}
-            _write_json(stamps[number], record)
+            write_json(record, stamps[number])
 
 
 def _clock(seconds: float) -> str:
@@ -213,24 +209,8 @@ def _keys(steps: list[Step], settings: str) -> list[str]:
     """For each step a digest of everything that its result depends on, the steps before it included."""
     keys = [settings]
     for step in steps:
-        keys.append(_digest(keys[-1], *step.command, _code_of(step)))
+        keys.append(_digest(keys[-1], *step.command))
     return keys[1:]
-
-
-_DEMO_MODULES = {
-    "generate": ("phantom.py", "anatomy.py"),
-    "report": ("report.py", "comparison.py", "figures.py", "regions.py", "steps.py"),
-}
-
-
-def _code_of(step: Step) -> str:
-    """Digest of the modules that a step runs, so that it is repeated when they change."""
-    package = Path(__file__).parents[1]
-    files = [file for folder in (package, bundle_folder()) for file in folder.rglob("*") if file.is_file()]
-    files = [file for file in files if file.parent.name not in ("demo", "__pycache__")]
-    if step.name in _DEMO_MODULES:
-        files = [package / "demo" / name for name in _DEMO_MODULES[step.name]]
-    return _digest(*(file.read_bytes().hex() for file in sorted(files)))
 
 
 def _settings(plans: Path) -> str:
@@ -242,13 +222,4 @@ def _digest(*texts: str) -> str:
 
 
 def _done(step: Step, stamp: Path, key: str) -> bool:
-    return stamp.is_file() and _read_json(stamp).get("key") == key and step.result.exists()
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    return json.loads(file.read_text(encoding="utf-8"))
-
-
-def _write_json(file: Path, content: Any) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    return stamp.is_file() and read_object(stamp).get("key") == key and step.result.exists()

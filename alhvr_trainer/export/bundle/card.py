@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from alhvr_trainer.config.json_files import is_whole
+from alhvr_trainer.config.files import is_whole
 from alhvr_trainer.config.methods import semi_supervised_method_of
 from alhvr_trainer.config.names import SETTINGS_KEY
 from alhvr_trainer.export.bundle import facts

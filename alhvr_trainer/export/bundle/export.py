@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from alhvr_trainer.bundle.scripts.checksums import write_checksums
-from alhvr_trainer.config.json_files import read_object
+from alhvr_trainer.config.files import read_object
 from alhvr_trainer.errors import InputError, one_line
 from alhvr_trainer.export.bundle.architecture import BundleNetwork, bundle_network
 from alhvr_trainer.export.bundle.card import write_card

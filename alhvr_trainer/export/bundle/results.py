@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from alhvr_trainer.config.json_files import is_whole, read_object
+from alhvr_trainer.config.files import is_whole, read_object
 from alhvr_trainer.errors import InputError, shown
 from alhvr_trainer.export.bundle import facts
 from alhvr_trainer.models import WEIGHTS_FILE, TrainedModel

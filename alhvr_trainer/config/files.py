@@ -1,10 +1,12 @@
-"""JSON files: reading those that anyone may have written or damaged, and writing."""
+"""Files: reading JSON that anyone may have written or damaged, writing whole files, and forms of values in them."""
 
 from __future__ import annotations
 
 import json
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -42,11 +44,35 @@ def read_object(file: str | os.PathLike[str], remedy: str = "") -> dict[str, Any
     return content
 
 
-def write_json(content: object, file: str | os.PathLike[str]) -> None:
-    """Write a file that appears whole or not at all."""
-    partial = Path(f"{os.fspath(file)}.partial")
-    partial.write_text(json.dumps(content, indent=1), encoding="utf-8")
-    os.replace(partial, file)
+@contextmanager
+def replacing(file: str | os.PathLike[str]) -> Iterator[Path]:
+    """A path to write to; what lies there takes the place of ``file`` once the block has ended without an error.
+
+    So whoever reads the file finds the old or the new one, never half, also when several processes write it.
+
+    Example:
+        >>> with replacing("plans.json") as part:
+        ...     _ = part.write_text("{}")
+    """
+    target = Path(file)
+    part = target.with_name(f".{target.name}.{os.getpid()}.part")
+    try:
+        yield part
+        os.replace(part, target)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def write_text(file: str | os.PathLike[str], text: str) -> None:
+    """Write a file that appears whole or not at all, and its folder if need be."""
+    Path(file).parent.mkdir(parents=True, exist_ok=True)
+    with replacing(file) as part:
+        part.write_text(text, encoding="utf-8")
+
+
+def write_json(content: object, file: str | os.PathLike[str], indent: int = 1) -> None:
+    """As :func:`write_text`."""
+    write_text(file, json.dumps(content, indent=indent) + "\n")
 
 
 def is_whole(value: object, low: int, high: int) -> bool:
