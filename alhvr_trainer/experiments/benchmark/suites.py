@@ -19,33 +19,65 @@ A suite names the data set, the plans, the split with one fold per labeled fract
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import yaml
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from alhvr_trainer.config.files import is_list_of, is_name, is_whole
+from alhvr_trainer.config.files import is_name
 from alhvr_trainer.errors import InputError, cut, one_line, shown
 
 FOLDER = Path(__file__).resolve().parent / "suites"
 PHANTOM = "phantom"
 SUPERVISED = ("SupervisedTrainer", "SupervisedWholeBatchTrainer")
 """The trainers that take no unlabeled cases; their variants have names that begin like them."""
+
+
+def _must(accepts: Any) -> AfterValidator:
+    def check(value: Any) -> Any:
+        assert accepts(value)
+        return value
+
+    return AfterValidator(check)
+
+
+def _is_pattern(text: str) -> bool:
+    try:
+        return bool(text) and bool(re.compile(text))
+    except re.error:
+        return False
+
+
+Name = Annotated[str, _must(is_name)]
+Label = Annotated[str, Field(max_length=60), _must(lambda text: text.strip() and not set(text) & set(",|;\n\r\t"))]
+"""Fit for a table's cell and a flag's list: no comma, no bar, one line."""
+Fold = Annotated[int, Field(ge=0, le=999)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+Settings = Annotated[dict[str, Any], _must(lambda settings: "seed" not in settings)]
+Distinct = _must(lambda values: values and len(set(values)) == len(values))
 TABLES = ("comparison", "ablation", "regions")
 """The layouts of the paper's Tables 1 to 3, of its Table 5, and of the slides' Table 1."""
 ENVIRONMENT = ("OMP_NUM_THREADS", "nnUNet_n_proc_DA", "nnUNet_def_n_proc", "nnUNet_compile")
 """What speed and repeatability depend on; a suite may set defaults for these, and each result records them."""
-_MOST = 2**32 - 1
+NUMBERS = ("labeled", "unlabeled", "test", "seed")
+Table = Annotated[str, _must(TABLES.__contains__)]
+Variable = Annotated[str, _must(ENVIRONMENT.__contains__)]
+Number = Annotated[str, _must(NUMBERS.__contains__)]
 
 
-@dataclass(frozen=True)
-class Method:
+class _Entry(BaseModel):
+    """Keys of a YAML object; a key's description completes the message "it must be ..."."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
+
+
+class Method(_Entry):
     """One row of the tables: a trainer and what it is set to."""
 
-    name: str
-    trainer: str
-    settings: dict[str, Any] = field(default_factory=dict)
+    name: Label = Field(description="text of at most 60 letters, without commas, semicolons and bars")
+    trainer: Name = Field(description="the name of a trainer, e.g. ALHVRTrainer")
+    settings: Settings = Field({}, description='settings of the plans\' "alhvr" block, without "seed"')
 
     @property
     def supervised(self) -> bool:
@@ -53,33 +85,46 @@ class Method:
         return self.trainer.startswith(SUPERVISED)
 
 
-@dataclass(frozen=True)
-class Suite:
+class Suite(_Entry):
     """A checked suite; the keys are those of the YAML file."""
 
-    name: str
-    dataset: str
-    configuration: str
-    plans: str
-    splits: str
-    folds: dict[str, int]
-    """Name of the labeled fraction -> fold in the split."""
-    seeds: list[int]
-    methods: list[Method]
-    description: str = ""
-    settings: dict[str, Any] = field(default_factory=dict)
-    fully_labeled: dict[str, int] = field(default_factory=dict)
-    """Further folds, without unlabeled cases: the upper bound, for the trainers in SUPERVISED alone."""
-    test: bool = False
-    """Measure imagesTs against labelsTs; else the fold's validation cases."""
-    group: str | None = None
-    """Regular expression: cases in whose names it finds the same text, as a patient's frames, count as one in tests."""
-    tables: dict[str, list[str]] = field(default_factory=dict)
-    """Table out of TABLES -> its methods; default: a comparison of all."""
-    phantom: dict[str, int] = field(default_factory=dict)
-    """Numbers of cases and seed of the generated data set."""
-    environment: dict[str, str] = field(default_factory=dict)
-    """Defaults of the variables in ENVIRONMENT; what the user has set goes first."""
+    name: Name = Field(description="text that can name a file")
+    description: str = Field("", description="text")
+    dataset: Name = Field(description=f'a data set in nnUNet_raw, as Dataset027_ACDC or ACDC, or "{PHANTOM}"')
+    configuration: Name = Field(description="a configuration of the plans, e.g. 2d")
+    plans: str = Field(description="a ready plan (plans/*.json) or a JSON file")
+    splits: str = Field(description="a file of splits")
+    folds: Annotated[dict[Label, Fold], Field(min_length=1)] = Field(
+        description="names of labeled fractions, each with its fold in the split, e.g. {5 labeled: 0}"
+    )
+    fully_labeled: dict[Label, Fold] = Field(
+        {},
+        description="names of folds without unlabeled cases (the upper bound, for labeled-only trainers alone), each "
+        "with its number, e.g. {160 labeled: 2}",
+    )
+    seeds: Annotated[list[Seed], Distinct] = Field(description="a list of different whole numbers")
+    settings: Settings = Field({}, description='settings of the plans\' "alhvr" block, without "seed" (see "seeds")')
+    methods: Annotated[list[Method], Field(min_length=1)] = Field(
+        description="a list of methods: {name, trainer, settings}"
+    )
+    test: bool = Field(False, description="true (measure imagesTs against labelsTs) or false (the validation cases)")
+    group: Annotated[str, _must(_is_pattern)] | None = Field(
+        None, description=r"a regular expression that finds the patient in a case's name, e.g. patient\d+"
+    )
+    """Cases in whose names it finds the same text, as a patient's frames, count as one in tests."""
+    tables: dict[Table, Annotated[list[Label], Distinct]] = Field(
+        {},
+        description=f"lists of methods for the tables {', '.join(TABLES)}",
+    )
+    """Default: a comparison of all."""
+    phantom: dict[Number, Annotated[int, Field(ge=0, le=10_000)]] = Field(
+        {}, description=f"numbers {{{', '.join(NUMBERS)}}}"
+    )
+    """Of the generated data set."""
+    environment: dict[Variable, str] = Field(
+        {}, description=f'text for the variables {", ".join(ENVIRONMENT)}, e.g. "1"'
+    )
+    """Defaults; what the user has set goes first."""
 
     @property
     def all_folds(self) -> dict[str, int]:
@@ -106,7 +151,7 @@ def load_suite(name_or_file: str) -> Suite:
 
     Example:
         >>> load_suite("hippocampus-cpu").folds
-        {'5 labeled': 0, '20 labeled': 1}
+        {'5 labelled': 0, '20 labelled': 1}
     """
     file = Path(name_or_file)
     if not file.is_file():
@@ -122,21 +167,16 @@ def load_suite(name_or_file: str) -> Suite:
 
 def parse_suite(content: object, where: str) -> Suite:
     """A suite out of a YAML file's content; ``where`` names it in messages (see :func:`load_suite`)."""
-    content = _object(content, where)
-    _check_keys(
-        content,
-        where,
-        _RULES,
-        ("description", "fully_labeled", "settings", "test", "group", "tables", PHANTOM, "environment"),
-    )
-    methods = [_method(entry, f"{where}, method {number}") for number, entry in enumerate(content["methods"], 1)]
-    names = [method.name for method in methods]
-    for kind, labels in (("methods", names), ("folds", [*content["folds"], *content.get("fully_labeled", [])])):
+    try:
+        suite = Suite.model_validate(content)
+    except ValidationError as error:
+        raise InputError(_problem(error.errors()[0], content, where)) from error
+    names = [method.name for method in suite.methods]
+    for kind, labels in (("methods", names), ("folds", [*suite.folds, *suite.fully_labeled])):
         files = [file_name(label) for label in labels]
         twice = [label for label in labels if files.count(file_name(label)) > 1]
         if twice:
             raise InputError(f'{where}: two {kind} are called "{twice[0]}" or nearly so; give each a name of its own')
-    suite = Suite(**{**content, "methods": methods})
     if (suite.dataset == PHANTOM) != bool(suite.phantom):
         raise InputError(
             f'{where}: "{PHANTOM}" (numbers of cases) belongs to "dataset: {PHANTOM}", one without the other'
@@ -148,6 +188,24 @@ def parse_suite(content: object, where: str) -> Suite:
     return suite
 
 
+def _problem(first: Any, content: Any, where: str) -> str:
+    """What pydantic found first, as one line that names the place and the key."""
+    kind: type[_Entry] = Suite
+    place = list(first["loc"])
+    if place[:1] == ["methods"] and len(place) > 1:
+        kind, content = Method, content["methods"][place[1]]
+        where, place = f"{where}, method {int(place[1]) + 1}", place[2:]
+    if not place:
+        return f"{where} must map keys to values, found {shown(content)}"
+    key = str(place[0])
+    if first["type"] == "extra_forbidden":
+        return f"{where}: unknown key {cut(key)}; valid keys: {', '.join(kind.model_fields)}"
+    form = kind.model_fields[key].description
+    if first["type"] == "missing":
+        return f'{where}: "{key}" is missing; it must be {form}'
+    return f'{where}: "{key}" is {shown(content[key])}; it must be {form}'
+
+
 def file_name(label: str) -> str:
     """A method's or fold's name as a part of a file's name.
 
@@ -156,100 +214,3 @@ def file_name(label: str) -> str:
         'alhvr_β_0.9'
     """
     return re.sub(r"[^\w.+-]+", "_", label.strip()).lower()
-
-
-def _method(content: object, where: str) -> Method:
-    content = _object(content, where)
-    _check_keys(content, where, _METHOD_RULES, ("settings",))
-    return Method(**content)
-
-
-def _object(content: object, where: str) -> dict[str, Any]:
-    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
-        raise InputError(f"{where} must map keys to values, found {shown(content)}")
-    return content
-
-
-def _check_keys(content: dict[str, Any], where: str, rules: dict[str, Any], optional: tuple[str, ...]) -> None:
-    unknown = sorted(set(content) - set(rules))
-    if unknown:
-        raise InputError(f"{where}: unknown key {cut(', '.join(unknown))}; valid keys: {', '.join(rules)}")
-    missing = [key for key in rules if key not in content and key not in optional]
-    if missing:
-        raise InputError(f'{where}: "{missing[0]}" is missing; it must be {rules[missing[0]][1]}')
-    for key, value in content.items():
-        accepts, form = rules[key]
-        if not accepts(value):
-            raise InputError(f'{where}: "{key}" is {shown(value)}; it must be {form}')
-
-
-def _is_label(value: object) -> bool:
-    """Text for a table's cell and a flag's list: no comma, no bar, one line."""
-    return isinstance(value, str) and bool(value.strip()) and len(value) <= 60 and not set(value) & set(",|;\n\r\t")
-
-
-def _is_text(value: object) -> bool:
-    return isinstance(value, str)
-
-
-def _is_pattern(value: object) -> bool:
-    try:
-        return isinstance(value, str) and bool(value) and bool(re.compile(value))
-    except re.error:
-        return False
-
-
-def _is_settings(value: object) -> bool:
-    return isinstance(value, dict) and all(isinstance(key, str) for key in value) and "seed" not in value
-
-
-def _is_map(value: object, accepts_key: Any, accepts: Any) -> bool:
-    return isinstance(value, dict) and all(accepts_key(k) and accepts(v) for k, v in value.items())
-
-
-def _is_fold(value: object) -> bool:
-    return is_whole(value, 0, 999)
-
-
-def _is_distinct(value: object, accepts: Any) -> bool:
-    return is_list_of(value, accepts) and bool(value) and len(set(value)) == len(value)  # type: ignore[arg-type,call-overload]
-
-
-_METHOD_RULES: dict[str, Any] = {
-    "name": (_is_label, "text of at most 60 letters, without commas, semicolons and bars"),
-    "trainer": (is_name, "the name of a trainer, e.g. ALHVRTrainer"),
-    "settings": (_is_settings, 'settings of the plans\' "alhvr" block, without "seed"'),
-}
-_RULES: dict[str, Any] = {
-    "name": (is_name, "text that can name a file"),
-    "description": (_is_text, "text"),
-    "dataset": (is_name, f'a data set in nnUNet_raw, as Dataset027_ACDC or ACDC, or "{PHANTOM}"'),
-    "configuration": (is_name, "a configuration of the plans, e.g. 2d"),
-    "plans": (_is_text, "a ready plan (plans/*.json) or a JSON file"),
-    "splits": (_is_text, "a file of splits"),
-    "folds": (
-        lambda v: bool(v) and _is_map(v, _is_label, _is_fold),
-        "names of labeled fractions, each with its fold in the split, e.g. {5 labeled: 0}",
-    ),
-    "fully_labeled": (
-        lambda v: _is_map(v, _is_label, _is_fold),
-        "names of folds without unlabeled cases, each with its number, e.g. {160 labeled: 2}",
-    ),
-    "seeds": (lambda v: _is_distinct(v, lambda s: is_whole(s, 0, _MOST)), "a list of different whole numbers"),
-    "settings": (_is_settings, 'settings of the plans\' "alhvr" block, without "seed" (see "seeds")'),
-    "methods": (lambda v: isinstance(v, list) and bool(v), "a list of methods: {name, trainer, settings}"),
-    "test": (lambda v: isinstance(v, bool), "true or false"),
-    "group": (_is_pattern, r"a regular expression that finds the patient in a case's name, e.g. patient\d+"),
-    "tables": (
-        lambda v: _is_map(v, lambda k: k in TABLES, lambda rows: _is_distinct(rows, _is_label)),
-        f"lists of methods for the tables {', '.join(TABLES)}",
-    ),
-    PHANTOM: (
-        lambda v: _is_map(v, lambda k: k in ("labeled", "unlabeled", "test", "seed"), lambda n: is_whole(n, 0, 10_000)),
-        "numbers {labeled, unlabeled, test, seed}",
-    ),
-    "environment": (
-        lambda v: _is_map(v, lambda k: k in ENVIRONMENT, _is_text),
-        f'text for the variables {", ".join(ENVIRONMENT)}, e.g. "1"',
-    ),
-}
