@@ -23,7 +23,7 @@ if TYPE_CHECKING:  # what type checkers and editors see; the names below are the
     from alhvr_trainer.experiments.convert.command import convert
     from alhvr_trainer.experiments.demo.run import demo
     from alhvr_trainer.export.bundle import export_bundle
-    from alhvr_trainer.export.nnunet import export_nnunet
+    from alhvr_trainer.export.stock_model import export_nnunet
     from alhvr_trainer.losses.alhvr import alhvr_channel_terms, alhvr_terms
     from alhvr_trainer.planning.make_split import make_split
     from alhvr_trainer.planning.plan_and_preprocess import plan_and_preprocess

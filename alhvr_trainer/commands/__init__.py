@@ -26,7 +26,7 @@ COMMANDS = {
         "segment unlabeled cases for the next stage of a cascade",
     ),
     "export_bundle": ("alhvr_trainer.export.bundle", "write a trained model as a MONAI bundle"),
-    "export_nnunet": ("alhvr_trainer.export.nnunet", "write a trained model as a stock nnU-Net model"),
+    "export_nnunet": ("alhvr_trainer.export.stock_model", "write a trained model as a stock nnU-Net model"),
     "evaluate": ("alhvr_trainer.evaluation.evaluate", "Dice, Jaccard, HD95 and ASD of predictions"),
     "benchmark": (
         "alhvr_trainer.experiments.benchmark.command",

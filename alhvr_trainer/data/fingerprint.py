@@ -20,8 +20,8 @@ from nnunetv2.preprocessing.cropping.cropping import crop_to_nonzero
 from alhvr_trainer.config.dataset_json import channel_names
 from alhvr_trainer.config.files import read_object, write_json
 from alhvr_trainer.config.names import UNLABELED_KEY
+from alhvr_trainer.data.case_images import check_channel_count, read_case
 from alhvr_trainer.data.dataset import Cases, Dataset, named_dataset
-from alhvr_trainer.data.images import check_channel_count, read_case
 from alhvr_trainer.data.sources import same_sources, source_stamps
 from alhvr_trainer.data.workers import run_on_cases, useful_processes
 from alhvr_trainer.errors import InputError

@@ -25,8 +25,8 @@ import numpy as np
 
 from alhvr_trainer.config.dataset_json import channel_names
 from alhvr_trainer.config.names import UNLABELED_SUFFIX
+from alhvr_trainer.data.case_images import check_channel_count, read_case
 from alhvr_trainer.data.dataset import Cases
-from alhvr_trainer.data.images import check_channel_count, read_case
 from alhvr_trainer.data.sources import same_sources, source_stamps
 from alhvr_trainer.data.workers import run_on_cases, useful_processes
 from alhvr_trainer.errors import InputError
@@ -112,7 +112,7 @@ def preprocess_unlabeled(
         show_progress: show a progress bar.
 
     Raises:
-        InputError: an image cannot be used (see :func:`~alhvr_trainer.data.images.read_case`).
+        InputError: an image cannot be used (see :func:`~alhvr_trainer.data.case_images.read_case`).
         RuntimeError: a worker process died.
 
     Example:

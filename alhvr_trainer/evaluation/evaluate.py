@@ -9,7 +9,7 @@ from alhvr_trainer.bundle.scripts.label_files import common_unit
 from alhvr_trainer.bundle.scripts.metrics import case_metrics, metrics_files, summarize, table, write_metrics
 from alhvr_trainer.bundle.scripts.overwriting import overwritten_input
 from alhvr_trainer.errors import InputError
-from alhvr_trainer.evaluation.files import match_cases, read_dataset_json, read_pair
+from alhvr_trainer.evaluation.label_pairs import match_cases, read_dataset_json, read_pair
 
 
 def evaluate(

@@ -13,8 +13,8 @@ from alhvr_trainer.losses import FeaturePerturbation, TwoPasses, alhvr_channel_t
 from alhvr_trainer.losses.alhvr import TERMS
 from alhvr_trainer.losses.regions import Region, paper_proportion
 from alhvr_trainer.losses.voxels import valid_voxels
-from alhvr_trainer.trainers.networks import unwrapped
 from alhvr_trainer.trainers.parallel import get_rank, get_world_size
+from alhvr_trainer.trainers.partners import unwrapped
 from alhvr_trainer.trainers.samples import Forward, Predictions, Samples, first
 from alhvr_trainer.trainers.semi_supervised import SemiSupervisedTrainer
 from alhvr_trainer.trainers.two_passes import TwoPass

@@ -15,7 +15,7 @@ from alhvr_trainer.config.methods import method
 from alhvr_trainer.config.settings import Settings, Share
 from alhvr_trainer.losses.fixmatch import confident_labels, pseudo_label_term
 from alhvr_trainer.losses.schedules import average_decay
-from alhvr_trainer.trainers.networks import move_average, unwrapped
+from alhvr_trainer.trainers.partners import move_average, unwrapped
 from alhvr_trainer.trainers.samples import Forward, Predictions, Samples, first, full_resolution
 from alhvr_trainer.trainers.semi_supervised import SemiSupervisedTrainer
 from alhvr_trainer.trainers.views import INSIDE_UNLABELED, two_view_pipeline

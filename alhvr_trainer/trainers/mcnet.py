@@ -16,7 +16,7 @@ from torch.nn.functional import interpolate
 from alhvr_trainer.config.methods import method
 from alhvr_trainer.config.settings import Settings
 from alhvr_trainer.losses.mcnet import mutual_consistency
-from alhvr_trainer.trainers.networks import follow_loaded_weights, unwrapped
+from alhvr_trainer.trainers.partners import follow_loaded_weights, unwrapped
 from alhvr_trainer.trainers.samples import Forward, Predictions, Samples
 from alhvr_trainer.trainers.semi_supervised import SemiSupervisedTrainer
 from alhvr_trainer.trainers.two_passes import check_network

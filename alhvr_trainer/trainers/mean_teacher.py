@@ -16,7 +16,7 @@ from alhvr_trainer.config.settings import Settings, Share
 from alhvr_trainer.losses.mean_teacher import consistency_term, noisy
 from alhvr_trainer.losses.schedules import average_decay
 from alhvr_trainer.trainers.dropout import add_dropout
-from alhvr_trainer.trainers.networks import move_average, unwrapped
+from alhvr_trainer.trainers.partners import move_average, unwrapped
 from alhvr_trainer.trainers.samples import Forward, Predictions, Samples, first, full_resolution
 from alhvr_trainer.trainers.semi_supervised import SemiSupervisedTrainer
 

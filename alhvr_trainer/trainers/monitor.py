@@ -11,7 +11,7 @@ from nnunetv2.utilities.collate_outputs import collate_outputs
 from alhvr_trainer.config.names import SETTINGS_KEY
 from alhvr_trainer.trainers.collapse import collapse_warnings, grace_epochs
 from alhvr_trainer.trainers.history import History, HistoryKeys, foreground_names, summary_line
-from alhvr_trainer.trainers.plots import Panels, all_panels, plot_history
+from alhvr_trainer.trainers.history_plot import Panels, all_panels, plot_history
 
 
 class Monitor:

@@ -32,10 +32,10 @@ from alhvr_trainer.trainers.checkpoints import (
     write_atomically,
 )
 from alhvr_trainer.trainers.history import step_values
+from alhvr_trainer.trainers.history_plot import Panels
 from alhvr_trainer.trainers.monitor import Monitor
-from alhvr_trainer.trainers.networks import SEGMENTATION_LAYERS, follow_loaded_weights, take_steps, unwrapped
 from alhvr_trainer.trainers.parallel import gather, get_rank, get_world_size, rank_0_first
-from alhvr_trainer.trainers.plots import Panels
+from alhvr_trainer.trainers.partners import SEGMENTATION_LAYERS, follow_loaded_weights, take_steps, unwrapped
 from alhvr_trainer.trainers.prediction import predicted_foreground, update_foreground
 from alhvr_trainer.trainers.samples import (
     Forward,

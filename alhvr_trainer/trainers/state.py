@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 from alhvr_trainer.config.names import SETTINGS_KEY
-from alhvr_trainer.trainers.networks import unwrapped
 from alhvr_trainer.trainers.parallel import get_rank
+from alhvr_trainer.trainers.partners import unwrapped
 
 
 def training_state(trainer: Any) -> dict[str, Any]:

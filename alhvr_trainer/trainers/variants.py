@@ -12,7 +12,14 @@ from nnunetv2.utilities.find_class_by_name import recursive_find_python_class
 
 from alhvr_trainer.config.methods import method_of
 
-KEPT = ("train_step", "get_dataloaders", "run_training", "on_train_epoch_start", "load_checkpoint", "save_checkpoint")
+OURS_ALONE = (
+    "train_step",
+    "get_dataloaders",
+    "run_training",
+    "on_train_epoch_start",
+    "load_checkpoint",
+    "save_checkpoint",
+)
 """Methods that a variant of nnU-Net must leave alone to be combined with ours: there the two would contradict."""
 
 
@@ -21,7 +28,7 @@ def trainer_named(name: str) -> type[nnUNetTrainer]:
 
     ``NAME_Xepochs`` is NAME with X epochs, whatever the plans say. ``ALHVRTrainerNoMirroring`` is ALHVRTrainer with
     what nnU-Net's ``nnUNetTrainerNoMirroring`` changes; likewise for most of nnU-Net's variants (``…DA5``,
-    ``…_onlyMirror01``, ``…NoDeepSupervision``, ``…DiceLoss``), see :data:`KEPT`.
+    ``…_onlyMirror01``, ``…NoDeepSupervision``, ``…DiceLoss``), see :data:`OURS_ALONE`.
 
     Raises:
         AttributeError: no such trainer (nnU-Net's look-up asks modules for attributes).
@@ -45,7 +52,7 @@ def _base(name: str) -> type[nnUNetTrainer] | None:
     if name == ours.__name__:
         return ours
     stock = _stock_variant(nnUNetTrainer.__name__ + name.removeprefix(ours.__name__))
-    if stock is None or any(getattr(stock, name) is not getattr(nnUNetTrainer, name) for name in KEPT):
+    if stock is None or any(getattr(stock, name) is not getattr(nnUNetTrainer, name) for name in OURS_ALONE):
         return None
     # ours go first and call super(): what they reach there is the variant
     return type(name, (ours, stock), {"__module__": ours.__module__, "__doc__": ours.__doc__})

@@ -45,7 +45,7 @@ from trained_models import (
 
 from alhvr_trainer.export.bundle import export_bundle
 from alhvr_trainer.export.bundle.architecture import BundleNetwork, network_config
-from alhvr_trainer.export.bundle.native import native_config, why_not_native
+from alhvr_trainer.export.bundle.native_config import native_config, why_not_native
 from alhvr_trainer.models import TrainedModel
 from alhvr_trainer.resources import bundle_folder
 

@@ -33,7 +33,7 @@ from trained_models import DATASET, checkpoint_of, make_model
 
 import alhvr_trainer
 from alhvr_trainer import cli
-from alhvr_trainer.data.images import read_case
+from alhvr_trainer.data.case_images import read_case
 from alhvr_trainer.errors import InputError
 from alhvr_trainer.trainers.alhvr import ALHVRTrainer
 

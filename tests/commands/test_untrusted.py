@@ -20,7 +20,7 @@ from trained_models import DATASET, make_model
 
 from alhvr_trainer.cli import main
 from alhvr_trainer.errors import InputError
-from alhvr_trainer.export.nnunet import export_nnunet
+from alhvr_trainer.export.stock_model import export_nnunet
 from alhvr_trainer.trainers.alhvr import ALHVRTrainer
 from alhvr_trainer.trainers.checkpoints import read_checkpoint
 

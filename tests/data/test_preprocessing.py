@@ -21,8 +21,8 @@ from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from alhvr_trainer.data import workers
+from alhvr_trainer.data.case_images import read_case
 from alhvr_trainer.data.dataset import Cases, Dataset
-from alhvr_trainer.data.images import read_case
 from alhvr_trainer.data.preprocessing import (
     missing_cases,
     preprocess_unlabeled,

@@ -158,7 +158,7 @@ def test_folder_of_others_is_left_alone(tmp_path):
 
 
 def test_comparison_of_folders(tmp_path):
-    from alhvr_trainer.experiments.demo.report import compare_folders
+    from alhvr_trainer.experiments.demo.html_report import compare_folders
 
     label = np.zeros((2, 4, 4), np.uint8)
     for folder in ("expected", "found"):
@@ -173,7 +173,7 @@ def test_comparison_of_folders(tmp_path):
 
 
 def test_pictured_cases_follow_a_fixed_rule():
-    from alhvr_trainer.experiments.demo.report import chosen_cases
+    from alhvr_trainer.experiments.demo.html_report import chosen_cases
 
     dice = {"best": 0.9, "worst": None, "third": 0.7, "second": 0.8, "fourth": 0.2}
     cases = {case: {"A": {"Dice": value}, "B": {"Dice": value}} for case, value in dice.items()}
@@ -282,7 +282,7 @@ def test_demo_trains_both_on_the_same_terms(tiny_demo):
 
 @pytest.mark.slow
 def test_regions_of_both_checkpoints_cover_every_voxel_once(tiny_demo):
-    from alhvr_trainer.experiments.demo.regions import middle_slices, regions_of
+    from alhvr_trainer.experiments.demo.region_maps import middle_slices, regions_of
     from alhvr_trainer.trainers.checkpoints import read_checkpoint
 
     output, _, _ = tiny_demo

@@ -273,7 +273,7 @@ def test_a_fold_counts_as_its_cases(workspace, model_folder, tmp_path):
     assert results.classes["shell"]["Dice"].mean == pytest.approx(statistics.fmean([*dice, dice[0]]))
     assert results.classes["shell"]["Dice"].n == 4 and results.classes["core"]["Dice"].n == 3
     assert (
-        "(fold 0: 3, fold 1: 1)" in results.said and "ensemble of them in this bundle was not measured" in results.said
+        "(fold 0: 3, fold 1: 1)" in results.summary and "ensemble of them in this bundle was not measured" in results.summary
     )
 
 

@@ -27,7 +27,7 @@ from trained_models import (
 )
 
 from alhvr_trainer.errors import InputError
-from alhvr_trainer.export.nnunet import export_nnunet
+from alhvr_trainer.export.stock_model import export_nnunet
 from alhvr_trainer.models import find_model, parse_folds
 from alhvr_trainer.resources import ext_trainer_folder
 

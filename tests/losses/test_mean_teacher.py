@@ -8,7 +8,7 @@ from torch import nn
 
 from alhvr_trainer.losses.mean_teacher import consistency_term, noisy
 from alhvr_trainer.losses.schedules import average_decay
-from alhvr_trainer.trainers.networks import move_average
+from alhvr_trainer.trainers.partners import move_average
 
 pytestmark = pytest.mark.any_nnunet
 

@@ -121,7 +121,7 @@ def train_steps(
 ) -> dict[str, torch.Tensor]:
     """Losses, and gradients and weights of all networks, after a few steps on given batches."""
     from alhvr_trainer.config.settings import split_batch
-    from alhvr_trainer.trainers.networks import unwrapped
+    from alhvr_trainer.trainers.partners import unwrapped
     from alhvr_trainer.trainers.variants import trainer_named
 
     trainer: Any = trainer_named(method)(

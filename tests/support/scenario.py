@@ -223,7 +223,7 @@ def write_json(file: Path, content: object) -> None:
 
 def run_configuration(variant: str, configuration: str, folds: int, folders: dict[str, Path]) -> dict[str, Any]:
     """All folds, the first in two goes; then the export and the prediction of the test cases. What was measured."""
-    from alhvr_trainer.export.nnunet import export_nnunet
+    from alhvr_trainer.export.stock_model import export_nnunet
 
     started = time.time()
     change_length(variant, folders["preprocessed"], 1)

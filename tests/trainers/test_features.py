@@ -25,7 +25,7 @@ from alhvr_trainer.errors import InputError
 from alhvr_trainer.planning.plan_and_preprocess import plan_and_preprocess
 from alhvr_trainer.resources import ext_trainer_folder
 from alhvr_trainer.trainers.checkpoints import read_checkpoint
-from alhvr_trainer.trainers.networks import unwrapped
+from alhvr_trainer.trainers.partners import unwrapped
 
 pytest_plugins = ["planned_dataset"]
 

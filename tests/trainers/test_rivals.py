@@ -20,7 +20,7 @@ from alhvr_trainer.trainers.cps import CPSTrainer
 from alhvr_trainer.trainers.fixmatch import FixMatchTrainer
 from alhvr_trainer.trainers.mcnet import MCNetTrainer
 from alhvr_trainer.trainers.mean_teacher import MeanTeacherTrainer
-from alhvr_trainer.trainers.networks import unwrapped
+from alhvr_trainer.trainers.partners import unwrapped
 from alhvr_trainer.trainers.samples import predictions, take_apart
 from alhvr_trainer.trainers.semi_supervised import SemiSupervisedTrainer
 from alhvr_trainer.trainers.supervised import SupervisedTrainer

@@ -10,7 +10,7 @@ import torch
 from nnunetv2.run.run_training import get_trainer_from_args
 from scenario_checks import assert_predicts, assert_trained, model_folder, planned
 
-from alhvr_trainer.export.nnunet import export_nnunet
+from alhvr_trainer.export.stock_model import export_nnunet
 from alhvr_trainer.trainers.samples import take_apart
 
 pytestmark = pytest.mark.slow

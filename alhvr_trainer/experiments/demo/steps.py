@@ -237,7 +237,13 @@ def _evaluate(layout: Layout, trainer: str) -> Step:
 
 
 def _report(layout: Layout) -> Step:
-    command = [sys.executable, "-m", "alhvr_trainer.experiments.demo.report", str(layout.output), layout.plans_name]
+    command = [
+        sys.executable,
+        "-m",
+        "alhvr_trainer.experiments.demo.html_report",
+        str(layout.output),
+        layout.plans_name,
+    ]
     return Step("report", "write the report", 4, command, layout.report)
 
 

@@ -104,8 +104,8 @@ def _overview(model: TrainedModel, members: list[Member], details: Details, meta
         "authors": metadata["authors"],
     }
     classes = _text(", ".join(facts.foreground(model)))
-    said = f"**{_text(metadata['name'])}** segments {classes} in {_text(facts.modality(model))} images, {seen}."
-    return f"{said}\n\n{_table('this model', '', rows)}"
+    text = f"**{_text(metadata['name'])}** segments {classes} in {_text(facts.modality(model))} images, {seen}."
+    return f"{text}\n\n{_table('this model', '', rows)}"
 
 
 def _mirroring(members: list[Member], details: Details) -> str:
@@ -166,10 +166,10 @@ def _training(model: TrainedModel, members: list[Member]) -> str:
         "epochs": ", ".join(epochs) or None,
         "`alhvr` in the plans": f"`{json.dumps(settings)}`" if settings else None,
     }
-    said = (
+    text = (
         f"Patch and spacing are in the axis order of the plans, `transpose_forward` {model.plans['transpose_forward']}."
     )
-    return _table("training", "", {key: value for key, value in rows.items() if value}) + f"\n\n{said}"
+    return _table("training", "", {key: value for key, value in rows.items() if value}) + f"\n\n{text}"
 
 
 def _by(sizes: Any) -> str:
@@ -180,8 +180,8 @@ def _input(model: TrainedModel) -> str:
     channels = facts.channels(model)
     rows = {f"`_{int(number):04d}`": name for number, name in channels.items()}
     count = "One channel" if len(channels) == 1 else f"{len(channels)} channels, one file each"
-    said = f"{count}, all of one case on the same grid. The network gets them resampled and normalized as above."
-    return f"{said}\n\n{_table('file', 'channel', rows)}"
+    text = f"{count}, all of one case on the same grid. The network gets them resampled and normalized as above."
+    return f"{text}\n\n{_table('file', 'channel', rows)}"
 
 
 def _output(model: TrainedModel) -> str:
@@ -225,7 +225,7 @@ def _results(results: Results, details: Details) -> str:
         lines.append(f"| {_text(name)} | {' | '.join(cells)} | {cases} |")
     lines.append("| mean | " + " | ".join(f"{results.overall[metric]:.3f}" for metric in metrics) + " | |")
     off = "" if details.mirroring else " This bundle's default, no mirroring, was not measured by it."
-    return "\n".join([f"#### {results.title}", "", results.said + off, "", *lines])
+    return "\n".join([f"#### {results.title}", "", results.summary + off, "", *lines])
 
 
 def _cell(spread: Spread | None) -> str:

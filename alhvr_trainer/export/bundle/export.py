@@ -20,7 +20,7 @@ from alhvr_trainer.export.bundle.card import write_card
 from alhvr_trainer.export.bundle.details import Details, next_changelog
 from alhvr_trainer.export.bundle.metadata import EXPORTED_BY, fill_metadata
 from alhvr_trainer.export.bundle.metadata import licence as licence_of
-from alhvr_trainer.export.bundle.native import NATIVE_CONFIG, native_config, why_not_native
+from alhvr_trainer.export.bundle.native_config import NATIVE_CONFIG, native_config, why_not_native
 from alhvr_trainer.export.bundle.results import Measured, measured
 from alhvr_trainer.models import (
     Member,

@@ -36,7 +36,7 @@ class Results:
     """What was measured, and on what."""
 
     title: str
-    said: str
+    summary: str
     """Sentences that say which network was measured, on which cases, and how the means are taken."""
     classes: dict[str, dict[str, Spread]]
     """Class -> metric -> spread; a metric that no case defines is missing."""

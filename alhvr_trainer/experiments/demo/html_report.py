@@ -22,7 +22,7 @@ from alhvr_trainer.data.preprocessing import unlabeled_folder
 from alhvr_trainer.experiments.demo import figures
 from alhvr_trainer.experiments.demo.anatomy import LABELS
 from alhvr_trainer.experiments.demo.comparison import TITLES, Scores, result_in_words, same_cases
-from alhvr_trainer.experiments.demo.regions import middle_slices, regions_of
+from alhvr_trainer.experiments.demo.region_maps import middle_slices, regions_of
 from alhvr_trainer.experiments.demo.steps import BASELINE_NAME, CONFIGURATION, METHODS, STAMPS, Layout
 from alhvr_trainer.trainers.checkpoints import read_checkpoint
 
