@@ -101,7 +101,7 @@ def find_model(
     named = {"dataset": str(dataset), "configuration": configuration, "plans": plans or "default", "trainer": trainer}
     for what, value in named.items():
         if not is_name(value):  # it becomes part of paths, here and on the disks of those who unpack an exported model
-            raise InputError(f"{what} {shown(value)} is no name")
+            raise InputError(f"{what} {shown(value)} is not a name")
     name = dataset_in("nnUNet_results", dataset)
     folders = Path(nnunet_folder("nnUNet_results"), name).glob(MODEL_FOLDERS)
     there = sorted(path.name for path in folders if path.is_dir())
@@ -267,7 +267,9 @@ def network_weights(checkpoint: dict[str, Any], network: str) -> dict[str, torch
             'there is no network b, use network "a"'
         )
     if not isinstance(weights, dict) or not all(isinstance(value, torch.Tensor) for value in weights.values()):
-        raise InputError(f"the checkpoint is damaged: the weights of network {network} are no tensors; use another one")
+        raise InputError(
+            f"the checkpoint is damaged: the weights of network {network} are not tensors; use another one"
+        )
     return weights
 
 

@@ -162,7 +162,7 @@ def _check_flags(
     if best and not checkpoints:
         raise InputError("best needs checkpoints: there would be no checkpoint_best to validate with")
     if weights and not os.path.isfile(weights):
-        raise InputError(f"weights {weights} is no file")
+        raise InputError(f"weights {weights} is not a file")
 
 
 @contextmanager

@@ -85,7 +85,7 @@ def check_file_ending(content: dict[str, Any], where: str = "dataset.json") -> N
     ending = content.get("file_ending")
     if ending is None:
         raise InputError(
-            f'{where} has no "file_ending"; it must be the dataset.json of a nnU-Net data set, with an '
+            f'{where} has no "file_ending"; it must be the dataset.json of an nnU-Net data set, with an '
             'ending like ".nii.gz"'
         )
     if not is_name(ending) or not ending.startswith(".") or len(ending) < 2:

@@ -71,7 +71,7 @@ def check_numbers(where: str, configuration: dict[str, Any], dimensions: int) ->
     """Batch size, patch size and spacing.
 
     Raises:
-        InputError: one is no number, not positive, of the wrong length, or beyond all memory.
+        InputError: one is not a number, not positive, of the wrong length, or beyond all memory.
     """
     batch_size, patch, spacing = (configuration[key] for key in ("batch_size", "patch_size", "spacing"))
     if not is_whole(batch_size, 1, 10**6):
@@ -164,7 +164,7 @@ def check_network(where: str, manager: PlansManager, name: str, dataset_json: di
 
 
 def _check_architecture(architecture: dict[str, Any]) -> None:
-    """Nothing that would take hours or all memory to build, or that is no network at all."""
+    """Nothing that would take hours or all memory to build, or that is not a network at all."""
     keywords = architecture["arch_kwargs"]
     for key in architecture["_kw_requires_import"]:
         # any other callable would run when the network is built
@@ -172,7 +172,7 @@ def _check_architecture(architecture: dict[str, Any]) -> None:
             raise ValueError(f'"{key}": there is no layer {cut(str(keywords[key]))}')
     located = pydoc.locate(architecture["network_class_name"])
     if located is not None and not _is_module(located):
-        raise ValueError(f"{architecture['network_class_name']} is no network")
+        raise ValueError(f"{architecture['network_class_name']} is not a network")
     for key, value in keywords.items():
         most = MOST_LAYERS if key.startswith("n_") else LARGEST_NUMBER
         numbers = np.asarray(value if isinstance(value, (int, float, list)) else 0, dtype=float)
@@ -211,7 +211,7 @@ def _check_stages(plans: dict[str, Any], configuration: dict[str, Any], where: s
     stages = [configuration.get("previous_stage"), *(following if isinstance(following, list) else [following])]
     for stage in stages:
         if stage is not None and (not is_name(stage) or stage not in plans["configurations"]):
-            raise InputError(f"{where}: a stage of the cascade is {shown(stage)}, which is no configuration")
+            raise InputError(f"{where}: a stage of the cascade is {shown(stage)}, which is not a configuration")
 
 
 def _check_intensities(plans: dict[str, Any], configuration: dict[str, Any], channels: list[str], where: str) -> None:

@@ -131,7 +131,7 @@ def split_batch(batch_size: int, unlabeled_batch_size: int | None = None) -> tup
 
 
 def set_training_length(trainer: Any, settings: Settings) -> None:
-    """Take over the lengths that the plans set into a nnU-Net trainer; the others stay nnU-Net's."""
+    """Take over the lengths that the plans set into an nnU-Net trainer; the others stay nnU-Net's."""
     for key in ("num_epochs", "num_iterations_per_epoch", "num_val_iterations_per_epoch"):
         if getattr(settings, key) is not None:
             setattr(trainer, key, getattr(settings, key))

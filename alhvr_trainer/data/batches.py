@@ -30,7 +30,7 @@ def forced_foreground(samples: int, batch: int, percent: float) -> tuple[float, 
     """Probabilities of being laid around foreground, so that the samples have the share that nnU-Net's batch has.
 
     nnU-Net forces the last ``b - round(b * (1 - percent))`` of its b patches: one of two by default. The same share of
-    fewer samples is no whole number: the last ones are forced always, and one more in some of the batches.
+    fewer samples is not a whole number: the last ones are forced always, and one more in some of the batches.
 
     Args:
         samples: labeled ones in a batch, L.

@@ -1,4 +1,4 @@
-"""A nnU-Net dataset: its folders and splits, and which of its cases are labeled, unlabeled and hidden.
+"""An nnU-Net dataset: its folders and splits, and which of its cases are labeled, unlabeled and hidden.
 
 Unlabeled cases come from two places:
 

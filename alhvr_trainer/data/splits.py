@@ -198,7 +198,7 @@ def groups_of(cases: Sequence[str], group: str | None) -> dict[str, list[str]]:
     """Text that the expression finds in the names -> the cases in whose names it does; without one each case by itself.
 
     Raises:
-        InputError: it is no regular expression, or finds nothing in a name.
+        InputError: it is not a regular expression, or finds nothing in a name.
 
     Example:
         >>> groups_of(["a_1", "a_2", "b_1"], "^.")
@@ -209,7 +209,7 @@ def groups_of(cases: Sequence[str], group: str | None) -> dict[str, list[str]]:
     try:
         pattern = re.compile(group)
     except re.error as error:
-        raise InputError(f'"group" is no regular expression: {error}') from error
+        raise InputError(f'"group" is not a regular expression: {error}') from error
     groups: dict[str, list[str]] = {}
     for case in cases:
         match = pattern.search(case)
@@ -255,6 +255,6 @@ def _listed(what: str, listed: list[str], names: list[str], groups: dict[str, li
     chosen = []
     for name in listed:
         if name not in names and name not in group_of:
-            raise InputError(f'"{what}" names "{name}", which is no case (left) to choose')
+            raise InputError(f'"{what}" names "{name}", which is not a case (left) to choose')
         chosen.append(name if name in names else group_of[name])
     return sorted(set(chosen))

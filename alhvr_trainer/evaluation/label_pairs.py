@@ -73,7 +73,7 @@ def read_pair(
     """Prediction and reference, as nnU-Net reads them.
 
     Raises:
-        InputError: a file is unreadable, they lie on different voxels, or one has a value that is no label.
+        InputError: a file is unreadable, they lie on different voxels, or one has a value that is not a label.
     """
     prediction, reference = (_read(file, labels, dataset_json) for file in (prediction_file, reference_file))
     problem = different_voxels(prediction, reference, (prediction_file, reference_file))

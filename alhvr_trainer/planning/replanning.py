@@ -22,7 +22,7 @@ def plans_before(file: Path) -> dict[str, Any]:
     """
     plans = read_object(file, "remove it and plan again") if file.is_file() else {"configurations": {}}
     if not isinstance(plans.get("configurations"), dict):
-        raise InputError(f'{file} is no plans file: it has no "configurations"; remove it and plan again')
+        raise InputError(f'{file} is not a plans file: it has no "configurations"; remove it and plan again')
     return plans
 
 

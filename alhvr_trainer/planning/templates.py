@@ -67,7 +67,7 @@ def load_template(name_or_file: str) -> Template:
     content = read_json(file)
     configurations = content.get("configurations") if isinstance(content, dict) else None
     if not isinstance(configurations, dict) or not configurations:
-        raise InputError(f'{file} is no plans file: it must be an object with "configurations"')
+        raise InputError(f'{file} is not a plans file: it must be an object with "configurations"')
     complete = "dataset_name" in content
     if not complete:
         _check_keys(content, TOP_KEYS, str(file))

@@ -119,5 +119,5 @@ def read_checkpoint(path: str | os.PathLike[str], device: torch.device | str = "
             f"{path} is missing or not a readable checkpoint ({one_line(error)}); use another one"
         ) from error
     if not isinstance(checkpoint, dict) or "network_weights" not in checkpoint:
-        raise InputError(f'{path} is no nnU-Net checkpoint: it has no "network_weights"')
+        raise InputError(f'{path} is not an nnU-Net checkpoint: it has no "network_weights"')
     return checkpoint

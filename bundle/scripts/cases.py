@@ -73,7 +73,7 @@ def find_cases(dataset_dir: str | Path, num_channels: int, file_ending: str | No
     if one is not None:
         images = _beside(one, num_channels, endings)
     elif source.is_file():
-        raise InputError(f"dataset_dir {source} is no image; supported are {_endings_said(endings)}")
+        raise InputError(f"dataset_dir {source} is not an image; supported are {_endings_said(endings)}")
     else:
         images = _images_in(source, endings)
     cases = _complete_cases(images, num_channels, source)

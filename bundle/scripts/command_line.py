@@ -111,7 +111,7 @@ def _check(arguments: dict[str, str]) -> None:
     for argument in arguments:
         key = re.split("::|#", argument)[0]
         if key not in known:
-            raise InputError(f"--{argument} is no key of {arguments['config_file']}{_did_you_mean(key, known)}")
+            raise InputError(f"--{argument} is not a key of {arguments['config_file']}{_did_you_mean(key, known)}")
     for key in set(PATHS) & set(arguments):
         text = arguments[key]
         if _SPECIAL_NAME.fullmatch(text) and text[1:] not in config:

@@ -21,7 +21,7 @@ _TURNED = 1e-3  # direction cosines
 def is_dicom(file: Path) -> bool:
     """Whether a file is a DICOM instance: by its name, or without an ending by its content.
 
-    Names are often UIDs, so that the ending is a number. The index ``DICOMDIR`` is no instance.
+    Names are often UIDs, so that the ending is a number. The index ``DICOMDIR`` is not an instance.
     """
     suffix = file.suffix.lower()
     if not file.is_file() or file.name.startswith(".") or file.name == "DICOMDIR":
@@ -146,7 +146,7 @@ def _check_distances(heights: np.ndarray, folder: str | Path) -> None:
     worst = int(deviations.argmax())
     if usual <= 0 or deviations[worst] > _UNEVEN * usual:
         raise InputError(
-            f"the DICOM series in {folder} is no regular volume: slices {worst + 1} and {worst + 2} of "
+            f"the DICOM series in {folder} is not a regular volume: slices {worst + 1} and {worst + 2} of "
             f"{len(heights)} are {distances[worst]:.3g} mm apart, the others {usual:.3g} mm; slices are missing or "
             "double, export the complete series"
         )

@@ -54,7 +54,7 @@ def check_image(file: str | Path, allow_unknown_orientation: bool = False, by_ni
     Raises:
         InputError: unreadable; neither 2D nor 3D; several components per voxel; no more than one voxel; a NIfTI file
             that ends early; a spacing that is not positive and finite; direction cosines that are singular or
-            unknown; a DICOM series that is no regular volume.
+            unknown; a DICOM series that is not a regular volume.
 
     Example:
         >>> check_image("images/film_0000.nii.gz")     # doctest: +SKIP
@@ -131,7 +131,7 @@ def _check_shape(file: str | Path, header: Any) -> None:
             "value per voxel: write one file per channel"
         )
     if math.prod(size) < 2:
-        raise InputError(f"{file} is an image of {_by(size)} voxels; that is no image to segment")
+        raise InputError(f"{file} is an image of {_by(size)} voxels; that is not an image to segment")
 
 
 def _stored_spacing(file: Path, size: Sequence[int]) -> list[float]:
@@ -180,7 +180,7 @@ def nnunet_readable(
         full precision, else NIfTI.
 
     Raises:
-        InputError: a file is no image that a model takes, see :func:`check_image`.
+        InputError: a file is not an image that a model takes, see :func:`check_image`.
     """
     paths = [files] if isinstance(files, (str, Path)) else files
     return [

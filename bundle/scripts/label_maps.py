@@ -42,12 +42,12 @@ def labels_of(entries: Mapping[str, int | Sequence[int]]) -> Labels:
 
 
 def unknown_values(array: np.ndarray, labels: Labels, name: object) -> str | None:
-    """Values of a label map that are no labels, as one line; None if there are none."""
+    """Values of a label map that are not labels, as one line; None if there are none."""
     unknown = sorted(set(np.unique(array).tolist()) - labels.values)
     if not unknown:
         return None
     return (
-        f"{name} has values that are no label of dataset.json: {listed(f'{value:g}' for value in unknown)}; "
+        f"{name} has values that are not labels of dataset.json: {listed(f'{value:g}' for value in unknown)}; "
         f"labels are {', '.join(str(value) for value in sorted(labels.values))}"
     )
 

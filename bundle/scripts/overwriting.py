@@ -41,7 +41,7 @@ def overwritten_input(inputs: Iterable[str | Path], outputs: Iterable[str | Path
 
 
 def inside_raw_dataset(output: str | Path) -> str | None:
-    """Why predictions do not belong into a folder of a nnU-Net raw dataset, as one line; None for any other folder.
+    """Why predictions do not belong into a folder of an nnU-Net raw dataset, as one line; None for any other folder.
 
     There they would take the place of scans, of reference labels of the same names, or of ``dataset.json``.
 

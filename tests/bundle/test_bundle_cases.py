@@ -147,7 +147,7 @@ def test_series_are_told_apart_by_name(tmp_path):
 
 
 def test_one_file_that_is_no_image(tmp_path):
-    with pytest.raises(InputError, match=r"notes.txt is no image; supported are"):
+    with pytest.raises(InputError, match=r"notes.txt is not an image; supported are"):
         find_cases(touch(tmp_path, "notes.txt") / "notes.txt", 1)
 
 
@@ -329,7 +329,7 @@ def test_good_images_pass(tmp_path):
 
 @pytest.mark.parametrize(("options", "message"), [
     ({"slices": [0, 1, 2, 4, 5]}, r"slices 3 and 4 of 5 are 5 mm apart, the others 2.5 mm; slices are missing"),
-    ({"slices": [0, 1, 3, 5]}, r"no regular volume: slices 1 and 2 of 4 are 2.5 mm apart, the others 5 mm"),
+    ({"slices": [0, 1, 3, 5]}, r"not a regular volume: slices 1 and 2 of 4 are 2.5 mm apart, the others 5 mm"),
     ({"shift": (0.0, 0.3, 0.0)}, r"shifted against each other \(gantry tilt \d+\.\d°\); resample"),
 ])  # fmt: skip
 def test_series_that_are_no_volume(tmp_path, options, message):

@@ -401,12 +401,15 @@ def test_blocks_of_plans(results: Path, changes: dict[str, Any]):
         ({"nonlin_kwargs": {"+inplace": True}}, r"'\+inplace': True in the plans'"),
         (
             {"norm_op": "torch.load"},
-            r'"norm_op" in the plans\' architecture is \'torch.load\', which is no class of layers',
+            r'"norm_op" in the plans\' architecture is \'torch.load\', which is not a class of layers',
         ),
-        ({"norm_op": "torch.nn.ReLU+print()"}, r'"norm_op" .* is \'torch.nn.ReLU\+print\(\)\', which is no class'),
-        ({"norm_op": "torch.nn.modules.module.torch.hub.load"}, r'"norm_op" .*, which is no class of layers'),
-        ({"nonlin": "subprocess.Popen", "nonlin_kwargs": {"args": "x"}}, r'"nonlin" .*, which is no class of layers'),
-        ({"norm_op": 3}, r'"norm_op" .* is 3, which is no class of layers'),
+        ({"norm_op": "torch.nn.ReLU+print()"}, r'"norm_op" .* is \'torch.nn.ReLU\+print\(\)\', which is not a class'),
+        ({"norm_op": "torch.nn.modules.module.torch.hub.load"}, r'"norm_op" .*, which is not a class of layers'),
+        (
+            {"nonlin": "subprocess.Popen", "nonlin_kwargs": {"args": "x"}},
+            r'"nonlin" .*, which is not a class of layers',
+        ),
+        ({"norm_op": 3}, r'"norm_op" .* is 3, which is not a class of layers'),
     ],
 )
 @pytest.mark.parametrize("native", [True, False])

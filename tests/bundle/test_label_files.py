@@ -64,7 +64,7 @@ def test_a_volume_in_tiff_has_the_spacing_of_its_json(spacing, tmp_path, capsys)
 
 
 def test_pictures(tmp_path):
-    """With one bit per pixel, 1 is 1; a color picture is no label map."""
+    """With one bit per pixel, 1 is 1; a color picture is not a label map."""
     prediction, reference = folders(tmp_path, ".png")
     for file in (prediction, reference):
         Image.fromarray(volume()[..., 3] > 0).save(file)

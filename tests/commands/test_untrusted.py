@@ -185,5 +185,5 @@ def test_the_zip_unpacks_into_one_folder(tmp_path: Path, monkeypatch: pytest.Mon
 def test_a_dataset_is_a_name_and_no_path(dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     set_nnunet(monkeypatch, nnUNet_results=tmp_path / "results")
     make_model(tmp_path / "results")
-    with pytest.raises(InputError, match=r"dataset .* is no name"):
+    with pytest.raises(InputError, match=r"dataset .* is not a name"):
         export_nnunet(dataset, "2d", output=str(tmp_path / "model.zip"))

@@ -53,9 +53,9 @@ def test_names_may_be_given() -> None:
         ({"labeled": "nobody"}, '"labeled" names "nobody"'),
         (
             {"labeled": FRAMES[:1], "validation": FRAMES[:1]},
-            f'"labeled" names "{FRAMES[0]}", which is no case \\(left\\)',
+            f'"labeled" names "{FRAMES[0]}", which is not a case \\(left\\)',
         ),
-        ({"labeled": 1, "group": "("}, '"group" is no regular expression'),
+        ({"labeled": 1, "group": "("}, '"group" is not a regular expression'),
         ({"labeled": 1, "group": "mouse"}, "\"group\" 'mouse' finds nothing in the case name"),
         ({"labeled": 1, "folds": 21}, '"folds" is 21, but there are only 20'),
     ],

@@ -156,7 +156,7 @@ def test_results_of_other_settings_are_an_error(tmp_path):
     (other,) = jobs_of(parse_suite(suite_content(seeds=[0]), "suite"), "Dataset001_X", SPLITS, "9", methods=["ALHVR"])
     with pytest.raises(InputError, match='was made with "plans_digest"'):
         is_done(tmp_path, other)
-    with pytest.raises(InputError, match="is no result of the suite other"):
+    with pytest.raises(InputError, match="is not a result of the suite other"):
         read_results(tmp_path, "other")
 
 

@@ -61,7 +61,7 @@ def test_bad_arguments(task: Path, options: dict, message: str):
 
 def test_source_is_no_folder(tmp_path: Path, capsys: pytest.CaptureFixture):
     assert cli.main(["convert", "acdc", str(tmp_path / "nothing"), "-d", "27", "-o", str(tmp_path)]) == 1
-    assert capsys.readouterr().err == f'alhvr: "source" is {tmp_path / "nothing"}, which is no folder\n'
+    assert capsys.readouterr().err == f'alhvr: "source" is {tmp_path / "nothing"}, which is not a folder\n'
 
 
 def test_wrong_folder_names_what_is_looked_for(task: Path):
@@ -202,7 +202,7 @@ def test_existing_datasets_are_kept(task: Path):
     assert all(file.stat().st_mtime_ns != time for file, time in images.items())
     assert (folder / "splits_final.json").read_text() == splits
     (folder / "imagesTr" / "mine_0000.nii.gz").touch()
-    refused("mine_0000.nii.gz is no file of this release: remove it", task, overwrite=True)
+    refused("mine_0000.nii.gz is not a file of this release: remove it", task, overwrite=True)
     (folder / "imagesTr" / "mine_0000.nii.gz").unlink()
     (folder / "dataset.json").unlink()
     refused("holds images but no dataset.json", task)

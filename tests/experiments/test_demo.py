@@ -140,7 +140,7 @@ def test_bad_arguments(tmp_path):
         demo(str(tmp_path / "new"), labeled=1)
     with pytest.raises(InputError, match="no plans file nonsense; the demo's own is called demo"):
         demo(str(tmp_path / "new"), plans_file="nonsense")
-    with pytest.raises(InputError, match=r'acdc\.json is no ready plan with "plans_name" and a configuration 2d'):
+    with pytest.raises(InputError, match=r'acdc\.json is not a ready plan with "plans_name" and a configuration 2d'):
         (tmp_path / "acdc.json").write_text("{}")
         demo(str(tmp_path / "new"), plans_file=str(tmp_path / "acdc.json"))
     assert not (tmp_path / "new").exists()

@@ -273,7 +273,8 @@ def test_a_fold_counts_as_its_cases(workspace, model_folder, tmp_path):
     assert results.classes["shell"]["Dice"].mean == pytest.approx(statistics.fmean([*dice, dice[0]]))
     assert results.classes["shell"]["Dice"].n == 4 and results.classes["core"]["Dice"].n == 3
     assert (
-        "(fold 0: 3, fold 1: 1)" in results.summary and "ensemble of them in this bundle was not measured" in results.summary
+        "(fold 0: 3, fold 1: 1)" in results.summary
+        and "ensemble of them in this bundle was not measured" in results.summary
     )
 
 
@@ -366,7 +367,7 @@ def test_other_evaluations_are_refused(workspace, model_folder, region_folder, t
     for wrong in (2.0, math.nan, "good", [], True):
         content["classes"]["shell"]["Dice"]["mean"] = wrong
         (tmp_path / "metrics.json").write_text(json.dumps({**content, "cases": []} if wrong is True else content))
-        with pytest.raises(InputError, match=r"metrics\.json is no metrics\.json of alhvr evaluate$"):
+        with pytest.raises(InputError, match=r"metrics\.json is not a metrics\.json of alhvr evaluate$"):
             evaluation_results(tmp_path / "metrics.json", find_model_in_folder(model_folder))
 
 

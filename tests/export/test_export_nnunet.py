@@ -1,4 +1,4 @@
-"""The zip of ``alhvr export_nnunet`` in the hands of a nnU-Net that does not know this package."""
+"""The zip of ``alhvr export_nnunet`` in the hands of an nnU-Net that does not know this package."""
 
 from __future__ import annotations
 

@@ -151,8 +151,8 @@ def test_ready_plans_that_do_not_fit(planned: Path, configuration: dict, message
     ("content", "message"),
     [
         ("{", "mine.json is not valid JSON"),
-        ([1], "mine.json is no plans file"),
-        ({"configurations": {}}, "mine.json is no plans file"),
+        ([1], "mine.json is not a plans file"),
+        ({"configurations": {}}, "mine.json is not a plans file"),
         ({"configurations": {"2d": 3}}, 'configuration "2d" must be an object'),
         ({"configurations": {"2d": {}}, "patch_size": [1]}, 'mine.json: unknown key "patch_size"'),
     ],

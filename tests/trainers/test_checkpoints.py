@@ -79,7 +79,7 @@ def test_a_damaged_checkpoint_is_named(tmp_path: Path, damage):
 
 def test_a_file_that_is_no_checkpoint_is_named(tmp_path: Path):
     torch.save({"weights": 1}, tmp_path / "other.pth")
-    with pytest.raises(InputError, match=r'other.pth is no nnU-Net checkpoint: it has no "network_weights"'):
+    with pytest.raises(InputError, match=r'other.pth is not an nnU-Net checkpoint: it has no "network_weights"'):
         read_checkpoint(tmp_path / "other.pth")
 
 

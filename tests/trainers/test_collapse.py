@@ -86,7 +86,7 @@ def test_background_alone_is_forgiven_at_the_start():
         return collapse_warnings(history, CLASSES, KEYS, GRACE)
 
     assert warnings(14) == []
-    both = warnings(15)  # ten epochs of grace, five in a row; and that both agree on background is no third warning
+    both = warnings(15)  # ten epochs of grace, five in a row; and that both agree on background is not a third warning
     assert [line[:7] for line in both] == ["class 1", "class 2"] and all("epochs 10 to 14" in line for line in both)
     assert (grace_epochs(1000), grace_epochs(120), grace_epochs(5)) == (50, 10, 10)
 

@@ -216,7 +216,7 @@ def test_batch_is_spread_over_ranks():
         (["--device", "cpu", "--gpus", "2"], "gpus is 2; more than 1 is for device cuda without torchrun"),
         (["--device", "cpu", "--gpus", "0"], "gpus is 0"),
         (["--device", "cpu", "--continue_training", "--validation_only"], "continue_training excludes"),
-        (["--device", "cpu", "--weights", "nowhere.pth"], "weights nowhere.pth is no file"),
+        (["--device", "cpu", "--weights", "nowhere.pth"], "weights nowhere.pth is not a file"),
         (["--device", "cpu", "--best", "--nocheckpoints"], "best needs checkpoints"),
     ],
 )

@@ -262,7 +262,7 @@ def test_environment_switches(root: Path, monkeypatch: pytest.MonkeyPatch, compi
     monkeypatch.setenv("nnUNet_compile", compile_it)
     monkeypatch.setenv("nnUNet_n_proc_DA", processes)
     others = set(multiprocessing.active_children())
-    trainer = make(trainer="ALHVRTrainer_1epochs")  # its folder is no other test's
+    trainer = make(trainer="ALHVRTrainer_1epochs")  # its folder is not another test's
     workers: set[Any] = set()
     step = trainer.train_step
 

@@ -140,7 +140,7 @@ def is_done(output: Path, job: Job) -> bool:
     content = read_object(file, "remove it to run it again")
     found, in_force = content.get("job"), content.get("settings_in_force", {})
     if not isinstance(found, dict):
-        raise InputError(f'{file} is no result of a benchmark: "job" is missing; remove it to run it again')
+        raise InputError(f'{file} is not a result of a benchmark: "job" is missing; remove it to run it again')
     if isinstance(found.get("settings"), dict):
         found["settings"] |= {key: in_force[key] for key in job.settings if key in in_force}
     for key, value in asdict(job).items():
@@ -173,7 +173,7 @@ def read_results(output: Path, suite: str) -> list[dict[str, Any]]:
         content = read_object(file, "remove it to run it again")
         job = content.get("job")
         if not isinstance(job, dict) or job.get("suite") != suite or "metrics" not in content:
-            raise InputError(f"{file} is no result of the suite {suite}; remove it, or choose another --output")
+            raise InputError(f"{file} is not a result of the suite {suite}; remove it, or choose another --output")
         settings = {key: value for key, value in content.get("settings_in_force", {}).items() if key != "seed"}
         first, of_first = rows.setdefault((job["method"], job["fold_name"]), (file, settings))
         # a key that one of them lacks came with a later version of the package

@@ -83,7 +83,7 @@ def splits_of(suite: Suite, dataset: str) -> list[dict[str, Any]]:
     """The folds of the suite's split: a file of the package, of the raw data set (``alhvr convert``), or any path.
 
     Raises:
-        InputError: there is no such file, or it is no list of folds.
+        InputError: there is no such file, or it is not a list of folds.
     """
     candidates = (SPLITS / suite.splits, Path(raw_folder(dataset), suite.splits), Path(suite.splits))
     file = next((path for path in candidates if path.is_file()), None)

@@ -37,7 +37,7 @@ def convert(
     seed: int = 0,
     overwrite: bool = False,
 ) -> str:
-    """Write a released data set as a nnU-Net raw dataset, with the splits of the semi-supervised papers.
+    """Write a released data set as an nnU-Net raw dataset, with the splits of the semi-supervised papers.
 
     The raw folder gets splits_final.json with one fold for each number of labeled cases, the fewest in fold 0.
     Test cases go to imagesTs and labelsTs. Repeating the command goes on where it stopped.
@@ -81,7 +81,7 @@ def _described(kind: str, source: Path, seed: int) -> Release:
     if kind not in KINDS:
         raise InputError(f'"kind" is {kind!r}; it must be one of: {", ".join(KINDS)}')
     if not source.is_dir():
-        raise InputError(f'"source" is {source}, which is no folder')
+        raise InputError(f'"source" is {source}, which is not a folder')
     if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
         raise InputError(f'"seed" must be a whole number of at least 0, found {seed!r}')
     describe: Callable[..., Any] = getattr(import_module(f"alhvr_trainer.experiments.convert.{KINDS[kind]}"), kind)

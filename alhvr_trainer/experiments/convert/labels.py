@@ -49,7 +49,7 @@ def label_image(label: Volume, values: Mapping[int, int], image: Geometry) -> tu
 
     Raises:
         InputError: the sizes differ; it is stored in another orientation and lies elsewhere; NaN or fractions; or
-            :func:`mapped_values` finds a value that is no label.
+            :func:`mapped_values` finds a value that is not a label.
     """
     import SimpleITK as sitk
 

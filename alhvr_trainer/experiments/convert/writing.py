@@ -1,4 +1,4 @@
-"""Writing a release as a nnU-Net raw dataset, case by case; safe to interrupt and to repeat."""
+"""Writing a release as an nnU-Net raw dataset, case by case; safe to interrupt and to repeat."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ def _check_folder(
     for name in {*IMAGE_FOLDERS, *filter(None, IMAGE_FOLDERS.values())}:
         for file in sorted((folder / name).glob(f"*{ENDING}")):
             if file not in expected:
-                raise InputError(f"{file} is no file of this release: remove it, or convert into another dataset")
+                raise InputError(f"{file} is not a file of this release: remove it, or convert into another dataset")
     if overwrite:
         return
     for name, mine in (("dataset.json", content), (STARTED_FILE, content), (SPLITS_FILE, list(release.folds))):

@@ -99,7 +99,7 @@ def _ready_plan(name_or_file: str) -> tuple[Path, str]:
     content = read_object(file)
     if CONFIGURATION in (content.get("configurations") or ()) and "plans_name" in content:
         return file, content["plans_name"]
-    raise InputError(f'{file} is no ready plan with "plans_name" and a configuration {CONFIGURATION}')
+    raise InputError(f'{file} is not a ready plan with "plans_name" and a configuration {CONFIGURATION}')
 
 
 def run_steps(

@@ -203,7 +203,7 @@ def _layer_type(key: str, value: object, native: bool) -> str | dict[str, str]:
     """How a config names a class of layers: an expression for torch's, a callable for any other."""
     located = _module_class(value)
     if located is None:
-        raise InputError(f'"{key}" in the plans\' architecture is {shown(value)}, which is no class of layers')
+        raise InputError(f'"{key}" in the plans\' architecture is {shown(value)}, which is not a class of layers')
     if native and (block := BLOCKS.get(located)):
         return block
     name = located.__name__

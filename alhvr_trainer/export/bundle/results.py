@@ -149,7 +149,7 @@ def _validated_cases(file: Path, classes: dict[str, frozenset[int]]) -> list[dic
                 }
             )
     except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise InputError(f"{file} is no summary of nnU-Net's for these labels") from error
+        raise InputError(f"{file} is not a summary of nnU-Net's for these labels") from error
     if not cases:
         raise InputError(f"{file} has no case")
     return cases
@@ -163,7 +163,7 @@ def _label_values(key: str) -> frozenset[int]:
 def _share(value: Any) -> float:
     number = float(value)
     if not (math.isnan(number) or 0 <= number <= 1):
-        raise ValueError(f"{shown(value)} is no share")
+        raise ValueError(f"{shown(value)} is not a share")
     return number
 
 
@@ -216,7 +216,7 @@ def evaluation_results(file: str | Path, model: TrainedModel) -> Results:
         unit = {"mm": "mm", "voxels": "voxels"}[content.get("unit", "mm")]
         dice = {name: sorted(_defined(cases, name)) for name in spreads}
     except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise InputError(f"evaluation {file} is no metrics.json of alhvr evaluate") from error
+        raise InputError(f"evaluation {file} is not a metrics.json of alhvr evaluate") from error
     expected = list(facts.foreground(model))
     if sorted(spreads) != sorted(expected):
         raise InputError(
@@ -243,14 +243,14 @@ def _read_spread(scores: dict[str, Any], metric: str) -> Spread:
     check: Callable[[Any], float] = _share if metric in _OF_NNUNET else _distance
     mean, sd, n = scores["mean"], scores["sd"], scores["n"]
     if not is_whole(n, 1, 10**9) or math.isnan(mean):  # where nothing is defined there is no number, not NaN
-        raise ValueError(f"{shown(mean)} of {shown(n)} cases is no mean")
+        raise ValueError(f"{shown(mean)} of {shown(n)} cases is not a mean")
     return Spread(check(mean), None if sd is None else _distance(sd), n)
 
 
 def _distance(value: Any) -> float:
     number = float(value)
     if not 0 <= number < math.inf:
-        raise ValueError(f"{shown(value)} is no distance")
+        raise ValueError(f"{shown(value)} is not a distance")
     return number
 
 
