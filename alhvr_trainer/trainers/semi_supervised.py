@@ -137,13 +137,6 @@ class SemiSupervisedTrainer(BaseTrainer):
     def after_step(self) -> None:
         """Called once the optimizers have taken their steps, to move averages of weights, for instance."""
 
-    def method_state(self) -> dict[str, Any]:
-        """What a checkpoint must hold of the method besides its networks and optimizers."""
-        return {}
-
-    def load_method_state(self, state: dict[str, Any]) -> None:
-        """Restore :meth:`method_state`."""
-
     def rank_state(self) -> dict[str, Any]:
         """What a checkpoint must hold of the method for each rank: random generators of its own."""
         return {}

@@ -20,7 +20,6 @@ def training_state(trainer: Any) -> dict[str, Any]:
     return {
         **{f"network_{name}_weights": unwrapped(network).state_dict() for name, network in others.items()},
         **{f"optimizer_{name}_state": optimizer.state_dict() for name, optimizer in trained.items()},
-        **trainer.method_state(),
         "settings": trainer.settings.as_dict(),
         "seed": trainer.seed,
         "history": trainer.monitor.history,
@@ -41,7 +40,6 @@ def restore_training_state(trainer: Any, checkpoint: dict[str, Any]) -> dict[str
     for name, optimizer in trainer.optimizers.items():
         if name != "a":
             optimizer.load_state_dict(state[f"optimizer_{name}_state"])
-    trainer.load_method_state(state)
     trainer.seed = state["seed"]
     trainer.monitor.resume(state["history"], trainer.current_epoch)
     by_rank = state.get("ranks", [state])  # version 0.1.0 knew one process

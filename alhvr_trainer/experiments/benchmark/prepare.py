@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from alhvr_trainer.compatibility import require_nnunet_folders
 from alhvr_trainer.config.files import read_json, read_object, write_text
 from alhvr_trainer.config.names import SETTINGS_KEY
@@ -165,13 +167,14 @@ def plans_of(job: Job, plans_name: str) -> str:
 @contextmanager
 def locked(file: Path, wait: bool = True) -> Iterator[bool]:
     """Hold a file's lock, which ends with the process; gives whether it was had (``wait=False``: another has it)."""
-    import fcntl  # not on Windows
-
     file.parent.mkdir(parents=True, exist_ok=True)
-    with open(file, "w", encoding="utf-8") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            yield False
-            return
+    lock = FileLock(file)
+    try:
+        lock.acquire(timeout=-1 if wait else 0)
+    except Timeout:
+        yield False
+        return
+    try:
         yield True
+    finally:
+        lock.release()
