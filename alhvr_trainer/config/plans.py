@@ -15,8 +15,9 @@ from torch import nn
 
 from alhvr_trainer.config.dataset_json import channel_names, check_dataset_json
 from alhvr_trainer.config.files import is_list_of, is_name, is_positive, is_whole
-from alhvr_trainer.config.plans_rules import CONFIGURATION, TOP, Rule, in_nnunet, is_finite
+from alhvr_trainer.config.plans_keys import Configuration, Plans, in_nnunet, is_finite
 from alhvr_trainer.config.settings import Settings, known_settings, settings_from_plans, split_batch
+from alhvr_trainer.config.validation import validated
 from alhvr_trainer.errors import InputError, cut, one_line, shown
 
 MOST_PARAMETERS = 10**9
@@ -48,9 +49,7 @@ def check_plans(
         InputError: names the key, what was found, and what belongs there.
     """
     check_dataset_json(dataset_json)
-    if not isinstance(plans, dict):
-        raise InputError(f"{where} must be an object, found {shown(plans)}")
-    _check_rules(plans, TOP, where)
+    validated(Plans, plans, where)
     _check_inheritance(plans, configuration, where)
     where = f'{where}, configuration "{configuration}"'
     try:
@@ -58,7 +57,7 @@ def check_plans(
         resolved = manager.get_configuration(configuration).configuration
     except Exception as error:  # nnU-Net translates plans of older versions here, key by key
         raise InputError(f'{where}: neither an "architecture" nor one of nnU-Net\'s older plans') from error
-    _check_rules(resolved, CONFIGURATION, where)
+    validated(Configuration, resolved, where)
     check_numbers(where, resolved, len(resolved["patch_size"]) if resolved["patch_size"] else 2)
     _check_stages(plans, resolved, where)
     _check_intensities(plans, resolved, channel_names(dataset_json), where)
@@ -75,13 +74,13 @@ def check_numbers(where: str, configuration: dict[str, Any], dimensions: int) ->
     """
     batch_size, patch, spacing = (configuration[key] for key in ("batch_size", "patch_size", "spacing"))
     if not is_whole(batch_size, 1, 10**6):
-        raise InputError(f'{where}: "batch_size" must be a whole number of at least 1, found {shown(batch_size)}')
+        raise InputError(f'{where}: "batch_size" is {shown(batch_size)}; it must be a whole number of at least 1')
     if dimensions not in (2, 3):
-        raise InputError(f'{where}: "patch_size" must be 2 or 3 whole numbers, found {shown(patch)}')
+        raise InputError(f'{where}: "patch_size" is {shown(patch)}; it must be 2 or 3 whole numbers')
     rules = {"patch_size": (patch, lambda value: is_whole(value, 1, 10**6)), "spacing": (spacing, is_positive)}
     for key, (values, accepts) in rules.items():
         if not is_list_of(values, accepts, dimensions):
-            raise InputError(f'{where}: "{key}" must be {dimensions} positive numbers, found {shown(values)}')
+            raise InputError(f'{where}: "{key}" is {shown(values)}; it must be {dimensions} positive numbers')
     if batch_size * math.prod(patch) > MOST_VOXELS:
         raise InputError(f'{where}: "batch_size" {batch_size} times "patch_size" {patch} is more than fits any memory')
 
@@ -182,14 +181,6 @@ def _check_architecture(architecture: dict[str, Any]) -> None:
 
 def _is_module(located: object) -> bool:
     return isinstance(located, type) and issubclass(located, nn.Module)
-
-
-def _check_rules(content: dict[str, Any], rules: dict[str, Rule], where: str) -> None:
-    for key, (accepts, form) in rules.items():
-        if key not in content and not form.startswith("nothing or "):
-            raise InputError(f'{where} has no "{key}"; it must be {form}')
-        if key in content and not accepts(content[key]):
-            raise InputError(f'{where}: "{key}" must be {form}, found {shown(content[key])}')
 
 
 def _check_inheritance(plans: dict[str, Any], configuration: str, where: str) -> None:

@@ -106,7 +106,7 @@ def test_bad_suites_are_refused_in_one_line(changes, message, tmp_path):
 def test_files_that_are_no_suite(tmp_path):
     with pytest.raises(InputError, match="there is no suite nonsense; suites: abdomenct1k, acdc"):
         load_suite("nonsense")
-    for text, message in (("a: [", "is not valid YAML"), ("- 1", "must map keys to values"), ("", "must map keys")):
+    for text, message in (("a: [", "is not valid YAML"), ("- 1", "must be an object"), ("", "must be an object")):
         (tmp_path / "suite.yaml").write_text(text)
         with pytest.raises(InputError, match=message):
             load_suite(str(tmp_path / "suite.yaml"))

@@ -23,23 +23,16 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 
 from alhvr_trainer.config.files import is_name
-from alhvr_trainer.errors import InputError, cut, one_line, shown
+from alhvr_trainer.config.validation import Entries, must, validated
+from alhvr_trainer.errors import InputError, one_line
 
 FOLDER = Path(__file__).resolve().parent / "suites"
 PHANTOM = "phantom"
 SUPERVISED = ("SupervisedTrainer", "SupervisedWholeBatchTrainer")
 """The trainers that take no unlabeled cases; their variants have names that begin like them."""
-
-
-def _must(accepts: Any) -> AfterValidator:
-    def check(value: Any) -> Any:
-        assert accepts(value)
-        return value
-
-    return AfterValidator(check)
 
 
 def _is_pattern(text: str) -> bool:
@@ -49,30 +42,24 @@ def _is_pattern(text: str) -> bool:
         return False
 
 
-Name = Annotated[str, _must(is_name)]
-Label = Annotated[str, Field(max_length=60), _must(lambda text: text.strip() and not set(text) & set(",|;\n\r\t"))]
+Name = Annotated[str, must(is_name)]
+Label = Annotated[str, Field(max_length=60), must(lambda text: text.strip() and not set(text) & set(",|;\n\r\t"))]
 """Fit for a table's cell and a flag's list: no comma, no bar, one line."""
 Fold = Annotated[int, Field(ge=0, le=999)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
-Settings = Annotated[dict[str, Any], _must(lambda settings: "seed" not in settings)]
-Distinct = _must(lambda values: values and len(set(values)) == len(values))
+Settings = Annotated[dict[str, Any], must(lambda settings: "seed" not in settings)]
+Distinct = must(lambda values: values and len(set(values)) == len(values))
 TABLES = ("comparison", "ablation", "regions")
 """The layouts of the paper's Tables 1 to 3, of its Table 5, and of the slides' Table 1."""
 ENVIRONMENT = ("OMP_NUM_THREADS", "nnUNet_n_proc_DA", "nnUNet_def_n_proc", "nnUNet_compile")
 """What speed and repeatability depend on; a suite may set defaults for these, and each result records them."""
 NUMBERS = ("labeled", "unlabeled", "test", "seed")
-Table = Annotated[str, _must(TABLES.__contains__)]
-Variable = Annotated[str, _must(ENVIRONMENT.__contains__)]
-Number = Annotated[str, _must(NUMBERS.__contains__)]
+Table = Annotated[str, must(TABLES.__contains__)]
+Variable = Annotated[str, must(ENVIRONMENT.__contains__)]
+Number = Annotated[str, must(NUMBERS.__contains__)]
 
 
-class _Entry(BaseModel):
-    """Keys of a YAML object; a key's description completes the message "it must be ..."."""
-
-    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
-
-
-class Method(_Entry):
+class Method(Entries):
     """One row of the tables: a trainer and what it is set to."""
 
     name: Label = Field(description="text of at most 60 letters, without commas, semicolons and bars")
@@ -85,7 +72,7 @@ class Method(_Entry):
         return self.trainer.startswith(SUPERVISED)
 
 
-class Suite(_Entry):
+class Suite(Entries):
     """A checked suite; the keys are those of the YAML file."""
 
     name: Name = Field(description="text that can name a file")
@@ -108,7 +95,7 @@ class Suite(_Entry):
         description="a list of methods: {name, trainer, settings}"
     )
     test: bool = Field(False, description="true (measure imagesTs against labelsTs) or false (the validation cases)")
-    group: Annotated[str, _must(_is_pattern)] | None = Field(
+    group: Annotated[str, must(_is_pattern)] | None = Field(
         None, description=r"a regular expression that finds the patient in a case's name, e.g. patient\d+"
     )
     """Cases in whose names it finds the same text, as a patient's frames, count as one in tests."""
@@ -167,10 +154,10 @@ def load_suite(name_or_file: str) -> Suite:
 
 def parse_suite(content: object, where: str) -> Suite:
     """A suite out of a YAML file's content; ``where`` names it in messages (see :func:`load_suite`)."""
-    try:
-        suite = Suite.model_validate(content)
-    except ValidationError as error:
-        raise InputError(_problem(error.errors()[0], content, where)) from error
+    methods = content.get("methods") if isinstance(content, dict) else None
+    for number, entry in enumerate(methods if isinstance(methods, list) else [], 1):
+        validated(Method, entry, f"{where}, method {number}")
+    suite = validated(Suite, content, where)
     names = [method.name for method in suite.methods]
     for kind, labels in (("methods", names), ("folds", [*suite.folds, *suite.fully_labeled])):
         files = [file_name(label) for label in labels]
@@ -186,24 +173,6 @@ def parse_suite(content: object, where: str) -> Suite:
         if unknown:
             raise InputError(f'{where}: table "{table}" names "{unknown[0]}"; the methods are {", ".join(names)}')
     return suite
-
-
-def _problem(first: Any, content: Any, where: str) -> str:
-    """What pydantic found first, as one line that names the place and the key."""
-    kind: type[_Entry] = Suite
-    place = list(first["loc"])
-    if place[:1] == ["methods"] and len(place) > 1:
-        kind, content = Method, content["methods"][place[1]]
-        where, place = f"{where}, method {int(place[1]) + 1}", place[2:]
-    if not place:
-        return f"{where} must map keys to values, found {shown(content)}"
-    key = str(place[0])
-    if first["type"] == "extra_forbidden":
-        return f"{where}: unknown key {cut(key)}; valid keys: {', '.join(kind.model_fields)}"
-    form = kind.model_fields[key].description
-    if first["type"] == "missing":
-        return f'{where}: "{key}" is missing; it must be {form}'
-    return f'{where}: "{key}" is {shown(content[key])}; it must be {form}'
 
 
 def file_name(label: str) -> str:
