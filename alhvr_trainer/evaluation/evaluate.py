@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from alhvr_trainer.bundle.scripts.label_files import common_unit
+from alhvr_trainer.bundle.scripts.label_files import common_unit, read_pair
+from alhvr_trainer.bundle.scripts.label_maps import Labels, labels_of, listed
 from alhvr_trainer.bundle.scripts.metrics import case_metrics, metrics_files, summarize, table, write_metrics
 from alhvr_trainer.bundle.scripts.overwriting import overwritten_input
+from alhvr_trainer.config.dataset_json import check_file_ending, check_labels
+from alhvr_trainer.config.files import read_object
 from alhvr_trainer.errors import InputError
-from alhvr_trainer.evaluation.label_pairs import match_cases, read_dataset_json, read_pair
 
 
 def evaluate(
@@ -64,8 +66,8 @@ def evaluate(
     """
     from tqdm import tqdm
 
-    labels, content = read_dataset_json(dataset_json)
-    pairs = match_cases(Path(predictions), Path(references), content["file_ending"], only_predicted)
+    labels, content = _read_dataset_json(dataset_json)
+    pairs = _matched_cases(Path(predictions), Path(references), content["file_ending"], only_predicted)
     if output is not None and Path(output).exists() and not Path(output).is_dir():
         raise InputError(f"output {output} is a file; name a folder")
     inputs = [*(file for pair in pairs.values() for file in pair)]
@@ -78,11 +80,62 @@ def evaluate(
         prediction, reference = read_pair(files[0], files[1], labels, content)
         units[case] = reference.unit
         cases[case] = case_metrics(prediction.array, reference.array, labels.classes, reference.spacing, labels.ignore)
-    try:
-        result = summarize(cases, common_unit(units))
-    except ValueError as error:
-        raise InputError(str(error)) from error
+    result = summarize(cases, common_unit(units))
     print(table(result), flush=True)
     if output is not None:
         write_metrics(result, Path(output))
     return result
+
+
+def _read_dataset_json(source: str | Path | dict[str, Any]) -> tuple[Labels, dict[str, Any]]:
+    """Labels, and the whole content.
+
+    Raises:
+        InputError: unreadable, or a key is missing or of the wrong form.
+    """
+    where, content = ("dataset.json", source) if isinstance(source, dict) else (str(source), read_object(source))
+    check_labels(content, where)
+    check_file_ending(content, where)
+    labels = labels_of(content["labels"])
+    if not labels.classes:
+        raise InputError(f"{where} has no label besides the background")
+    return labels, content
+
+
+def _matched_cases(
+    predictions: Path, references: Path, ending: str, only_predicted: bool = False
+) -> dict[str, tuple[Path, Path]]:
+    """Case -> (prediction file, reference file); says which files have no partner.
+
+    Raises:
+        InputError: a folder is missing or empty, nothing matches, or (unless ``only_predicted``) a reference
+            has no prediction.
+    """
+    predicted = _cases(predictions, "predictions", ending)
+    reference = _cases(references, "references", ending)
+    if predictions.samefile(references):
+        raise InputError(f"{predictions} and {references} are one folder: predictions would be their own references")
+    cases = sorted(set(predicted) & set(reference))
+    if not cases:
+        raise InputError(f"no file in {predictions} has the name of a file in {references}")
+    missing, extra = set(reference) - set(predicted), set(predicted) - set(reference)
+    if missing and not only_predicted:
+        raise InputError(
+            f"{len(missing)} of {len(reference)} references have no prediction in {predictions}: "
+            f"{listed(missing)}; predict them, or leave them out with only_predicted"
+        )
+    if missing:
+        print(f"left out, references without prediction: {listed(missing)}", flush=True)
+    if extra:
+        print(f"left out, predictions without reference: {listed(extra)}", flush=True)
+    return {case: (predicted[case], reference[case]) for case in cases}
+
+
+def _cases(folder: Path, role: str, ending: str) -> dict[str, Path]:
+    if not folder.is_dir():
+        raise InputError(f"the folder of {role} {folder} does not exist")
+    files = {file.name[: -len(ending)]: file for file in folder.iterdir() if file.name.endswith(ending)}
+    files = {case: file for case, file in files.items() if not file.name.startswith(".")}
+    if not files:
+        raise InputError(f'no file in the folder of {role} {folder} ends in "{ending}", as dataset.json says')
+    return files

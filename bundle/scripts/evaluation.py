@@ -9,10 +9,9 @@ from typing import Any
 
 from .cases import ENDINGS, without_ending
 from .errors import InputError
-from .label_files import LabelMap, common_unit, different_voxels, read_label_map
-from .label_maps import Labels, labels_of, listed, unknown_values
+from .label_files import common_unit, read_pair
+from .label_maps import Labels, labels_of, listed
 from .metrics import case_metrics, summarize, table, write_metrics
-from .nifti import check_complete
 
 
 class Evaluation:
@@ -99,10 +98,7 @@ class Evaluation:
         failures = {case: failures[case] for case in references if case in failures}
         if not measured:
             raise InputError(f"no case could be measured: {_reasons(failures)}")
-        try:
-            result = {**summarize(measured, common_unit(units)), "failed": failures}
-        except ValueError as error:
-            raise InputError(str(error)) from error
+        result = {**summarize(measured, common_unit(units)), "failed": failures}
         print(table(result), flush=True)
         write_metrics(result, self.output_dir)
         return result
@@ -167,24 +163,9 @@ def _measure(
     """Metrics, and the unit of the distances."""
     if prediction_file is None:
         raise InputError(f"no prediction of {case}")
-    prediction, reference = (_read(file, labels, dataset_json) for file in (prediction_file, reference_file))
-    problem = different_voxels(prediction, reference, (prediction_file, reference_file))
-    if problem:
-        raise InputError(problem)
+    prediction, reference = read_pair(prediction_file, reference_file, labels, dataset_json)
     scores = case_metrics(prediction.array, reference.array, labels.classes, reference.spacing, labels.ignore)
     return scores, reference.unit
-
-
-def _read(file: Path, labels: Labels, dataset_json: Mapping[str, Any]) -> LabelMap:
-    check_complete(file)
-    try:
-        label_map = read_label_map(file, dataset_json)
-    except ValueError as error:
-        raise InputError(str(error)) from error
-    problem = unknown_values(label_map.array, labels, file)
-    if problem:
-        raise InputError(problem)
-    return label_map
 
 
 def _reasons(failures: Mapping[str, str], most: int = 5) -> str:

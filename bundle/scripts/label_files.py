@@ -1,8 +1,4 @@
-"""Label maps as nnU-Net reads them: with the reader that it chooses for the dataset, in the spacing that it takes.
-
-Exported bundles carry this module as ``scripts/label_files.py``: it must import nothing of
-the package that it lies in. Problems are raised as ``ValueError``, each with one line that names the file.
-"""
+"""Label maps as nnU-Net reads them: with the reader that it chooses for the dataset, in the spacing that it takes."""
 
 from __future__ import annotations
 
@@ -15,6 +11,10 @@ from typing import Any
 
 import nibabel
 import numpy as np
+
+from .errors import InputError
+from .label_maps import Labels, unknown_values
+from .nifti import check_complete
 
 _NIFTI = (".nii", ".nii.gz")
 _GZIP = b"\x1f\x8b"
@@ -43,7 +43,7 @@ def read_label_map(file: Path, dataset_json: Mapping[str, Any]) -> LabelMap:
         dataset_json: its ``overwrite_image_reader_writer`` and ``file_ending`` choose the reader.
 
     Raises:
-        ValueError: unreadable; several values per voxel; NaN, infinite or fractional values.
+        InputError: unreadable; several values per voxel; NaN, infinite or fractional values.
 
     Example:
         >>> read_label_map(Path("labelsTr/case_001.nii.gz"), {"file_ending": ".nii.gz"}).spacing
@@ -54,9 +54,9 @@ def read_label_map(file: Path, dataset_json: Mapping[str, Any]) -> LabelMap:
         stored = stored_floats(file)
     except Exception as error:  # the readers sit on several libraries, each with errors of its own
         reason = (str(error).strip() or type(error).__name__).splitlines()[-1].rsplit("ERROR: ", 1)[-1]
-        raise ValueError(f"cannot read {file} (damaged or not an image): {reason}") from error
+        raise InputError(f"cannot read {file} (damaged or not an image): {reason}") from error
     if len(values) != 1:
-        raise ValueError(f"{file} has {len(values)} values per voxel, as a color picture; a label map has one")
+        raise InputError(f"{file} has {len(values)} values per voxel, as a color picture; a label map has one")
     check_whole_numbers(values, stored, file)
     return LabelMap(
         values[0].astype(np.int64),
@@ -66,6 +66,27 @@ def read_label_map(file: Path, dataset_json: Mapping[str, Any]) -> LabelMap:
     )
 
 
+def read_pair(
+    prediction_file: Path, reference_file: Path, labels: Labels, dataset_json: Mapping[str, Any]
+) -> tuple[LabelMap, LabelMap]:
+    """Prediction and reference, fit to be compared.
+
+    Raises:
+        InputError: a file is unreadable, they lie on different voxels, or one has a value that is not a label.
+    """
+    maps = []
+    for file in (prediction_file, reference_file):
+        check_complete(file)
+        maps.append(read_label_map(file, dataset_json))
+        problem = unknown_values(maps[-1].array, labels, file)
+        if problem:
+            raise InputError(problem)
+    problem = different_voxels(maps[0], maps[1], (prediction_file, reference_file))
+    if problem:
+        raise InputError(problem)
+    return maps[0], maps[1]
+
+
 def common_unit(units: Mapping[str, str]) -> str:
     """Unit of the distances of all cases; an average over millimeters and voxels would mean nothing.
 
@@ -73,11 +94,11 @@ def common_unit(units: Mapping[str, str]) -> str:
         units: case -> unit.
 
     Raises:
-        ValueError: some cases are in mm, others in voxels.
+        InputError: some cases are in mm, others in voxels.
     """
     by_unit = {unit: case for case, unit in units.items()}
     if len(by_unit) > 1:
-        raise ValueError(
+        raise InputError(
             f"case {by_unit['mm']} has its spacing in mm, case {by_unit['voxels']} has none: add the spacing (for "
             "TIFF a JSON file beside it), or evaluate them apart"
         )
@@ -93,14 +114,14 @@ def check_whole_numbers(values: np.ndarray, stored: np.ndarray | None, file: Pat
         file: for the message.
 
     Raises:
-        ValueError: names the file and the number of voxels that are NaN, infinite or no whole numbers.
+        InputError: names the file and the number of voxels that are NaN, infinite or no whole numbers.
     """
     for what, bad in (
         ("NaN or infinite", ~np.isfinite(values if stored is None else stored)),
         ("no whole number", values != np.rint(values)),
     ):
         if bad.any():
-            raise ValueError(f"{file}: {np.count_nonzero(bad)} voxels are {what}; a label map has whole numbers")
+            raise InputError(f"{file}: {np.count_nonzero(bad)} voxels are {what}; a label map has whole numbers")
 
 
 def stored_floats(file: Path) -> np.ndarray | None:

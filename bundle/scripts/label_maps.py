@@ -1,8 +1,4 @@
-"""Which classes are measured in label maps, and which values these may have.
-
-Exported bundles carry this module as ``scripts/label_maps.py``: it must import nothing of
-the package that it lies in.
-"""
+"""Which classes are measured in label maps, and which values these may have."""
 
 from __future__ import annotations
 

@@ -23,17 +23,23 @@ AVERAGE_POOL: dict[int, LayerType] = {2: nn.AvgPool2d, 3: nn.AvgPool3d}
 
 @dataclass(frozen=True)
 class Layers:
-    """Makes the layers of one network; the arguments are those of ``PlainConvUNet``."""
+    """Makes the layers of one network."""
 
     conv_op: LayerType
-    conv_bias: bool
-    norm_op: LayerType | None
-    norm_op_kwargs: Kwargs | None
-    dropout_op: LayerType | None
-    dropout_op_kwargs: Kwargs | None
-    nonlin: LayerType | None
-    nonlin_kwargs: Kwargs | None
+    """``torch.nn.Conv2d`` or ``torch.nn.Conv3d``."""
+    conv_bias: bool = False
+    """Whether convolutions have a bias; the last one always has."""
+    norm_op: LayerType | None = None
+    """Normalization, made as ``norm_op(channels, **norm_op_kwargs)``; None for none."""
+    norm_op_kwargs: Kwargs | None = None
+    dropout_op: LayerType | None = None
+    """Dropout after each convolution; None for none."""
+    dropout_op_kwargs: Kwargs | None = None
+    nonlin: LayerType | None = None
+    """Activation; None for none."""
+    nonlin_kwargs: Kwargs | None = None
     nonlin_first: bool = False
+    """Activation before normalization, in ``PlainConvUNet`` alone."""
 
     def __post_init__(self) -> None:
         if self.conv_op not in DIMENSIONS:

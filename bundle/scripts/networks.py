@@ -13,12 +13,13 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
 
 from .errors import InputError
-from .layers import Kwargs, Layers, LayerType, ResidualBlock, Shape, bottlenecks, per_stage, whole
+from .layers import Layers, LayerType, ResidualBlock, Shape, bottlenecks, per_stage, whole
 
 
 class PlainConvUNet(nn.Module):
@@ -37,11 +38,7 @@ class PlainConvUNet(nn.Module):
         n_conv_per_stage: convolutions of each stage on the way down.
         num_classes: channels of the output.
         n_conv_per_stage_decoder: convolutions of each stage on the way up, the lowest resolution first.
-        conv_bias: whether convolutions have a bias; the last one always has.
-        norm_op: normalization, made as ``norm_op(channels, **norm_op_kwargs)``; None for none.
-        dropout_op: dropout after each convolution; None for none.
-        nonlin: activation; None for none.
-        nonlin_first: activation before normalization.
+        layers: ``conv_bias``, ``norm_op``, ``nonlin`` and the like, see :class:`~.layers.Layers`.
 
     One number in place of a list holds for all stages, in place of a list of axes for all axes.
 
@@ -65,35 +62,18 @@ class PlainConvUNet(nn.Module):
         n_conv_per_stage: int | Sequence[int],
         num_classes: int,
         n_conv_per_stage_decoder: int | Sequence[int],
-        conv_bias: bool = False,
-        norm_op: LayerType | None = None,
-        norm_op_kwargs: Kwargs | None = None,
-        dropout_op: LayerType | None = None,
-        dropout_op_kwargs: Kwargs | None = None,
-        nonlin: LayerType | None = None,
-        nonlin_kwargs: Kwargs | None = None,
-        nonlin_first: bool = False,
+        **layers: Any,
     ) -> None:
         super().__init__()
-        layers = Layers(
-            conv_op,
-            conv_bias,
-            norm_op,
-            norm_op_kwargs,
-            dropout_op,
-            dropout_op_kwargs,
-            nonlin,
-            nonlin_kwargs,
-            nonlin_first,
-        )
-        shape = Shape.of(n_stages, features_per_stage, kernel_sizes, strides, layers.dimensions)
+        made = Layers(conv_op, **layers)
+        shape = Shape.of(n_stages, features_per_stage, kernel_sizes, strides, made.dimensions)
         convs = per_stage("n_conv_per_stage", n_conv_per_stage, n_stages)
         stages, channels = [], whole("input_channels", input_channels)
         for features, kernel, stride, number in zip(shape.features, shape.kernels, shape.strides, convs, strict=True):
-            stages.append(nn.Sequential(layers.convs(number, channels, features, kernel, stride)))
+            stages.append(nn.Sequential(made.convs(number, channels, features, kernel, stride)))
             channels = features
         self.encoder = _Encoder(None, stages)
-        self.decoder = _Decoder(layers, shape, num_classes, n_conv_per_stage_decoder)
+        self.decoder = _Decoder(made, shape, num_classes, n_conv_per_stage_decoder)
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         return self.decoder(self.encoder(image))
@@ -127,35 +107,27 @@ class ResidualEncoderUNet(nn.Module):
         n_blocks_per_stage: int | Sequence[int],
         num_classes: int,
         n_conv_per_stage_decoder: int | Sequence[int],
-        conv_bias: bool = False,
-        norm_op: LayerType | None = None,
-        norm_op_kwargs: Kwargs | None = None,
-        dropout_op: LayerType | None = None,
-        dropout_op_kwargs: Kwargs | None = None,
-        nonlin: LayerType | None = None,
-        nonlin_kwargs: Kwargs | None = None,
         block: str = "BasicBlockD",
         bottleneck_channels: int | Sequence[int] | None = None,
         stem_channels: int | None = None,
+        **layers: Any,
     ) -> None:
         super().__init__()
-        layers = Layers(
-            conv_op, conv_bias, norm_op, norm_op_kwargs, dropout_op, dropout_op_kwargs, nonlin, nonlin_kwargs
-        )
-        shape = Shape.of(n_stages, features_per_stage, kernel_sizes, strides, layers.dimensions)
+        made = Layers(conv_op, **layers)
+        shape = Shape.of(n_stages, features_per_stage, kernel_sizes, strides, made.dimensions)
         blocks = per_stage("n_blocks_per_stage", n_blocks_per_stage, n_stages)
         inner = bottlenecks(block, bottleneck_channels, n_stages)
         channels = shape.features[0] if stem_channels is None else whole("stem_channels", stem_channels)
-        stem = layers.convs(1, whole("input_channels", input_channels), channels, shape.kernels[0])
+        stem = made.convs(1, whole("input_channels", input_channels), channels, shape.kernels[0])
         stages = []
         for stage, number in enumerate(blocks):
             features, kernel, stride = shape.features[stage], shape.kernels[stage], shape.strides[stage]
-            first = ResidualBlock(layers, channels, features, kernel, stride, inner[stage])
-            others = [ResidualBlock(layers, features, features, kernel, (), inner[stage]) for _ in range(number - 1)]
+            first = ResidualBlock(made, channels, features, kernel, stride, inner[stage])
+            others = [ResidualBlock(made, features, features, kernel, (), inner[stage]) for _ in range(number - 1)]
             stages.append(nn.Sequential(OrderedDict(blocks=nn.Sequential(first, *others))))
             channels = features
         self.encoder = _Encoder(stem, stages)
-        self.decoder = _Decoder(layers, shape, num_classes, n_conv_per_stage_decoder)
+        self.decoder = _Decoder(made, shape, num_classes, n_conv_per_stage_decoder)
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         return self.decoder(self.encoder(image))

@@ -17,7 +17,7 @@ from dynamic_network_architectures.building_blocks.residual import BasicBlockD, 
 from monai.bundle import ConfigParser
 from torch import nn
 
-from alhvr_trainer.bundle.scripts import networks
+from alhvr_trainer.bundle.scripts import layers, networks
 from alhvr_trainer.errors import InputError, one_line, shown
 from alhvr_trainer.models import Member, TrainedModel, nnunet_network
 
@@ -139,7 +139,10 @@ def _native_network(model: TrainedModel, kind: type[nn.Module]) -> tuple[dict[st
     if kind not in NATIVE:
         return {}, None
     definition = network_config(model, kind)
-    known = inspect.signature(getattr(networks, NATIVE[kind])).parameters
+    known = {
+        *inspect.signature(getattr(networks, NATIVE[kind])).parameters,
+        *inspect.signature(layers.Layers).parameters,
+    }
     unknown = [key for key in definition if key not in known and not key.startswith("_")]
     foreign = [value for value in definition.values() if isinstance(value, dict) and "_target_" in value]
     if unknown or foreign:
