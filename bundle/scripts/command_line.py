@@ -106,12 +106,15 @@ def _typed(argv: tuple[str, ...]) -> dict[str, str]:
 def _check(arguments: dict[str, str]) -> None:
     if "config_file" not in arguments:
         return
-    config = _config_keys(arguments["config_file"])
+    config = _config(arguments["config_file"])
     known = {*config, *_keys_of_monai(arguments.get("tracking"))}
     for argument in arguments:
         key = re.split("::|#", argument)[0]
         if key not in known:
             raise InputError(f"--{argument} is not a key of {arguments['config_file']}{_did_you_mean(key, known)}")
+    for key, text in arguments.items():
+        if not text.startswith(("$", "@", "%")):
+            _check_value(key, text, config.get(key))
     for key in set(PATHS) & set(arguments):
         text = arguments[key]
         if _SPECIAL_NAME.fullmatch(text) and text[1:] not in config:
@@ -120,12 +123,24 @@ def _check(arguments: dict[str, str]) -> None:
             )
 
 
-def _config_keys(config_file: str) -> Iterable[str]:
+def _config(config_file: str) -> dict[str, Any]:
     import fire
 
-    files = fire.parser.DefaultParseValue(config_file)
-    keys = ConfigParser.load_config_files(files)
-    return {*keys}
+    content: dict[str, Any] = ConfigParser.load_config_files(fire.parser.DefaultParseValue(config_file))
+    return content
+
+
+def _check_value(key: str, text: str, default: Any) -> None:
+    """What MONAI would take for something else: "false" is text, which counts as true."""
+    if isinstance(default, bool) and text not in ("True", "False"):
+        raise InputError(f"--{key} is {text}; it must be True or False")
+    if key == "overlap":
+        try:
+            fits = 0 <= float(text) < 1
+        except ValueError:
+            fits = False
+        if not fits:
+            raise InputError(f"--overlap is {text}; it must be a share of the patch, at least 0 and below 1")
 
 
 def _keys_of_monai(tracking: str | None) -> set[str]:
