@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -44,6 +45,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(error, 2)
     except InputError as error:
         return _fail(error, 1)
+    except BrokenPipeError:  # whoever reads the output has seen enough, as in "alhvr train --help | head -1"
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except (OSError, MemoryError) as error:  # any command may meet a full disk, a folder of someone else, a large image
         return _fail(one_line(error), 1)
     except KeyboardInterrupt:
@@ -52,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(words: list[str]) -> int:
     if not words or words[0] in ("-h", "--help", "help"):
-        print(_overview())
+        print(_overview(), flush=True)
         return 0
     name, words = words[0].replace("-", "_"), words[1:]
     if name == "__version":
@@ -62,7 +66,7 @@ def _run(words: list[str]) -> int:
         raise UsageError(f"there is no command {name!r}{did_you_mean(name, COMMANDS)}; commands: {known}")
     function = command(name)
     if "-h" in words or "--help" in words:
-        print(command_help(name, function))
+        print(command_help(name, function), flush=True)
         return 0
     values = parse(name, function, words)
     result = function(**values)

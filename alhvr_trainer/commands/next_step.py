@@ -58,6 +58,10 @@ def _model(call: Call) -> tuple[object, ...]:
     return words
 
 
+def _device(call: Call) -> tuple[object, ...]:
+    return () if call["device"] == "cuda" else ("--device", call["device"])
+
+
 def _after_link(call: Call) -> str:
     return _line("alhvr", "plan_and_preprocess", "-d", "DATASET")
 
@@ -86,8 +90,8 @@ def _after_plan(call: Call) -> str:
 
 def _after_train(call: Call) -> str:
     for stage in call[RESULT]:
-        return _line("alhvr", "train", *_model({**call, "configuration": stage}))
-    return _line("alhvr", "predict", *_model(call), "-i", "IN", "-o", "OUT")
+        return _line("alhvr", "train", *_model({**call, "configuration": stage}), *_device(call))
+    return _line("alhvr", "predict", *_model(call), "-i", "IN", "-o", "OUT", *_device(call))
 
 
 def _after_predict(call: Call) -> str:

@@ -66,12 +66,14 @@ def train(
     """
     _check_flags(continue_training, validation_only, best, weights, checkpoints, gpus, device)
     from alhvr_trainer.commands.link import let_nnunet_find_us
-    from alhvr_trainer.models import one_fold
+    from alhvr_trainer.models import find_model, one_fold
 
     let_nnunet_find_us()
     number = one_fold(fold, "each is a training of its own")
     name, plans, stages = _check_names(dataset, configuration, plans)
     _check_trainer(trainer)
+    if validation_only:
+        find_model(dataset, configuration, number, plans, trainer)  # for its error, if there is nothing to validate
     import torch
     from nnunetv2.run.run_training import run_training
 

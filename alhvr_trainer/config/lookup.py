@@ -10,7 +10,8 @@ from alhvr_trainer.config.files import read_json
 from alhvr_trainer.config.names import PLANS_NAME
 from alhvr_trainer.errors import InputError, did_you_mean
 
-_NO_PLANS = ("dataset", "dataset_fingerprint", "splits_final")
+NOT_PLANS = ("dataset", "dataset_fingerprint", "splits_final")
+"""JSON files beside the plans."""
 
 
 def dataset_in(variable: str, dataset: int | str) -> str:
@@ -40,7 +41,7 @@ def dataset_in(variable: str, dataset: int | str) -> str:
 
 def plans_in(folder: Path) -> list[str]:
     """Identifiers of the plans in a dataset's folder in ``nnUNet_preprocessed``."""
-    return [file.stem for file in sorted(folder.glob("*.json")) if file.stem not in _NO_PLANS and _is_plans(file)]
+    return [file.stem for file in sorted(folder.glob("*.json")) if file.stem not in NOT_PLANS and _is_plans(file)]
 
 
 def _is_plans(file: Path) -> bool:

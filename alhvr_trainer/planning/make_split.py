@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from alhvr_trainer.config.files import check_whole_number, write_json
+from alhvr_trainer.config.files import check_whole_number, read_json, write_json
 from alhvr_trainer.data.dataset import find_dataset
-from alhvr_trainer.data.splits import SPLITS_FILE, choose_splits, split_summary
+from alhvr_trainer.data.splits import SPLITS_FILE, check_splits, choose_splits, split_summary
 from alhvr_trainer.errors import InputError
 
 
@@ -56,6 +56,10 @@ def make_split(
     if not all(split["unlabeled"] for split in splits) and not in_folders:
         raise InputError(f'"labeled" is {labeled}: no case of {found.name} is left to be unlabeled')
     file = Path(output) if output else Path(found.preprocessed) / SPLITS_FILE
+    if file.is_dir():
+        raise InputError(f"output {file} is a folder; name a file")
+    if file.exists():
+        _check_replaceable(file)
     if file.exists() and not overwrite:
         raise InputError(f"{file} exists: use --overwrite to replace it, or --output to write another file")
     in_raw = Path(str(found.raw)) / SPLITS_FILE
@@ -67,3 +71,15 @@ def make_split(
     if in_folders:
         print(f"  and in every fold {len(in_folders)} unlabeled cases of {', '.join(found.unlabeled_folders)}")
     return str(file)
+
+
+def _check_replaceable(file: Path) -> None:
+    """The file holds a split, not something else that would be lost.
+
+    Raises:
+        InputError: it does not.
+    """
+    try:
+        check_splits(read_json(file))
+    except InputError as error:
+        raise InputError(f"output {file} exists and does not hold a split; choose another name") from error

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from alhvr_trainer.config.files import check_whole_number
+from alhvr_trainer.config.files import check_whole_number, is_name, is_positive
+from alhvr_trainer.config.lookup import NOT_PLANS
 from alhvr_trainer.config.names import PLANNER_NAME
 from alhvr_trainer.data.dataset import Dataset, find_dataset
 from alhvr_trainer.data.splits import SPLITS_FILE
@@ -72,6 +73,9 @@ def plan_and_preprocess(
     wanted = _configuration_names(configurations, template)
     planner_class = _planner(planner)
     plans_name = overwrite_plans_name or (template.plans_name if template else planner_class.default_plans_name)
+    _check_plans_name(plans_name)
+    if gpu_memory_target is not None and not is_positive(gpu_memory_target):
+        raise InputError(f'"gpu_memory_target" is {gpu_memory_target!r}; it must be a positive number of GB')
     file = os.path.join(found.preprocessed, f"{plans_name}.json")
     _check_configurations(wanted, file)
     flags = {"verify_dataset_integrity": verify_dataset_integrity, "clean": clean, "no_pp": no_pp}
@@ -84,6 +88,7 @@ def plan_and_preprocess(
     _plan(found, planner_class, template, wanted, plans_name, gpu_memory_target)
     if not no_pp:
         _preprocess(found, file, wanted, processes)
+    _point_out_misplaced_labels(found)
     return file
 
 
@@ -109,6 +114,12 @@ def _check_configurations(wanted: list[str], plans_file: str) -> None:
     for name in wanted:
         if name not in known:
             raise InputError(f"no configuration {name}{did_you_mean(name, known)}; there can be: {', '.join(known)}")
+
+
+def _check_plans_name(name: str) -> None:
+    """The plans can have a file of this name, which nnU-Net uses for nothing else."""
+    if not is_name(name) or name in NOT_PLANS:
+        raise InputError(f"plans cannot be called {name!r}: it must be a file name other than {', '.join(NOT_PLANS)}")
 
 
 def _planner(name: str) -> type[ALHVRPlanner]:
@@ -152,6 +163,20 @@ def _verify_labeled(dataset: Dataset, processes: int) -> None:
     # what nnU-Net raises for a bad dataset; details of single images are on the screen by then
     except (AssertionError, RuntimeError, OSError, KeyError, ValueError) as error:
         raise InputError(f"{dataset.raw} fails nnU-Net's integrity check: {one_line(error)}") from error
+
+
+def _point_out_misplaced_labels(dataset: Dataset) -> None:
+    """Repeat at the end what nnU-Net mentions among its other output: training goes by the order of the voxels."""
+    from alhvr_trainer.data.label_geometry import misplaced_labels
+
+    cases = misplaced_labels(dataset)
+    if cases:
+        print(
+            f"WARNING: {len(cases)} label maps have another origin or direction than their images: "
+            f"{', '.join(cases[:5])}{', ...' if len(cases) > 5 else ''}. Training takes the voxels in the order in "
+            "which they are stored; look at them (nnUNetv2_plot_overlay_pngs): if they are mirrored or shifted there, "
+            "write the label maps onto the grid of their images"
+        )
 
 
 def _extract_fingerprint(dataset: Dataset, processes: int, clean: bool) -> None:

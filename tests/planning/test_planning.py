@@ -10,6 +10,7 @@ from pathlib import Path
 import data_builders
 import numpy as np
 import pytest
+import SimpleITK as sitk
 from data_builders import HIDDEN_BRIGHTNESS, NAME, SPLIT, read_json, write_json
 from dynamic_network_architectures.architectures.unet import PlainConvUNet
 from nnunet_environment import set_nnunet
@@ -352,3 +353,45 @@ def test_split_is_written_once(planned: Path, capsys: pytest.CaptureFixture[str]
     shutil.rmtree(planned / "raw" / NAME / "imagesTr_unlabeled")
     with pytest.raises(InputError, match=r'"labeled" is 5: no case of .* is left to be unlabeled'):
         make_split(901, 5, overwrite=True)
+
+
+@pytest.mark.parametrize("target", [0, -3, float("nan")])
+def test_gpu_memory_must_be_positive(planned: Path, target: float) -> None:
+    with pytest.raises(InputError, match=r'"gpu_memory_target" is .* it must be a positive number of GB'):
+        plan_and_preprocess(901, "2d", gpu_memory_target=target)
+
+
+@pytest.mark.parametrize("name", ["splits_final", "dataset", "a/b"])
+def test_plans_do_not_take_the_place_of_another_file(planned: Path, name: str) -> None:
+    with pytest.raises(InputError, match=f"plans cannot be called '{name}'"):
+        plan_and_preprocess(901, "2d", overwrite_plans_name=name)
+
+
+@pytest.mark.parametrize(
+    ("change", "warned"),
+    [
+        (lambda image: image.SetOrigin((10.0, 0.0, 0.0)), True),
+        (lambda image: image.SetDirection((-1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)), True),
+        (lambda image: None, False),
+    ],
+    ids=["origin", "direction", "same"],
+)
+def test_label_maps_elsewhere_in_space_are_pointed_out(planned: Path, change, warned: bool, capsys) -> None:
+    file = str(planned / "raw" / NAME / "labelsTr" / "case_000.nii.gz")
+    image = sitk.ReadImage(file)
+    change(image)
+    sitk.WriteImage(image, file)
+    plan_and_preprocess(901, "2d", num_processes=1, no_pp=True)
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.startswith("WARNING: 1 label maps have another origin or direction") == warned
+    assert ("case_000" in last) == warned
+
+
+def test_only_a_split_is_replaced(planned: Path, tmp_path: Path) -> None:
+    (tmp_path / "notes.json").write_text('{"mine": 1}')
+    (tmp_path / "folder").mkdir()
+    for name, message in (("notes.json", "exists and does not hold a split"), ("folder", "is a folder; name a file")):
+        with pytest.raises(InputError, match=f"output .*{name} {message}"):
+            make_split(901, labeled=1, output=str(tmp_path / name), overwrite=True)
+    assert (tmp_path / "notes.json").read_text() == '{"mine": 1}'
+    assert sorted(file.name for file in tmp_path.iterdir() if "part" in file.name) == []
