@@ -11,20 +11,24 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import tiny_releases as releases
-from tiny_releases import SIZE, labels, noise, write, write_h5
+from tiny_releases import SIZE, labels, noise, write_h5, write_nifti
 
 from alhvr_trainer import cli
 from alhvr_trainer.errors import InputError
+from alhvr_trainer.experiments.convert.acdc import acdc
+from alhvr_trainer.experiments.convert.brats2019 import brats2019
 from alhvr_trainer.experiments.convert.command import convert
-from alhvr_trainer.experiments.convert.published import paper_split
-from alhvr_trainer.experiments.convert.volumes import HDF5Volume, ImageFile, mapped_values
+from alhvr_trainer.experiments.convert.folds import paper_split
+from alhvr_trainer.experiments.convert.la2018 import la2018
+from alhvr_trainer.experiments.convert.labels import mapped_values
+from alhvr_trainer.experiments.convert.volumes import HDF5Volume, ImageFile
 
 pytestmark = pytest.mark.any_nnunet
 
 
 @pytest.fixture(scope="module")
 def unchanged_task(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return releases.decathlon(tmp_path_factory.mktemp("release") / "Task99_Toy")
+    return releases.decathlon(tmp_path_factory.mktemp("release") / "Task99_Toy", channels=1)
 
 
 @pytest.fixture
@@ -49,10 +53,6 @@ def refused(message: str, source: Path, kind: str = "msd", dataset: object = 99,
         ({"dataset": "ACDC"}, '"dataset" must be a number from 1 to 999 or a name like Dataset027_ACDC'),
         ({"dataset": "Dataset027_../x"}, '"dataset" must be'),
         ({"seed": -1}, '"seed" must be a whole number of at least 0, found -1'),
-        # the folder of another release
-        ({"kind": "acdc"}, "holds no file like patient001/patient001_frame01.nii.gz"),
-        ({"kind": "brats2019_h5"}, "holds no file like data/BraTS19_2013_8_1.h5"),
-        ({"kind": "abdomenct1k"}, "holds no file like Case_00001_0000.nii.gz"),
     ],
 )
 def test_bad_arguments(task: Path, options: dict, message: str):
@@ -61,48 +61,61 @@ def test_bad_arguments(task: Path, options: dict, message: str):
 
 def test_source_is_no_folder(tmp_path: Path, capsys: pytest.CaptureFixture):
     assert cli.main(["convert", "acdc", str(tmp_path / "nothing"), "-d", "27", "-o", str(tmp_path)]) == 1
-    assert capsys.readouterr().err == f'alhvr: "source" is {tmp_path / "nothing"}, which is no folder\n'
+    assert capsys.readouterr().err == f'alhvr: "source" is {tmp_path / "nothing"}, which is not a folder\n'
+
+
+def test_wrong_folder_names_what_is_looked_for(task: Path):
+    refused("holds no file like patient001/patient001_frame01.nii.gz", task, kind="acdc")
+    refused("holds no file like data/BraTS19_2013_8_1.h5", task, kind="brats2019_h5")
+    refused("holds no file like Case_00001_0000.nii.gz", task, kind="abdomenct1k")
+
+
+def test_acdc_patients(tmp_path: Path):
+    patients = paper_split("acdc").train[:2]
+    source = releases.official_acdc(tmp_path, patients)
+    with pytest.raises(InputError, match=r"has 0 annotated frames of patient050 \(none\); the release has 2"):
+        acdc(source)
+    folder = source / "database" / "training" / "patient099"
+    (folder / "patient099_frame12.nii.gz").unlink()
+    with pytest.raises(InputError, match=r"has 1 annotated frames of patient099 \(patient099_frame01\)"):
+        acdc(source)
+    (folder / "patient099_frame01_gt.nii.gz").unlink()
+    with pytest.raises(InputError, match=r"lacks patient099_frame01_gt.nii.gz, the label map of patient099_frame01"):
+        acdc(source)
 
 
 def test_missing_and_doubled_files(tmp_path: Path):
-    source = releases.acdc(tmp_path / "acdc")
-    folder = source / "database" / "training" / "patient050"
-    (folder / "patient050_frame12.nii.gz").unlink()
-    refused("has 1 annotated frames of patient050 (patient050_frame01); the release has 2", source, "acdc")
-    (folder / "patient050_frame01_gt.nii.gz").unlink()
-    refused("lacks patient050_frame01_gt.nii.gz, the label map of patient050_frame01", source, "acdc")
-    shutil.rmtree(folder)
-    refused("has 0 annotated frames of patient050 (none)", source, "acdc")
-
-    source, cases = releases.brats2019(tmp_path / "brats"), paper_split("brats2019").all()
+    cases = paper_split("brats2019").all()
+    source = releases.official_brats(tmp_path / "brats", cases)
     (gone,) = source.rglob(f"{cases[7]}_t1ce.nii.gz")
     gone.unlink()
-    refused(f"lacks {cases[7]}_t1ce.nii.gz: complete the release", source, "brats2019")
+    with pytest.raises(InputError, match=f"lacks {cases[7]}_t1ce.nii.gz: complete the release"):
+        brats2019(source)
     (file,) = source.rglob(f"{cases[3]}_seg.nii.gz")
     releases.linked(file, source / "copy" / file.name)
-    refused(f"{file.name} are the same case: leave one of them", source, "brats2019")
-
-    atria = releases.la2018(tmp_path / "la")
+    with pytest.raises(InputError, match=f"{file.name} are the same case: leave one of them"):
+        brats2019(source)
+    atria = releases.official_la(tmp_path / "la", paper_split("la2018").all())
     (atria / "Training Set" / "UPT6DX9IQY9JAZ7HJKA7" / "laendo.nrrd").unlink()
-    refused("lacks UPT6DX9IQY9JAZ7HJKA7/laendo.nrrd", atria, "la2018")
+    with pytest.raises(InputError, match=r"lacks UPT6DX9IQY9JAZ7HJKA7/laendo.nrrd"):
+        la2018(atria)
 
-    source = releases.abdomenct1k(tmp_path / "abdomen", labeled=10, unlabeled=0)
+
+def test_label_map_without_image(tmp_path: Path):
+    source = releases.abdomenct1k(tmp_path / "source", labeled=10, unlabeled=0)
     (source / "AbdomenCT-1K-ImagePart1" / "Case_00004_0000.nii.gz").unlink()
-    refused("lacks Case_00004_0000.nii.gz, the image of", source, "abdomenct1k")
-
-    (tmp_path / "empty").mkdir()
-    refused("dataset.json does not exist; name the folder of one task", tmp_path / "empty")
+    refused("lacks Case_00004_0000.nii.gz, the image of", source, kind="abdomenct1k")
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"modality": None}, '"modality" is wrong'),
-        ({"labels": {"1": "left"}}, '"labels" is wrong: must name 0, 1, …'),
-        ({"labels": {"0": "background", "1": 5}}, '"labels.1" is wrong'),
-        ({"training": "imagesTr"}, '"training" is wrong'),
-        ({"training": ["./imagesTr/toy_000.nii.gz"]}, '"training.0" is wrong'),
-        ({"test": ["../../secret/x.nii.gz"]}, '"test.0" is wrong: must be like ./imagesTr/case_001.nii.gz'),
+        ({"modality": None}, '"modality" must name 0, 1, …'),
+        ({"labels": {"1": "left"}}, '"labels" must name 0, 1, …'),
+        ({"labels": {"0": "background", "1": 5}}, '"labels" must hold names'),
+        ({"training": "imagesTr"}, '"training" must be a list of files'),
+        ({"training": ["./imagesTr/toy_000.nii.gz"]}, '"training" must list {"image": file, "label": file}'),
+        ({"test": ["../../secret/x.nii.gz"]}, "must name files like ./imagesTr/case_001.nii.gz"),
         ({"test": ["./imagesTs/toy_999.nii.gz"]}, "toy_999.nii.gz does not exist, but"),
     ],
 )
@@ -110,6 +123,11 @@ def test_dataset_json_of_a_task(task: Path, change: dict, message: str):
     content = json.loads((task / "dataset.json").read_text())
     (task / "dataset.json").write_text(json.dumps(content | change))
     refused(message, task)
+
+
+def test_folder_of_no_task(tmp_path: Path):
+    (tmp_path / "empty").mkdir()
+    refused("dataset.json does not exist; name the folder of one task", tmp_path / "empty")
 
 
 @pytest.mark.parametrize(
@@ -123,22 +141,24 @@ def test_dataset_json_of_a_task(task: Path, change: dict, message: str):
     ],
 )
 def test_odd_volumes(task: Path, file: str, array: np.ndarray, message: str):
-    """The unfinished dataset is not taken for a finished one, and can be continued once the file is corrected."""
-    write(task / file, array)
+    """The unfinished dataset has neither dataset.json nor splits, and half a case of nothing."""
+    write_nifti(task / file, array)
     folder = refused(message, task)
     assert not (folder / "dataset.json").exists() and not (folder / "splits_final.json").exists()
     assert not list(folder.glob(".convert_*"))
-    write(task / file, labels(2, range(3)) if "label" in file else noise(2))
+    convert_again = write_nifti(task / file, labels(2, range(3)) if "label" in file else noise(2))
     convert("msd", str(task), 99, output=str(folder.parent))
-    assert (folder / "dataset.json").exists()
+    assert (folder / "dataset.json").exists(), f"goes on once {convert_again} is corrected"
 
 
 def test_damaged_files(task: Path, tmp_path: Path):
     image = task / "imagesTr" / "toy_001.nii.gz"
-    for content in (image.read_bytes()[:-40], b"nothing"):
-        image.write_bytes(content)
-        refused(f"cannot read {image} (damaged or not an image)", task)
-    broken = write(tmp_path / "broken.nrrd", noise(0, (64, 64, 30)))
+    image.write_bytes(image.read_bytes()[:-40])
+    refused(f"cannot read {image} (damaged or not an image)", task)
+    image.write_bytes(b"nothing")
+    refused(f"cannot read {image} (damaged or not an image)", task)
+    broken = tmp_path / "broken.nrrd"
+    releases.write_nrrd(broken, noise(0, (64, 64, 30)))
     broken.write_bytes(broken.read_bytes()[:9000])
     with pytest.raises(InputError, match=r"cannot read .*broken.nrrd"):
         ImageFile(broken).read()
@@ -147,27 +167,26 @@ def test_damaged_files(task: Path, tmp_path: Path):
 def test_several_values_per_voxel(tmp_path: Path):
     sitk.WriteImage(sitk.GetImageFromArray(np.zeros((3, 4, 5, 3), np.uint8), isVector=True), str(tmp_path / "rgb.nrrd"))
     with pytest.raises(InputError, match=r"rgb.nrrd must be a 3D image"):
-        ImageFile(tmp_path / "rgb.nrrd").read()
+        ImageFile(tmp_path / "rgb.nrrd").geometry()
 
 
 def test_hdf5_files(tmp_path: Path):
+    spacing = (1.0, 1.0, 1.0)
     file = write_h5(tmp_path / "case.h5", image=noise(0), flat=noise(0, (5, 4)))
-    for key, message in (
-        ("label", r'case.h5 has no "label"; it holds: flat, image'),
-        ("flat", r'"flat" in .*case.h5 is int16 of shape \(5, 4\), not a 3D image'),
-        ("image", r"cannot read .*case.h5 \(damaged or not an HDF5 file\)"),
-    ):
-        if key == "image":
-            file.write_bytes(b"no HDF5")
-        with pytest.raises(InputError, match=message):
-            HDF5Volume(file, key, (1.0, 1.0, 1.0)).read()
+    with pytest.raises(InputError, match=r'case.h5 has no "label"; it holds: flat, image'):
+        HDF5Volume(file, "label", spacing).read()
+    with pytest.raises(InputError, match=r'"flat" in .*case.h5 is int16 of shape \(5, 4\), not a 3D image'):
+        HDF5Volume(file, "flat", spacing).read()
+    file.write_bytes(b"no HDF5")
+    with pytest.raises(InputError, match=r"cannot read .*case.h5 \(damaged or no HDF5 file\)"):
+        HDF5Volume(file, "image", spacing).read()
 
 
 def test_channels_on_different_grids(tmp_path: Path):
-    source = releases.brats2019(tmp_path / "brats")
+    source = releases.official_brats(tmp_path / "brats", paper_split("brats2019").all())
     (file,) = source.rglob("BraTS19_2013_10_1_t2.nii.gz")
     file.unlink()
-    write(file, noise(0, (5, 4, 4)))
+    write_nifti(file, noise(0, (5, 4, 4)))
     refused(f"{file} lies on another grid than", source, kind="brats2019", dataset=43)
 
 
@@ -183,21 +202,14 @@ def test_existing_datasets_are_kept(task: Path):
     assert all(file.stat().st_mtime_ns != time for file, time in images.items())
     assert (folder / "splits_final.json").read_text() == splits
     (folder / "imagesTr" / "mine_0000.nii.gz").touch()
-    refused("mine_0000.nii.gz is no file of this release: remove it", task, overwrite=True)
+    refused("mine_0000.nii.gz is not a file of this release: remove it", task, overwrite=True)
     (folder / "imagesTr" / "mine_0000.nii.gz").unlink()
     (folder / "dataset.json").unlink()
     refused("holds images but no dataset.json", task)
     refused("the number 099 is taken by Dataset099_Toy in", task, dataset="Dataset099_Other")
 
 
-def test_no_source_is_written_over(tmp_path: Path):
-    source = releases.decathlon(tmp_path / "raw" / "Dataset098_Own")
-    before = {file: file.read_bytes() for file in source.rglob("*") if file.is_file()}
-    with pytest.raises(InputError, match=r"labelsTr/toy_.* would be written over .*labelsTr/toy_"):
-        convert("msd", str(source), "Dataset098_Own", output=str(tmp_path / "raw"), overwrite=True)
-    assert before == {file: file.read_bytes() for file in source.rglob("*") if file.is_file()}
-
-
-def test_label_that_is_nan():
+def test_label_values():
+    assert mapped_values(np.array([[0, 4], [2, 1]]), {0: 0, 1: 1, 2: 2, 4: 3}, "x").tolist() == [[0, 3], [2, 1]]
     with pytest.raises(InputError, match="x has the label nan; expected 0, 1"):
         mapped_values(np.array([0.0, np.nan]), {0: 0, 1: 1}, "x")
