@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from alhvr_trainer.bundle.scripts.overwriting import inside_raw_dataset, overwritten_input
 from alhvr_trainer.config.dataset_json import channel_names
+from alhvr_trainer.config.files import check_folder
 from alhvr_trainer.config.names import TRAINER_NAME, WEIGHTS_FILE
 from alhvr_trainer.data.dataset import Cases, files_by_case
 from alhvr_trainer.devices import check_device
@@ -77,8 +78,7 @@ def predict(
     if num_processes < 1:
         raise InputError(f"num_processes is {num_processes}; it must be at least 1")
     source, target = Path(input), Path(output)
-    if target.exists() and not target.is_dir():
-        raise InputError(f"output {target} is a file; name a folder")
+    check_folder(target)
     check_device(device)
     from alhvr_trainer.models import model_named
 

@@ -73,7 +73,10 @@ def train(
     name, plans, stages = _check_names(dataset, configuration, plans)
     _check_trainer(trainer)
     if validation_only:
-        find_model(dataset, configuration, number, plans, trainer)  # for its error, if there is nothing to validate
+        try:
+            find_model(dataset, configuration, number, plans, trainer)
+        except InputError as error:
+            raise InputError(f"fold {number} cannot be validated: {error}") from error
     import torch
     from nnunetv2.run.run_training import run_training
 

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from alhvr_trainer.bundle.scripts.overwriting import not_writable
 from alhvr_trainer.errors import InputError, one_line, shown
 
 _NAME = re.compile(r"[^/\\\x00-\x1f]+")
@@ -42,6 +43,13 @@ def read_object(file: str | os.PathLike[str], remedy: str = "") -> dict[str, Any
     if not isinstance(content, dict):
         raise InputError(f"{file} must hold a JSON object, found {shown(content)}{f'; {remedy}' if remedy else ''}")
     return content
+
+
+def check_folder(output: str | os.PathLike[str]) -> None:
+    """Files can be written into the folder, which need not exist; InputError if not."""
+    problem = not_writable(os.fspath(output))
+    if problem:
+        raise InputError(problem)
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from alhvr_trainer.bundle.scripts.label_maps import Labels, labels_of, listed
 from alhvr_trainer.bundle.scripts.metrics import case_metrics, metrics_files, summarize, table, write_metrics
 from alhvr_trainer.bundle.scripts.overwriting import overwritten_input
 from alhvr_trainer.config.dataset_json import check_file_ending, check_labels
-from alhvr_trainer.config.files import read_object
+from alhvr_trainer.config.files import check_folder, read_object
 from alhvr_trainer.errors import InputError
 
 
@@ -68,8 +68,8 @@ def evaluate(
 
     labels, content = _read_dataset_json(dataset_json)
     pairs = _matched_cases(Path(predictions), Path(references), content["file_ending"], only_predicted)
-    if output is not None and Path(output).exists() and not Path(output).is_dir():
-        raise InputError(f"output {output} is a file; name a folder")
+    if output is not None:
+        check_folder(output)
     inputs = [*(file for pair in pairs.values() for file in pair)]
     inputs += [] if isinstance(dataset_json, dict) else [Path(dataset_json)]
     problem = None if output is None else overwritten_input(inputs, metrics_files(Path(output)))

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from .dicom import holds_dicom, is_dicom, series_files
 from .errors import InputError
-from .overwriting import inside_raw_dataset, overwritten_input
+from .overwriting import inside_raw_dataset, not_writable, overwritten_input
 
 ENDINGS = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".gipl")
 """Files that hold one image; whatever else lies in a folder is passed over."""
@@ -122,6 +122,7 @@ def _keep_images(
     there = list(output_dir.iterdir()) if output_dir.is_dir() else []
     replaced = [file for file in there if without_ending(file, endings) in written]
     problem = overwritten_input([dataset_dir, *images], [output_dir, *replaced]) or inside_raw_dataset(output_dir)
+    problem = problem or not_writable(output_dir)
     if problem:
         raise InputError(problem)
 

@@ -1,8 +1,4 @@
-"""No command writes over its input.
-
-Exported bundles carry this module as ``scripts/overwriting.py``: it must import nothing of
-the package that it lies in.
-"""
+"""Where a command may write: not over its input, and not where there can be no folder."""
 
 from __future__ import annotations
 
@@ -53,6 +49,19 @@ def inside_raw_dataset(output: str | Path) -> str | None:
         is_raw = (dataset / "dataset.json").is_file() and (dataset / "imagesTr").is_dir()
         if is_raw and (dataset == folder or folder.name.startswith(_RAW_FOLDERS)):
             return f"{output} belongs to the raw dataset {dataset.name}, whose files would be replaced: choose another"
+    return None
+
+
+def not_writable(output: str | Path) -> str | None:
+    """Why there can be no files in a folder, as one line; None if there can. The folder need not exist."""
+    place = Path(os.path.abspath(output))
+    while not place.exists() and place != place.parent:
+        place = place.parent
+    if not place.is_dir():
+        own = str(place) == os.path.abspath(output)
+        return f"output {output} is a file; name a folder" if own else f"output {output}: {place} is a file"
+    if not os.access(place, os.W_OK | os.X_OK):
+        return f"output {output} cannot be written: no permission in {place}"
     return None
 
 

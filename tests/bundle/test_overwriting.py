@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
-from alhvr_trainer.bundle.scripts.overwriting import inside_raw_dataset, overwritten_input
+from alhvr_trainer.bundle.scripts.overwriting import inside_raw_dataset, not_writable, overwritten_input
 
 pytestmark = pytest.mark.any_nnunet
 
@@ -63,3 +63,10 @@ def test_predictions_do_not_belong_into_a_raw_dataset(folder, refused, tmp_path)
     assert bool(problem) == refused
     if refused:
         assert "belongs to the raw dataset Dataset001_Raw, whose files would be replaced" in problem
+
+
+def test_where_there_can_be_no_folder(tmp_path):
+    (tmp_path / "file").touch()
+    assert not_writable(tmp_path / "new" / "folder") is None
+    assert not_writable(tmp_path / "file") == f"output {tmp_path / 'file'} is a file; name a folder"
+    assert not_writable(tmp_path / "file" / "x") == f"output {tmp_path / 'file' / 'x'}: {tmp_path / 'file'} is a file"

@@ -86,7 +86,7 @@ def test_from_scans_to_a_bundle(labeled: int, name: str, planned_with, capsys: p
     change_settings(root, num_epochs=1)
     flags = ["-d", "901", "-c", "2d", "-f", "0"]
     assert cli.main(["train", *flags, "--device", "cpu"]) == 0
-    assert capsys.readouterr().out.splitlines()[-1] == "next: alhvr predict -d 901 -c 2d -f 0 -i IN -o OUT"
+    assert capsys.readouterr().out.splitlines()[-1] == "next: alhvr predict -d 901 -c 2d -f 0 -i IN -o OUT --device cpu"
     dataset, out, scores, bundle = root / "raw" / NAME, root / "out", root / "scores", root / "bundle"
     predict = ["predict", *flags, "-o", str(out), "--device", "cpu"]
     assert cli.main([*predict, "-i", str(dataset / "imagesTr_unlabeled")]) == 0

@@ -287,3 +287,13 @@ def test_runs_take_the_suites_environment_unless_the_user_set_it(monkeypatch):
     assert (environment["OMP_NUM_THREADS"], environment["nnUNet_n_proc_DA"]) == ("7", "0")
     ours, theirs = environment[command.TRAINERS].split(os.pathsep)
     assert (Path(ours) / "alhvr.py").is_file() and theirs == "/my/methods"
+
+
+def test_a_wrong_part_is_refused_before_anything_is_written(tmp_path, monkeypatch):
+    monkeypatch.setenv("nnUNet_raw", str(tmp_path / "raw"))
+    with pytest.raises(InputError, match="methods: the suite has no 'Foo'"):
+        benchmark("phantom-quick", output=str(tmp_path / "out"), methods="Foo", device="cpu")
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match=r"output .*file is a file; name a folder"):
+        benchmark("phantom-quick", output=str(tmp_path / "file"), device="cpu")
+    assert [file.name for file in tmp_path.iterdir()] == ["file"]

@@ -240,6 +240,7 @@ def test_bad_flags_of_train(flags, message, capsys: pytest.CaptureFixture[str]):
             "no trainer is called ALHVRTrainerX; did you mean ALHVRTrainer?; there are ALHVRTrainer",
         ),
         (["901", "4d", "0"], "4d"),
+        (["901", "2d", "0", "--validation_only"], "fold 0 cannot be validated: dataset 901 not found"),
         (["901", "2d", "first"], "fold is 'first'; it must be a number"),
     ],
 )

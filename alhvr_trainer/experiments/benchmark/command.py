@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from alhvr_trainer.commands.link import check_nnunet_finds_us
-from alhvr_trainer.config.files import read_object
+from alhvr_trainer.config.files import check_folder, read_object
 from alhvr_trainer.config.names import SETTINGS_KEY
 from alhvr_trainer.data.dataset import preprocessed_folder
 from alhvr_trainer.devices import check_device
@@ -21,6 +21,7 @@ from alhvr_trainer.experiments.benchmark.jobs import (
     LOGS,
     RUNS,
     Job,
+    chosen_part,
     digest,
     is_done,
     jobs_of,
@@ -128,6 +129,8 @@ def run_suite(
     """
     check_device(device)
     check_nnunet_finds_us()
+    chosen_part(suite, **part)  # for its error, before anything is written
+    check_folder(output)
     set_folders(suite, output)
     dataset = dataset_of(suite)
     splits = splits_of(suite, dataset)

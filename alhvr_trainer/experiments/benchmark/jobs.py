@@ -78,9 +78,7 @@ def jobs_of(
             f'suite {suite.name}: "{missing[0]}" is fold {suite.all_folds[missing[0]]}, but {suite.splits} has only '
             f"{len(splits)} folds, numbered from 0"
         )
-    names = _chosen("methods", methods, [method.name for method in suite.methods])
-    numbers = _chosen("seeds", seeds, suite.seeds)
-    fractions = _chosen("folds", folds, list(suite.all_folds))
+    names, numbers, fractions = chosen_part(suite, methods, seeds, folds)
     return [
         Job(
             suite=suite.name,
@@ -102,6 +100,20 @@ def jobs_of(
         for method in suite.methods
         if method.name in names and (method.supervised or fold_name not in suite.fully_labeled)
     ]
+
+
+def chosen_part(
+    suite: Suite,
+    methods: Collection[str] | None = None,
+    seeds: Collection[int] | None = None,
+    folds: Collection[str] | None = None,
+) -> tuple[list[str], list[int], list[str]]:
+    """Methods, seeds and labeled fractions; None stands for all; InputError for what the suite does not have."""
+    return (
+        _chosen("methods", methods, [method.name for method in suite.methods]),
+        _chosen("seeds", seeds, suite.seeds),
+        _chosen("folds", folds, list(suite.all_folds)),
+    )
 
 
 def _chosen(kind: str, wanted: Collection[Any] | None, there: list[Any]) -> list[Any]:
