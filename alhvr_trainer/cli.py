@@ -48,7 +48,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # whoever reads the output has seen enough, as in "alhvr train --help | head -1"
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except (OSError, MemoryError) as error:  # any command may meet a full disk, a folder of someone else, a large image
+    except OSError as error:  # any command may meet a full disk, a folder of someone else
+        where = f"{error.filename}: " if error.filename else ""
+        return _fail(f"{where}{error.strerror or one_line(error)}", 1)
+    except MemoryError as error:
         return _fail(one_line(error), 1)
     except KeyboardInterrupt:
         return _fail("interrupted", 130)
@@ -58,12 +61,11 @@ def _run(words: list[str]) -> int:
     if not words or words[0] in ("-h", "--help", "help"):
         print(_overview(), flush=True)
         return 0
-    name, words = words[0].replace("-", "_"), words[1:]
-    if name == "__version":
-        name = "version"
+    typed, *words = words
+    name = "version" if typed in ("-V", "--version") else typed.replace("-", "_")
     if name not in COMMANDS:
         known = ", ".join(COMMANDS)
-        raise UsageError(f"there is no command {name!r}{did_you_mean(name, COMMANDS)}; commands: {known}")
+        raise UsageError(f"there is no command {typed!r}{did_you_mean(name, COMMANDS)}; commands: {known}")
     function = command(name)
     if "-h" in words or "--help" in words:
         print(command_help(name, function), flush=True)

@@ -10,6 +10,7 @@ The two are told apart by what they have, not by version numbers, which a copy o
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,7 +37,7 @@ def nnunet_folder(variable: str) -> str:
     """The folder as nnU-Net sees it.
 
     Raises:
-        InputError: the variable is not set.
+        InputError: the variable is not set, or leads to a file.
     """
     folder = nnunet_folder_if_set(variable)
     if folder is None:
@@ -44,6 +45,8 @@ def nnunet_folder(variable: str) -> str:
             f"environment variable {variable} is not set; set it to nnU-Net's folder of that name "
             f"(export {variable}=/path/to/{variable})"
         )
+    if os.path.isfile(folder):
+        raise InputError(f"environment variable {variable} is {folder}, which is a file; set it to a folder")
     return folder
 
 

@@ -142,7 +142,9 @@ def find_model_in_folder(
     folds = parse_folds(fold)
     folder = Path(os.path.abspath(model_folder))  # the name counts, which a symbolic link may have and its target not
     if not folder.is_dir():
-        raise InputError(f"model_folder {folder} does not exist")
+        raise InputError(
+            f"model_folder {folder} is {'a file' if folder.exists() else 'missing'}; name the folder of a model"
+        )
     parts = folder.name.split("__")
     if len(parts) != 3 or not all(parts):
         raise InputError(
@@ -190,6 +192,8 @@ def _read_model(
         weights_file: name of the checkpoints.
         remedy: what to do where a checkpoint is missing, for the message.
     """
+    if not is_name(weights_file):
+        raise InputError(f"weights_file {shown(weights_file)} is not the name of a checkpoint in the fold's folder")
     dataset, trainer, plans_name, configuration = names
     assert trainer and plans_name and configuration
     written = "nnU-Net writes it when training starts"

@@ -96,9 +96,14 @@ def _long_flags(parameters: Mapping[str, inspect.Parameter], words: Sequence[str
         flag = letters(parameters).get(flag, flag)
         switched = parameters.get(flag.removeprefix("no").removeprefix("_"))
         if flag in parameters:
-            following = words[index + 1] if index + 1 < len(words) else "-x"
-            if _types(parameters[flag]) != {"bool"} and match[3] is None and _FLAG.fullmatch(following):
-                raise UsageError(f"--{flag} needs a value")
+            following = words[index + 1] if index + 1 < len(words) else ""
+            if (
+                _types(parameters[flag]) != {"bool"}
+                and match[3] is None
+                and (not following or _FLAG.fullmatch(following))
+            ):
+                hint = f"; if {following} is meant: --{flag}={following}" if following else ""
+                raise UsageError(f"--{flag} needs a value{hint}")
         elif not flag.startswith("no") or switched is None or _types(switched) != {"bool"} or match[3] is not None:
             near = did_you_mean(f"--{flag}", [f"--{name}" for name in parameters])
             raise UsageError(f"unknown option {match[1]}{match[2]}{near}")

@@ -8,7 +8,7 @@ from typing import Any
 from alhvr_trainer.bundle.scripts.label_files import common_unit, read_pair
 from alhvr_trainer.bundle.scripts.label_maps import Labels, labels_of, listed
 from alhvr_trainer.bundle.scripts.metrics import case_metrics, metrics_files, summarize, table, write_metrics
-from alhvr_trainer.bundle.scripts.overwriting import overwritten_input
+from alhvr_trainer.bundle.scripts.overwriting import inside_raw_dataset, overwritten_input
 from alhvr_trainer.config.dataset_json import check_file_ending, check_labels
 from alhvr_trainer.config.files import check_folder, read_object
 from alhvr_trainer.errors import InputError
@@ -46,7 +46,7 @@ def evaluate(
     Args:
         predictions: folder with one file per case, named as the references.
         references: folder with the reference segmentations, e.g. ``labelsTs``.
-        dataset_json: path of the ``dataset.json`` that names the classes and the file ending, or its content.
+        dataset_json: path of the ``dataset.json`` that names classes and file ending; in Python also its content.
         output: folder for ``metrics.csv`` (one row per case and class) and ``metrics.json`` (everything);
             default: write nothing.
         only_predicted: leave out references without a prediction; else they are an error.
@@ -72,7 +72,9 @@ def evaluate(
         check_folder(output)
     inputs = [*(file for pair in pairs.values() for file in pair)]
     inputs += [] if isinstance(dataset_json, dict) else [Path(dataset_json)]
-    problem = None if output is None else overwritten_input(inputs, metrics_files(Path(output)))
+    problem = None
+    if output is not None:
+        problem = overwritten_input(inputs, metrics_files(Path(output))) or inside_raw_dataset(output)
     if problem:
         raise InputError(problem)
     cases, units = {}, {}
@@ -133,7 +135,7 @@ def _matched_cases(
 
 def _cases(folder: Path, role: str, ending: str) -> dict[str, Path]:
     if not folder.is_dir():
-        raise InputError(f"the folder of {role} {folder} does not exist")
+        raise InputError(f"{role} {folder} is {'a file' if folder.exists() else 'missing'}; name a folder")
     files = {file.name[: -len(ending)]: file for file in folder.iterdir() if file.name.endswith(ending)}
     files = {case: file for case, file in files.items() if not file.name.startswith(".")}
     if not files:

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import functools
 import inspect
+import json
 import os
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 import monai.bundle
+import torch
 from monai.bundle import ConfigParser, ConfigWorkflow
 from monai.bundle.utils import DEFAULT_EXP_MGMT_SETTINGS
 
@@ -25,6 +27,7 @@ from .errors import InputError
 PATHS = ("bundle_root", "dataset_dir", "output_dir", "labels_dir")
 _COMMANDS = ("run", "run_workflow")
 _META = "_meta_"
+_PLANS = Path(__file__).resolve().parents[1] / "plans.json"
 _SPECIAL_NAME = re.compile(r"[$@][\w./ -]*")  # a path and no formula: there are neither calls nor operators in it
 
 
@@ -134,13 +137,21 @@ def _check_value(key: str, text: str, default: Any) -> None:
     """What MONAI would take for something else: "false" is text, which counts as true."""
     if isinstance(default, bool) and text not in ("True", "False"):
         raise InputError(f"--{key} is {text}; it must be True or False")
-    if key == "overlap":
-        try:
-            fits = 0 <= float(text) < 1
-        except ValueError:
-            fits = False
-        if not fits:
-            raise InputError(f"--overlap is {text}; it must be a share of the patch, at least 0 and below 1")
+    if key == "overlap" and not _accepted(lambda: 0 <= float(text) < 1):
+        raise InputError(f"--overlap is {text}; it must be a share of the patch, at least 0 and below 1")
+    if key == "device" and not _accepted(lambda: torch.empty(1, device=text) is not None):
+        raise InputError(f"--device is {text}, which there is not here; leave it out, or name one, e.g. cpu or cuda:0")
+    if key == "configuration":
+        there = json.loads(_PLANS.read_bytes())["configurations"]
+        if text not in there:
+            raise InputError(f"--configuration is {text}; this model has {', '.join(there)}")
+
+
+def _accepted(check: Callable[[], bool]) -> bool:
+    try:
+        return check()
+    except (ValueError, RuntimeError, AssertionError):  # torch built without CUDA asserts
+        return False
 
 
 def _keys_of_monai(tracking: str | None) -> set[str]:

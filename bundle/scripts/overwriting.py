@@ -37,7 +37,7 @@ def overwritten_input(inputs: Iterable[str | Path], outputs: Iterable[str | Path
 
 
 def inside_raw_dataset(output: str | Path) -> str | None:
-    """Why predictions do not belong into a folder of an nnU-Net raw dataset, as one line; None for any other folder.
+    """Why results do not belong into a folder of an nnU-Net raw dataset, as one line; None for any other folder.
 
     There they would take the place of scans, of reference labels of the same names, or of ``dataset.json``.
 
@@ -48,7 +48,9 @@ def inside_raw_dataset(output: str | Path) -> str | None:
     for dataset in (folder, folder.parent):
         is_raw = (dataset / "dataset.json").is_file() and (dataset / "imagesTr").is_dir()
         if is_raw and (dataset == folder or folder.name.startswith(_RAW_FOLDERS)):
-            return f"{output} belongs to the raw dataset {dataset.name}, whose files would be replaced: choose another"
+            return (
+                f"{output} belongs to the raw dataset {dataset.name}, whose files must stay as they are: choose another"
+            )
     return None
 
 

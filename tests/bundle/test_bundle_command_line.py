@@ -27,11 +27,24 @@ def type_in(monkeypatch: pytest.MonkeyPatch, config: str, *words: str) -> None:
         (("--overlap", "1.5"), "--overlap is 1.5; it must be a share of the patch, at least 0 and below 1"),
         (("--overlap", "-0.5"), "--overlap is -0.5; it must be"),
         (("--overlap", "much"), "--overlap is much; it must be"),
+        (
+            ("--device", "gpu"),
+            "--device is gpu, which there is not here; leave it out, or name one, e.g. cpu or cuda:0",
+        ),
+        (("--device", "cuda:99"), "--device is cuda:99, which there is not here"),
     ],
 )
 def test_what_is_refused(config, words, message, monkeypatch):
     type_in(monkeypatch, config, *words)
     with pytest.raises(SystemExit, match=f"^bundle: {message}"):
+        check_or_exit()
+
+
+def test_the_configuration_is_one_of_the_model(monkeypatch, tmp_path):
+    (tmp_path / "plans.json").write_text('{"configurations": {"2d": {}, "3d_fullres": {}}}')
+    monkeypatch.setattr("scripts.command_line._PLANS", tmp_path / "plans.json")
+    type_in(monkeypatch, "inference", "--configuration", "3d")
+    with pytest.raises(SystemExit, match=r"^bundle: --configuration is 3d; this model has 2d, 3d_fullres$"):
         check_or_exit()
 
 

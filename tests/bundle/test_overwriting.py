@@ -62,7 +62,7 @@ def test_predictions_do_not_belong_into_a_raw_dataset(folder, refused, tmp_path)
     problem = inside_raw_dataset(dataset / folder)
     assert bool(problem) == refused
     if refused:
-        assert "belongs to the raw dataset Dataset001_Raw, whose files would be replaced" in problem
+        assert "belongs to the raw dataset Dataset001_Raw, whose files must stay as they are" in problem
 
 
 def test_where_there_can_be_no_folder(tmp_path):

@@ -111,7 +111,7 @@ def test_values_arrive(line, expected):
         ("-d", "--dataset needs a value"),
         ("-d 27 2d 0 plans out True True 1 one_too_many", "unknown argument one_too_many"),
         ("-d 27 -o", "--output needs a value"),
-        ("-d 27 -o -f 0", "--output needs a value"),
+        ("-d 27 -o -f 0", "--output needs a value; if -f is meant: --output=-f"),
     ],
 )
 def test_wrong_usage(line, reason, sample_command, capsys):
@@ -120,6 +120,21 @@ def test_wrong_usage(line, reason, sample_command, capsys):
     assert printed.out == ""
     assert printed.err.startswith("alhvr: ") and printed.err.count("\n") == 1
     assert reason in printed.err
+
+
+@pytest.mark.parametrize("word", ["-X", "train-x", "--"])
+def test_an_unknown_command_is_shown_as_typed(word, capsys):
+    assert cli.main([word]) == 2
+    assert capsys.readouterr().err.startswith(f"alhvr: there is no command {word!r}")
+
+
+def test_errors_of_the_system_name_the_file(monkeypatch, capsys, sample_command):
+    def full(name: str, *_: object) -> None:
+        raise OSError(28, "No space left on device", "/data/plans.json")
+
+    monkeypatch.setattr(cli, "command", full)
+    assert cli.main(["sample"]) == 1
+    assert capsys.readouterr().err == "alhvr: /data/plans.json: No space left on device\n"
 
 
 def test_required_options_are_named(capsys):

@@ -47,6 +47,13 @@ def test_a_folder_that_is_not_set(unset: object, monkeypatch: pytest.MonkeyPatch
         nnunet_folder("nnUNet_raw")
 
 
+def test_a_file_in_place_of_a_folder(tmp_path, monkeypatch):
+    (tmp_path / "afile").touch()
+    monkeypatch.setattr("nnunetv2.paths.nnUNet_raw", str(tmp_path / "afile"))
+    with pytest.raises(InputError, match=r"nnUNet_raw is .*afile, which is a file; set it to a folder"):
+        nnunet_folder("nnUNet_raw")
+
+
 def test_external_trainers_are_read_where_nnunet_has_their_variable():
     (package,) = map(Path, nnunetv2.__path__)
     assert compatibility.reads_external_trainers(package) == hasattr(paths, "nnUNet_extTrainer")

@@ -297,8 +297,20 @@ def test_bad_dataset_json(folders):
         evaluate(folders / "predictions", folders / "references", file)
 
 
+def test_metrics_do_not_go_into_a_raw_dataset(folders, tmp_path):
+    raw = tmp_path / "nnUNet_raw" / "Dataset001_Raw"
+    for name in ("imagesTr", "labelsTr"):
+        (raw / name).mkdir(parents=True)
+    (raw / "dataset.json").write_text("{}")
+    with pytest.raises(InputError, match="labelsTr belongs to the raw dataset Dataset001_Raw"):
+        evaluate(folders / "predictions", folders / "references", DATASET_JSON, raw / "labelsTr")
+
+
 def test_missing_paths(folders):
     with pytest.raises(InputError, match=r"nowhere\.json does not exist"):
         evaluate(folders / "predictions", folders / "references", folders / "nowhere.json")
-    with pytest.raises(InputError, match=r"the folder of references .*nowhere does not exist"):
+    with pytest.raises(InputError, match=r"references .*nowhere is missing; name a folder"):
         evaluate(folders / "predictions", folders / "nowhere", DATASET_JSON)
+    (folders / "afile").touch()
+    with pytest.raises(InputError, match=r"predictions .*afile is a file; name a folder"):
+        evaluate(folders / "afile", folders / "references", DATASET_JSON)

@@ -261,7 +261,7 @@ def test_label_map_beside_its_image_is_put_onto_its_grid(tmp_path: Path, capsys:
     releases.write_nifti(source / "labelsTr" / "toy_004.nii.gz", releases.labels(4, range(3)), shifted)
     folder = Path(convert("msd", str(source), 98, output=str(tmp_path)))
     np.testing.assert_allclose(nib.load(folder / "labelsTr" / "toy_004.nii.gz").affine, AFFINE, atol=1e-6)
-    assert "note: 1 label maps lay beside" in capsys.readouterr().out
+    assert "note: the headers of 1 label maps" in capsys.readouterr().out
 
 
 def test_label_map_in_another_orientation_is_reoriented(tmp_path: Path, capsys: pytest.CaptureFixture):

@@ -476,7 +476,8 @@ def test_mirroring(model_folder, region_folder, bundle, tmp_path):
         ({"dataset": 901, "trainer": "X"}, r"model_folder names the model already; leave out dataset, trainer"),
         ({"model_folder": None}, r"name the model: dataset and configuration \(-d 27 -c 2d\), or model_folder"),
         ({"model_folder": None, "dataset": 901}, r"name the model: dataset and configuration"),
-        ({"model_folder": "/nowhere/T__P__2d"}, r"model_folder /nowhere/T__P__2d does not exist"),
+        ({"model_folder": "/nowhere/T__P__2d"}, r"model_folder /nowhere/T__P__2d is missing"),
+        ({"weights_file": "/etc/passwd"}, r"weights_file '/etc/passwd' is not the name of a checkpoint"),
         ({"fold": 3}, r"no fold 3 in .*: it holds fold_0, fold_1$"),
     ],
 )

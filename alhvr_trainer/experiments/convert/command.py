@@ -69,8 +69,9 @@ def convert(
     moved = write_dataset(release, folder, overwrite)
     if moved:
         print(
-            f"note: {len(moved)} label maps lay beside their images in space and were put onto their grid; "
-            f"the first is {moved[0].label and moved[0].label.file}"
+            f"note: the headers of {len(moved)} label maps place them elsewhere in space than their images; they were "
+            f"written with the images' headers, voxels unchanged. Check the first: "
+            f"{moved[0].label and moved[0].label.file}"
         )
     counts = f"{len(release.training)} training, {len(release.test)} test, {len(release.unlabeled)} unlabeled cases"
     print(f"{folder}: {counts}", *split_summary(list(release.folds)), sep="\n  ")

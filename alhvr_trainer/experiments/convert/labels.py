@@ -45,7 +45,7 @@ def label_image(label: Volume, values: Mapping[int, int], image: Geometry) -> tu
     """The label map as ``SimpleITK.Image`` of uint8 on the grid of its image, and whether it lay there.
 
     One that is stored in another orientation and covers the same voxels is reoriented, which changes no value. One of
-    the same orientation and size that lies elsewhere is put onto the grid, voxel by voxel.
+    the same orientation and size that lies elsewhere is given the image's header, its voxels unchanged.
 
     Raises:
         InputError: the sizes differ; it is stored in another orientation and lies elsewhere; NaN or fractions; or

@@ -67,7 +67,7 @@ def write_dataset(release: Release, folder: Path, overwrite: bool = False) -> li
             release are refused all the same.
 
     Returns:
-        Cases whose label map lay beside its image by more than 1e-3 mm and was put onto the image's grid; of the
+        Cases whose label map lay beside its image by more than 1e-3 mm and was given the image's header; of the
         cases that this call wrote.
 
     Raises:
