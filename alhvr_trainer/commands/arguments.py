@@ -13,10 +13,9 @@ from typing import Any
 
 from alhvr_trainer.errors import did_you_mean, shown
 
-_FLAG = re.compile(r"(--?)([A-Za-z][\w-]*)(?:=(.*))?", re.DOTALL)
-_WHOLE = re.compile(r"-?(0|[1-9]\d*)")
-_NUMBER = re.compile(r"-?((0|[1-9]\d*)(\.\d*)?|\.\d+)([eE][+-]?\d+)?")
-_SEVERAL = re.compile(r"\b(?:tuple|list|Sequence)\[(.*?)\]")
+_FLAG = re.compile(r"--?([A-Za-z][\w-]*)(=.*)?", re.DOTALL)
+_SEVERAL = re.compile(r"\b(?:tuple|Sequence)\[(.*?)\]")
+_END = "--end"
 _FORMS = {"bool": "True or False", "float": "a number", "int": "a whole number"}
 
 
@@ -33,7 +32,7 @@ def parse(name: str, function: Callable[..., Any], words: Sequence[str]) -> dict
 
     Args:
         name: of the command, for messages.
-        function: its parameters are those of the command.
+        function: its parameters are those of the command; their annotations are text, as the future import makes them.
         words: after the command's name.
 
     Raises:
@@ -44,21 +43,6 @@ def parse(name: str, function: Callable[..., Any], words: Sequence[str]) -> dict
         >>> parse("train", train, ["27", "-c", "2d", "--npz"])
         {'dataset': 27, 'configuration': '2d', 'npz': True}
     """
-    try:
-        return _parsed(function, words)
-    except UsageError as error:
-        raise UsageError(f"{name}: {error} (see: alhvr {name} --help)") from None
-
-
-def letters(parameters: Iterable[str]) -> dict[str, str]:
-    """Letter of each short flag and the parameter it stands for."""
-    found: dict[str, str] = {}
-    for parameter in parameters:
-        found.setdefault(parameter[0], parameter)
-    return found
-
-
-def _parsed(function: Callable[..., Any], words: Sequence[str]) -> dict[str, Any]:
     import fire
 
     signature = inspect.signature(function)
@@ -69,73 +53,78 @@ def _parsed(function: Callable[..., Any], words: Sequence[str]) -> dict[str, Any
     def record(*positional: Any, **keywords: Any) -> None:
         calls.append(signature.bind(*positional, **keywords).arguments)
 
-    parameters = signature.parameters
-    fire.decorators.SetParseFns(**{name: partial(_value, each) for name, each in parameters.items()})(record)
-    with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
-        try:
-            fire.Fire(record, command=_long_flags(parameters, words))
-        except fire.core.FireExit as stop:
-            trace = stop.trace
-            reason = trace.elements[-1].ErrorAsStr() if trace.HasError() else "wrong usage"
-            reason = reason.removeprefix("The function received ")
-            if reason.startswith("Missing required flags"):  # a set, in any order
-                reason = "no value for the required arguments: " + ", ".join(sorted(re.findall(r"'(.+?)'", reason)))
-            raise UsageError(reason.replace("Could not consume arg:", "unknown argument")) from None
-    return calls[-1]
+    parsers = {each.name: partial(_value, each) for each in signature.parameters.values()}
+    fire.decorators.SetParseFns(**parsers)(record)
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):
+            fire.Fire(record, command=_long_flags(signature.parameters, words))
+        return calls[-1]
+    except UsageError as error:
+        reason = str(error)
+    except fire.core.FireExit as stop:
+        reason = _reason(stop.trace)
+    raise UsageError(f"{name}: {reason} (see: alhvr {name} --help)")
+
+
+def letters(parameters: Iterable[str]) -> dict[str, str]:
+    """Letter of each short flag and the parameter it stands for."""
+    found: dict[str, str] = {}
+    for parameter in parameters:
+        found.setdefault(parameter[0], parameter)
+    return found
+
+
+def _reason(trace: Any) -> str:
+    """Fire's message, in the words of a command line."""
+    reason: str = trace.elements[-1].ErrorAsStr() if trace.HasError() else "wrong usage"
+    if reason.startswith("Missing required flags"):  # a set, in any order
+        return "no value for the required arguments: " + ", ".join(sorted(re.findall(r"'(.+?)'", reason)))
+    return reason.removeprefix("The function received ").replace("Could not consume arg:", "unknown argument")
 
 
 def _long_flags(parameters: Mapping[str, inspect.Parameter], words: Sequence[str]) -> list[str]:
-    """The words with short flags written out, so that fire finds none ambiguous; all of them are known."""
+    """The words with short flags written out, so that fire finds none ambiguous; all are known and have a value."""
     long = []
-    for index, word in enumerate(words):
+    for word, following in zip(words, [*words[1:], _END], strict=False):
         match = _FLAG.fullmatch(word)
         if not match:
             long.append(word)
             continue
-        flag = match[2].replace("-", "_")
+        flag, value = match[1].replace("-", "_"), match[2] or ""
         flag = letters(parameters).get(flag, flag)
-        switched = parameters.get(flag.removeprefix("no").removeprefix("_"))
+        switches = [name for name, each in parameters.items() if each.annotation == "bool"]
         if flag in parameters:
-            following = words[index + 1] if index + 1 < len(words) else ""
-            if (
-                _types(parameters[flag]) != {"bool"}
-                and match[3] is None
-                and (not following or _FLAG.fullmatch(following))
-            ):
-                hint = f"; if {following} is meant: --{flag}={following}" if following else ""
+            if flag not in switches and not value and _FLAG.fullmatch(following):
+                hint = "" if following == _END else f"; if {following} is meant: --{flag}={following}"
                 raise UsageError(f"--{flag} needs a value{hint}")
-        elif not flag.startswith("no") or switched is None or _types(switched) != {"bool"} or match[3] is not None:
+        elif value or flag not in [off + name for name in switches for off in ("no", "no_")]:
             near = did_you_mean(f"--{flag}", [f"--{name}" for name in parameters])
-            raise UsageError(f"unknown option {match[1]}{match[2]}{near}")
+            raise UsageError(f"unknown option {word.removesuffix(value)}{near}")
         else:
-            flag = f"no{switched.name}"
-        long.append(f"--{flag}" if match[3] is None else f"--{flag}={match[3]}")
+            flag = f"no{flag.removeprefix('no').removeprefix('_')}"
+        long.append(f"--{flag}{value}")
     return long
 
 
 def _value(parameter: inspect.Parameter, text: str) -> Any:
-    several = _SEVERAL.search(inspect.formatannotation(parameter.annotation))
+    several = _SEVERAL.search(parameter.annotation)
     if several and "," in text:
-        types = set(re.findall(r"\w+", several[1]))
-        return tuple(_single(parameter, types, part.strip()) for part in text.split(","))
-    return _single(parameter, _types(parameter), text)
+        return tuple(_single(parameter.name, several[1], part.strip()) for part in text.split(","))
+    return _single(parameter.name, parameter.annotation, text)
 
 
-def _single(parameter: inspect.Parameter, types: set[str], text: str) -> Any:
-    if "int" in types and _WHOLE.fullmatch(text):
-        return int(text)
-    if "float" in types and _NUMBER.fullmatch(text):
-        return float(text)
-    if "bool" in types and text.lower() in ("true", "false"):
-        return text.lower() == "true"
-    forms = [form for kind, form in _FORMS.items() if kind in types]
-    if "str" in types or not forms:
+def _single(name: str, annotation: str, text: str) -> Any:
+    from fire.parser import DefaultParseValue
+
+    kinds = re.findall(r"\w+", annotation)
+    forms = [form for kind, form in _FORMS.items() if kind in kinds]
+    value = DefaultParseValue(text.capitalize() if "bool" in kinds else text)
+    if type(value).__name__ in kinds and forms:
+        return value
+    if type(value) is int and "float" in kinds:
+        return float(value)
+    if "str" in kinds or not forms:
         return text
-    if "None" in types and text == "None":
+    if value is None and "None" in kinds:
         return None
-    raise UsageError(f"--{parameter.name} must be {forms[0]}, found {shown(text)}")
-
-
-def _types(parameter: inspect.Parameter) -> set[str]:
-    """Names in the annotation."""
-    return set(re.findall(r"\w+", inspect.formatannotation(parameter.annotation)))
+    raise UsageError(f"--{name} must be {forms[0]}, found {shown(text)}")

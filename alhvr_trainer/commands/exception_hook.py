@@ -29,8 +29,13 @@ def show_input_errors_in_one_line() -> None:
         if shown is None:
             before(kind, error, trace)
             return
-        print(f"alhvr: {' '.join(str(shown).splitlines())}", file=sys.stderr)
-        _log(kind, error, trace)
+        print("alhvr:", *str(shown).splitlines(), file=sys.stderr)
+        frames = [frame for frame, _ in traceback.walk_tb(trace)]
+        trainers: list[Any] = [frame.f_locals.get("self") for frame in reversed(frames)]
+        log_file = next((trainer.log_file for trainer in trainers if getattr(trainer, "log_file", None)), None)
+        if log_file:
+            with suppress(OSError), open(log_file, "a", encoding="utf-8") as log:
+                traceback.print_exception(kind, error, trace, file=log)
 
     setattr(hook, _HOOK, True)
     sys.excepthook = hook
@@ -48,13 +53,3 @@ def _input_error(error: BaseException) -> InputError | None:
         if folder and file.suffix == ".json" and file.parent.parent == Path(folder):
             return no_such_plans(file)
     return None
-
-
-def _log(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """Append the traceback to the log file of the trainer in which the error arose, if there is one."""
-    frames = [frame for frame, _ in traceback.walk_tb(trace)]
-    trainers: list[Any] = [frame.f_locals.get("self") for frame in reversed(frames)]
-    file = next((trainer.log_file for trainer in trainers if getattr(trainer, "log_file", None)), None)
-    if file:
-        with suppress(OSError), open(file, "a", encoding="utf-8") as log:
-            traceback.print_exception(kind, error, trace, file=log)

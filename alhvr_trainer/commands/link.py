@@ -22,8 +22,6 @@ from alhvr_trainer.resources import ext_trainer_folder
 SHIM_NAME = "alhvr_link.py"
 SHIM_FOLDERS = ("training/nnUNetTrainer", "experiment_planning/experiment_planners")
 EXTERNAL_TRAINERS = "nnUNet_extTrainer"
-INSTEAD_OF_LINKING = 'leave nnU-Net as it is and use instead: export nnUNet_extTrainer="$(alhvr trainer_path)"'
-NEWER_OR_WRITABLE = "install nnU-Net where you may write, or version 2.8 or newer, which needs no linking"
 NO_EXTERNAL_TRAINERS = (
     "the installed nnU-Net does not read nnUNet_extTrainer; use alhvr link, or update it: nnunetv2>=2.8"
 )
@@ -45,12 +43,16 @@ def link() -> list[Path]:
         alhvr link
         nnUNetv2_train 27 2d 0 -tr ALHVRTrainer -p ALHVRPlans
     """
-    shim = _shim_source()
     files = _shim_files()
     for file in files:
-        _refuse_foreign(file)
-    for file in files:
-        _write(file, shim)
+        try:
+            with replacing(file) as part:  # a training that starts meanwhile must not read half a module
+                part.write_text(_shim_source(), encoding="utf-8")
+        except OSError as error:
+            remedy = "install nnU-Net where you may write, or version 2.8 or newer, which needs no linking"
+            if reads_external_trainers(_package()):
+                remedy = f'leave nnU-Net as it is and use instead: export {EXTERNAL_TRAINERS}="$(alhvr trainer_path)"'
+            raise InputError(f"cannot write into {file.parent} ({error.strerror}); {remedy}") from error
         print(f"linked: {file}")
     return files
 
@@ -68,8 +70,6 @@ def unlink() -> list[Path]:
         alhvr unlink
     """
     files = [file for file in _shim_files() if file.exists()]
-    for file in files:
-        _refuse_foreign(file)
     for file in files:
         try:
             file.unlink()
@@ -142,8 +142,13 @@ def _shim_source() -> str:
 
 
 def _shim_files() -> list[Path]:
-    """Where the copies belong."""
-    return [_package() / folder / SHIM_NAME for folder in SHIM_FOLDERS]
+    """Where the copies belong; InputError if a file of somebody else is there."""
+    files = [_package() / folder / SHIM_NAME for folder in SHIM_FOLDERS]
+    first_line = _shim_source().splitlines()[0].encode()
+    for file in files:
+        if file.exists() and not file.read_bytes().startswith(first_line):
+            raise InputError(f"{file} was not written by alhvr link; move it away first")
+    return files
 
 
 def _package() -> Path:
@@ -152,24 +157,3 @@ def _package() -> Path:
     if spec is None or not spec.submodule_search_locations:
         raise InputError(f"nnunetv2 is not installed for {sys.executable}; install it first: pip install nnunetv2")
     return Path(next(iter(spec.submodule_search_locations)))
-
-
-def _refuse_foreign(file: Path) -> None:
-    try:
-        text = file.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        return
-    except (OSError, UnicodeDecodeError):
-        text = ""
-    if not text.startswith(_shim_source().splitlines()[0]):
-        raise InputError(f"{file} was not written by alhvr link; move it away first")
-
-
-def _write(file: Path, text: str) -> None:
-    """Whole or not at all: a training that starts meanwhile must not read half a module."""
-    try:
-        with replacing(file) as part:
-            part.write_text(text, encoding="utf-8")
-    except OSError as error:
-        remedy = INSTEAD_OF_LINKING if reads_external_trainers(_package()) else NEWER_OR_WRITABLE
-        raise InputError(f"cannot write into {file.parent} ({error.strerror}); {remedy}") from error
