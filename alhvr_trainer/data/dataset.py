@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from alhvr_trainer.compatibility import nnunet_folder, nnunet_folder_if_set, require_nnunet_folders
-from alhvr_trainer.config.dataset_json import channel_names, check_dataset_json, file_ending
+from alhvr_trainer.config.dataset_json import channel_names, check_dataset_json
 from alhvr_trainer.config.files import read_object
 from alhvr_trainer.config.lookup import dataset_in
 from alhvr_trainer.config.names import UNLABELED_FOLDER, UNLABELED_KEY
@@ -75,7 +75,7 @@ class Dataset:
         folder = os.path.join(self.raw, "imagesTr")
         if not os.path.isdir(folder):
             return {}
-        by_case = files_by_case(folder, file_ending(self.dataset_json), strict=False)
+        by_case = files_by_case(folder, self.dataset_json["file_ending"], strict=False)
         return {case: _in_order(channels) for case, channels in by_case.items()}
 
     @cached_property
@@ -91,7 +91,7 @@ class Dataset:
             InputError: a folder that ``dataset.json`` names does not exist; a file has another ending or no channel
                 number; a case lacks a channel, has one too many, or lies in two folders or in ``imagesTr`` as well.
         """
-        ending = file_ending(self.dataset_json)
+        ending = self.dataset_json["file_ending"]
         # not the number of channels: one file may hold several (RGB images)
         files_per_case = max(map(len, self.images.values()), default=len(channel_names(self.dataset_json)))
         found: Cases = {}
@@ -164,7 +164,7 @@ class Dataset:
         Raises:
             InputError: there are such files in ``imagesTr``.
         """
-        folder, ending = os.path.join(str(self.raw), "imagesTr"), file_ending(self.dataset_json)
+        folder, ending = os.path.join(str(self.raw), "imagesTr"), self.dataset_json["file_ending"]
         names = sorted(os.listdir(folder)) if "dataset" not in self.dataset_json and os.path.isdir(folder) else []
         hidden = [name for name in names if name.startswith(".") and name.endswith(ending)]
         if hidden:

@@ -9,8 +9,9 @@ from alhvr_trainer.bundle.scripts.label_files import common_unit, read_pair
 from alhvr_trainer.bundle.scripts.label_maps import Labels, labels_of, listed
 from alhvr_trainer.bundle.scripts.metrics import case_metrics, metrics_files, summarize, table, write_metrics
 from alhvr_trainer.bundle.scripts.overwriting import inside_raw_dataset, overwritten_input
-from alhvr_trainer.config.dataset_json import check_file_ending, check_labels
+from alhvr_trainer.config.dataset_json import LabelsAndEnding
 from alhvr_trainer.config.files import check_folder, read_object
+from alhvr_trainer.config.validation import validated
 from alhvr_trainer.errors import InputError
 
 
@@ -96,8 +97,7 @@ def _read_dataset_json(source: str | Path | dict[str, Any]) -> tuple[Labels, dic
         InputError: unreadable, or a key is missing or of the wrong form.
     """
     where, content = ("dataset.json", source) if isinstance(source, dict) else (str(source), read_object(source))
-    check_labels(content, where)
-    check_file_ending(content, where)
+    validated(LabelsAndEnding, content, where)
     labels = labels_of(content["labels"])
     if not labels.classes:
         raise InputError(f"{where} has no label besides the background")

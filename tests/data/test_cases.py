@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from alhvr_trainer.config.dataset_json import channel_names
+from alhvr_trainer.config.dataset_json import channel_names, check_dataset_json
 from alhvr_trainer.data.dataset import Cases, Dataset
 from alhvr_trainer.data.splits import check_splits, hidden_cases, load_splits
 from alhvr_trainer.errors import InputError
@@ -203,11 +203,6 @@ def test_splits_must_be_a_list_of_folds(raw: Path) -> None:
         check_splits({"train": []})
 
 
-def test_dataset_json_without_a_file_ending(raw: Path) -> None:
-    with pytest.raises(InputError, match='no "file_ending"'):
-        list(dataset(raw, {"channel_names": {"0": "MR"}}).unlabeled_images)
-
-
 def write(folder: Path, content: object) -> Path:
     folder.mkdir(exist_ok=True)
     file = folder / "splits_final.json"
@@ -277,5 +272,34 @@ def test_channels_out_of_order_are_refused():
     """nnU-Net goes by the place in the list for normalization, and by the number for files."""
     for key in ("channel_names", "modality"):
         with pytest.raises(InputError, match=rf'"{key}" lists the channels in the order 1, 0; put them in order'):
-            channel_names({key: {"1": "CT", "0": "MR"}})
+            check_dataset_json({key: {"1": "CT", "0": "MR"}, "labels": {"organ": 1}, "file_ending": ".mha"})
     assert channel_names({"channel_names": {str(number): f"c{number}" for number in range(12)}})[10] == "c10"
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("file_ending", None),
+        ("file_ending", "nii"),
+        ("labels", {}),
+        ("labels", {"organ": 1.5}),
+        ("labels", {"organ": []}),
+        ("labels", {"organ": 1, "ignore": [2]}),
+        ("labels", {"organ": 40000}),
+        ("channel_names", {"1": "CT"}),
+        ("channel_names", ["CT"]),
+        ("channel_names", None),
+        ("modality", {"0": ""}),
+        ("numTraining", "3"),
+        ("regions_class_order", [True]),
+        ("overwrite_image_reader_writer", "../reader"),
+        ("dataset", {}),
+        ("dataset", {"a": {"images": [], "label": "a.nii.gz"}}),
+        ("dataset", {"../a": {"images": ["a.nii.gz"], "label": "a.nii.gz"}}),
+    ],
+)
+def test_bad_keys_of_dataset_json(key, value):
+    good = {"channel_names": {"0": "MR"}, "labels": {"background": 0, "organ": 1}, "file_ending": ".nii.gz"}
+    check_dataset_json(good)
+    with pytest.raises(InputError, match=rf'^data/dataset.json: "{key}" is .*; it must be '):
+        check_dataset_json({**good, key: value}, "data/dataset.json")
