@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from scripts import command_line
 from scripts.command_line import check_or_exit
 
 pytestmark = pytest.mark.any_nnunet
@@ -42,7 +43,7 @@ def test_what_is_refused(config, words, message, monkeypatch):
 
 def test_the_configuration_is_one_of_the_model(monkeypatch, tmp_path):
     (tmp_path / "plans.json").write_text('{"configurations": {"2d": {}, "3d_fullres": {}}}')
-    monkeypatch.setattr("scripts.command_line._PLANS", tmp_path / "plans.json")
+    monkeypatch.setattr(command_line, "_PLANS", tmp_path / "plans.json")
     type_in(monkeypatch, "inference", "--configuration", "3d")
     with pytest.raises(SystemExit, match=r"^bundle: --configuration is 3d; this model has 2d, 3d_fullres$"):
         check_or_exit()
