@@ -53,22 +53,40 @@ def check_folder(output: str | os.PathLike[str]) -> None:
 
 
 @contextmanager
-def replacing(file: str | os.PathLike[str]) -> Iterator[Path]:
+def replacing(file: str | os.PathLike[str], durable: bool = False) -> Iterator[Path]:
     """A path to write to; what lies there takes the place of ``file`` once the block has ended without an error.
 
     So whoever reads the file finds the old or the new one, never half, also when several processes write it.
+
+    Args:
+        file: to replace.
+        durable: also after a power failure. One process writes such a file, over what a killed one left.
 
     Example:
         >>> with replacing("plans.json") as part:
         ...     _ = part.write_text("{}")
     """
     target = Path(file)
-    part = target.with_name(f".{target.name}.{os.getpid()}.part")
+    part = target.with_name(f".{target.name}{'' if durable else f'.{os.getpid()}'}.part")
     try:
         yield part
+        if durable:
+            _to_disk(part)
         os.replace(part, target)
+        if durable:
+            _to_disk(target.parent)
     finally:
         part.unlink(missing_ok=True)
+
+
+def _to_disk(path: Path) -> None:
+    if os.name == "nt" and path.is_dir():  # Windows cannot open folders
+        return
+    descriptor = os.open(path, os.O_RDWR if path.is_file() else os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def write_text(file: str | os.PathLike[str], text: str) -> None:

@@ -10,6 +10,7 @@ from typing import IO, Any
 import numpy as np
 import torch
 
+from alhvr_trainer.config.files import replacing
 from alhvr_trainer.errors import InputError, one_line
 
 _NUMPY_CORE = np._core if hasattr(np, "_core") else np.core  # NumPy 2 renamed it
@@ -33,22 +34,16 @@ _REFUSED = re.compile(r"GLOBAL ([\w.]+)|(?:unrecognized function|new object for|
 
 
 def write_atomically(content: dict[str, Any], path: str | os.PathLike[str]) -> None:
-    """``torch.save`` to a temporary file, fsync, rename: the file at ``path`` is the old or the new one, never half.
+    """``torch.save``, but what stands at ``path`` is the old file or the new one, never half.
 
     Raises:
         InputError: the disk is full or the folder is not writable; what stood at ``path`` is still there.
     """
     target = Path(path)
-    temporary = target.with_name(f".{target.name}.tmp")  # one name: what a killed process left is written over
     try:
-        with open(temporary, "wb") as file:
-            torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, target)
-        _sync_folder(target.parent)
+        with replacing(target, durable=True) as part:
+            torch.save(content, part)
     except (OSError, RuntimeError) as error:  # torch wraps a full disk in a RuntimeError
-        temporary.unlink(missing_ok=True)
         kept = "the previous one is untouched" if target.exists() else "there was none before"
         raise InputError(f"could not write the checkpoint {target} ({error}); {kept}") from error
 
@@ -77,16 +72,6 @@ def _bad_tensors(content: Any, name: str = "") -> list[str]:
     else:
         parts = list(enumerate(content)) if isinstance(content, (list, tuple)) else []
     return [bad for key, value in parts for bad in _bad_tensors(value, f"{name}.{key}" if name else str(key))]
-
-
-def _sync_folder(folder: Path) -> None:
-    if os.name == "nt":  # Windows cannot open folders
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def load_without_code(file: str | os.PathLike[str] | IO[bytes], device: torch.device | str = "cpu") -> Any:

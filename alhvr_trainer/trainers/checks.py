@@ -1,7 +1,9 @@
-"""What must hold before a training starts; each failure is one clear line."""
+"""What must hold before a training starts, and in each of its steps; each failure is one clear line."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from alhvr_trainer.data.dataset import Dataset
 from alhvr_trainer.data.fingerprint import FINGERPRINT_FILE, LABELED_CASES
 from alhvr_trainer.data.splits import NNUNET_FOLDS, SPLITS_FILE, hidden_cases, is_in_file, split_for_few_cases
 from alhvr_trainer.errors import InputError
+from alhvr_trainer.trainers.parallel import gather
 
 
 def check_plans_fit_dataset(trainer: nnUNetTrainer) -> None:
@@ -98,4 +101,24 @@ def check_batch_fits_ranks(labeled: int, unlabeled: int, ranks: int) -> None:
             f"a batch of {labeled} labeled + {unlabeled} unlabeled samples cannot be spread over {ranks} processes: "
             f'start at most {min(labeled, unlabeled)}, or raise "batch_size" in the plans (and, if it is set, '
             f'"{SETTINGS_KEY}.unlabeled_batch_size")'
+        )
+
+
+def stop_on_bad_numbers(values: Mapping[str, float], cases: list[str], epoch: int, step: int) -> None:
+    """A NaN or Inf stops training before the optimizers see it; the last checkpoint stays as it is.
+
+    Args:
+        values: of the whole batch, so the same on all ranks.
+        cases: where this rank's samples come from.
+        epoch, step: when, for the message.
+
+    Raises:
+        InputError: names the bad values and the cases of all ranks.
+    """
+    bad = [key for key, value in values.items() if not math.isfinite(value)]
+    if bad:
+        everywhere = ", ".join(case for of_rank in gather(cases) for case in of_rank)
+        raise InputError(
+            f"epoch {epoch}, iteration {step}: {', '.join(bad)} not finite, with cases {everywhere}; look at these "
+            "images, or lower the learning rate"
         )

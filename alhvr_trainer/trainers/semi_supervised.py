@@ -11,7 +11,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -25,16 +24,12 @@ from alhvr_trainer.errors import InputError, one_line
 from alhvr_trainer.losses.schedules import consistency_weight
 from alhvr_trainer.trainers.base import BaseTrainer
 from alhvr_trainer.trainers.cascade import check_previous_stage, previous_stage_folder, save_next_stage
-from alhvr_trainer.trainers.checkpoints import (
-    load_without_code,
-    read_checkpoint,
-    refuse_bad_numbers,
-    write_atomically,
-)
+from alhvr_trainer.trainers.checkpoints import read_checkpoint
+from alhvr_trainer.trainers.checks import stop_on_bad_numbers
 from alhvr_trainer.trainers.history import step_values
 from alhvr_trainer.trainers.history_plot import Panels
 from alhvr_trainer.trainers.monitor import Monitor
-from alhvr_trainer.trainers.parallel import gather, get_rank, get_world_size, rank_0_first
+from alhvr_trainer.trainers.parallel import get_rank, get_world_size, rank_0_first
 from alhvr_trainer.trainers.partners import SEGMENTATION_LAYERS, follow_loaded_weights, take_steps, unwrapped
 from alhvr_trainer.trainers.prediction import predicted_foreground, update_foreground
 from alhvr_trainer.trainers.samples import (
@@ -47,12 +42,7 @@ from alhvr_trainer.trainers.samples import (
     predictions,
     take_apart,
 )
-from alhvr_trainer.trainers.state import (
-    random_states,
-    restore_random_states,
-    restore_training_state,
-    training_state,
-)
+from alhvr_trainer.trainers.state import restore_random_states, restore_training_state, save_with_state
 
 
 class SemiSupervisedTrainer(BaseTrainer):
@@ -283,8 +273,8 @@ class SemiSupervisedTrainer(BaseTrainer):
         keys, manager = self.monitor.keys, self.label_manager
         found = step_values(keys, supervised, values, forward, samples, manager, self.group)
         found["weight"] = weight
-        self._stop_on_bad_numbers(found, samples.cases)
-        check = partial(self._stop_on_bad_numbers, cases=samples.cases)
+        check = partial(stop_on_bad_numbers, cases=samples.cases, epoch=self.current_epoch, step=self.step)
+        check(found)
         take_steps(self.optimizers, self.grad_scaler, self.group, check)
         self.after_step()
         self.step += 1
@@ -294,16 +284,6 @@ class SemiSupervisedTrainer(BaseTrainer):
     def autocast(self) -> AbstractContextManager[Any]:
         """For the networks and nnU-Net's loss, on CUDA alone, as in nnU-Net."""
         return torch.autocast("cuda") if self.device.type == "cuda" else nullcontext()
-
-    def _stop_on_bad_numbers(self, values: dict[str, float], cases: list[str]) -> None:
-        """A NaN or Inf stops training before the optimizers see it; the last checkpoint stays as it is."""
-        bad = [key for key, value in values.items() if not np.isfinite(value)]
-        if bad:  # on all ranks: the values are those of the whole batch
-            cases = [case for of_rank in gather(cases) for case in of_rank]
-            raise InputError(
-                f"epoch {self.current_epoch}, iteration {self.step}: {', '.join(bad)} not finite, with cases "
-                f"{', '.join(cases)}; look at these images, or lower the learning rate"
-            )
 
     def on_train_start(self) -> None:
         super().on_train_start()
@@ -361,15 +341,7 @@ class SemiSupervisedTrainer(BaseTrainer):
         stock = io.BytesIO()
         with self.acting_on(self.predicts_with):
             super().save_checkpoint(stock)  # torch.save takes a buffer as well as a path
-        by_rank = gather({"random_states": random_states(), **self.rank_state()})
-        if stock.tell() == 0:  # not rank 0, or checkpointing is disabled
-            return
-        stock.seek(0)
-        # our own data a moment ago; but what could not be read again is better noticed now than when training resumes
-        checkpoint = load_without_code(stock)
-        checkpoint[SETTINGS_KEY] = {**training_state(self), "ranks": by_rank}
-        refuse_bad_numbers(checkpoint, filename)
-        write_atomically(checkpoint, filename)
+        save_with_state(self, stock, filename)
 
     def load_checkpoint(self, checkpoint: dict | str) -> None:
         """Continue exactly where :meth:`save_checkpoint` left off.

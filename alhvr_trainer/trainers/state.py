@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import random
 from typing import Any
 
@@ -9,7 +10,8 @@ import numpy as np
 import torch
 
 from alhvr_trainer.config.names import SETTINGS_KEY
-from alhvr_trainer.trainers.parallel import get_rank
+from alhvr_trainer.trainers.checkpoints import load_without_code, refuse_bad_numbers, write_atomically
+from alhvr_trainer.trainers.parallel import gather, get_rank
 from alhvr_trainer.trainers.partners import unwrapped
 
 
@@ -24,6 +26,28 @@ def training_state(trainer: Any) -> dict[str, Any]:
         "seed": trainer.seed,
         "history": trainer.monitor.history,
     }
+
+
+def save_with_state(trainer: Any, stock: io.BytesIO, path: str) -> None:
+    """Write nnU-Net's checkpoint together with :func:`training_state` and what each rank adds to it. All ranks call it.
+
+    Args:
+        trainer: a semi-supervised one.
+        stock: what nnU-Net would have written; empty on ranks that write nothing.
+        path: of the checkpoint.
+
+    Raises:
+        InputError: it holds NaN or Inf, or cannot be written; what stood at ``path`` is still there.
+    """
+    by_rank = gather({"random_states": random_states(), **trainer.rank_state()})
+    if stock.tell() == 0:
+        return
+    stock.seek(0)
+    # our own data a moment ago; but what could not be read again is better noticed now than when training resumes
+    checkpoint = load_without_code(stock)
+    checkpoint[SETTINGS_KEY] = {**training_state(trainer), "ranks": by_rank}
+    refuse_bad_numbers(checkpoint, path)
+    write_atomically(checkpoint, path)
 
 
 def restore_training_state(trainer: Any, checkpoint: dict[str, Any]) -> dict[str, Any] | None:
