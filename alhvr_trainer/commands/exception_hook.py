@@ -1,4 +1,4 @@
-"""Inside nnU-Net's own commands: bad input ends with our one line, as in ``alhvr``'s, not below tracebacks."""
+"""Lets bad input end nnU-Net's own commands with one line, as it ends ``alhvr``, instead of a traceback."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _HOOK = "_of_alhvr_trainer"
 def show_input_errors_in_one_line() -> None:
     """Let an :class:`InputError` that nobody catches end this process with its message alone. Safe to repeat.
 
-    All other errors go on to the hook that was there before. The traceback goes to the log file of the training.
+    All other errors go to the previous hook. The traceback goes to the log file of the training.
     """
     before = sys.excepthook
     if hasattr(before, _HOOK):
@@ -42,7 +42,7 @@ def show_input_errors_in_one_line() -> None:
 
 
 def _input_error(error: BaseException) -> InputError | None:
-    """The error if it is ours, and ours in place of nnU-Net's for plans that are not there."""
+    """The error if it is ours; for missing plans, ours in place of nnU-Net's."""
     if isinstance(error, InputError):
         return error
     if isinstance(error, FileNotFoundError) and error.filename:

@@ -142,7 +142,7 @@ def _shim_source() -> str:
 
 
 def _shim_files() -> list[Path]:
-    """Where the copies belong; InputError if a file of somebody else is there."""
+    """Where the copies go; InputError if another file has that name."""
     files = [_package() / folder / SHIM_NAME for folder in SHIM_FOLDERS]
     first_line = _shim_source().splitlines()[0].encode()
     for file in files:

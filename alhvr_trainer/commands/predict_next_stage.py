@@ -19,7 +19,7 @@ def predict_next_stage(
 ) -> list[str]:
     """Segment the unlabeled cases of a fold for the next stage of the cascade.
 
-    A training does this at its end. Run it when unlabeled cases were added later, or files got lost.
+    Training does this at its end. Run it if unlabeled cases were added later, or files were lost.
 
     Args:
         dataset: id or name.

@@ -1,4 +1,4 @@
-"""Files: reading JSON that anyone may have written or damaged, writing whole files, and forms of values in them."""
+"""Reads JSON files that anyone may have written or damaged, writes whole files, and checks the form of values."""
 
 from __future__ import annotations
 
@@ -54,9 +54,9 @@ def check_folder(output: str | os.PathLike[str]) -> None:
 
 @contextmanager
 def replacing(file: str | os.PathLike[str], durable: bool = False) -> Iterator[Path]:
-    """A path to write to; what lies there takes the place of ``file`` once the block has ended without an error.
+    """A path to write to; what is written there replaces ``file`` if the block ends without an error.
 
-    So whoever reads the file finds the old or the new one, never half, also when several processes write it.
+    Readers find the old file or the new one, never half of one, even if several processes write it.
 
     Args:
         file: to replace.
@@ -119,7 +119,7 @@ def is_positive(value: object) -> bool:
 
 
 def is_name(value: object) -> bool:
-    """Text that names one file or folder, and leads nowhere else when it becomes part of a path."""
+    """Text that is safe as the name of one file or folder inside a path."""
     return isinstance(value, str) and bool(_NAME.fullmatch(value)) and value not in (".", "..") and len(value) <= 200
 
 

@@ -23,7 +23,7 @@ class Method:
     name: str
     long_name: str
     summary: str
-    """What it does with unlabeled images; empty for baselines that see none."""
+    """What it does with unlabeled images; empty for baselines, which do not use them."""
     reference: str
 
 

@@ -43,7 +43,7 @@ def check_plans(
         configuration: e.g. ``"2d"``.
         dataset_json: content of ``dataset.json``.
         where: how messages name the plans.
-        kind: settings of the method that will train; None: keys of methods that are unknown here are let pass.
+        kind: settings of the method that will train; with None, keys of unknown methods are ignored.
 
     Raises:
         InputError: names the key, what was found, and what belongs there.

@@ -47,7 +47,7 @@ def forced_foreground(samples: int, batch: int, percent: float) -> tuple[float, 
 
 @contextmanager
 def seeded(*numbers: int) -> Iterator[None]:
-    """NumPy and torch (CPU) draw from these numbers inside, and go on outside as if nothing had been drawn.
+    """Seed NumPy and torch (CPU) inside the context, and restore their states afterwards.
 
     Example:
         >>> with seeded(1, 2):
@@ -70,7 +70,7 @@ def seeded(*numbers: int) -> Iterator[None]:
 class NumberedLoader(nnUNetDataLoader):
     """nnU-Net's loader; every batch has a ``number``, and is drawn from that and the seed.
 
-    Workers share the count, so a slow one holds up nobody: it makes fewer batches.
+    Workers share the counter, so a slow one simply makes fewer batches.
     """
 
     def __init__(self, data: Any, batch_size: int, *args: Any, **kwargs: Any) -> None:
@@ -92,7 +92,7 @@ class NumberedLoader(nnUNetDataLoader):
 
 
 class InOrder(NonDetMultiThreadedAugmenter):
-    """nnU-Net's pool of workers, whose batches come as they are ready, here in the order of their numbers."""
+    """nnU-Net's pool of workers, with batches in the order of their numbers instead of the order of completion."""
 
     def __init__(self, data_loader: NumberedLoader, *args: Any, **kwargs: Any) -> None:
         super().__init__(data_loader, *args, **kwargs)

@@ -1,4 +1,4 @@
-"""Reading the images of one unlabeled case with nnU-Net's reader, and refusing what would spoil training."""
+"""Reads the images of one unlabeled case with nnU-Net's reader, and refuses those that would spoil training."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def _check_nifti(file: str, reader_writer: BaseReaderWriter) -> None:
         return
     header = read_header(Path(file))
     if header is not None:
-        # axes of one voxel often have no size, and the sign is left to the direction
+        # axes of one voxel often have no spacing, and its sign belongs to the direction
         sizes = zip(header.spacing[:3], header.shape, strict=False)
         _check_spacing(file, [abs(size) for size, voxels in sizes if voxels > 1])
     check_complete(Path(file))

@@ -36,12 +36,12 @@ IMAGE_ENDINGS = (
     *(".nii", ".nii.gz", ".nrrd", ".mha", ".mhd", ".gipl", ".hdr", ".img", ".dcm"),
     *(".tif", ".tiff", ".png", ".bmp", ".jpg", ".jpeg", ".npy", ".npz"),
 )
-"""Files with another ending (JSON, text, hidden ones) may lie beside the images."""
+"""Files with other endings (JSON, text, hidden files) may be in the same folder."""
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """A dataset; each file and folder is read when it is first asked for, and once.
+    """A dataset, whose files and folders are each read once, at first use.
 
     Example:
         >>> dataset = find_dataset(27)                                     # doctest: +SKIP
@@ -89,7 +89,7 @@ class Dataset:
 
         Raises:
             InputError: a folder that ``dataset.json`` names does not exist; a file has another ending or no channel
-                number; a case lacks a channel, has one too many, or lies in two folders or in ``imagesTr`` as well.
+                number; a case lacks a channel, has one too many, or is in two folders or also in ``imagesTr``.
         """
         ending = self.dataset_json["file_ending"]
         # not the number of channels: one file may hold several (RGB images)
@@ -101,7 +101,7 @@ class Dataset:
                 where = os.path.join(str(self.raw), "imagesTr") if case in self.images else where
                 if where is not None:
                     raise InputError(
-                        f'unlabeled case "{case}" lies in {folder} and in {where}: remove or rename one of them'
+                        f'unlabeled case "{case}" is in {folder} and in {where}: remove or rename one of them'
                     )
                 _check_channels(case, folder, channels, files_per_case, ending)
                 found[case] = _in_order(channels)
@@ -125,7 +125,7 @@ class Dataset:
 
     @property
     def hidden(self) -> set[str]:
-        """Cases of ``imagesTr`` that stand under ``"unlabeled"`` in some fold."""
+        """Cases of ``imagesTr`` listed under ``"unlabeled"`` in some fold."""
         return {case for number in range(len(self.splits)) for case in hidden_cases(self.splits, number)}
 
     def fold(self, number: int | str, train: Collection[str], validation: Collection[str]) -> Fold:
@@ -140,13 +140,13 @@ class Dataset:
             where: what an error calls the fold or dataset.
 
         Raises:
-            InputError: there is none; a hidden case has no images or lies in an unlabeled folder as well.
+            InputError: there is none, or a hidden case has no images or is also in an unlabeled folder.
         """
         _check_apart(self.unlabeled_images, hidden, f'an unlabeled folder and "{UNLABELED_KEY}" in {SPLITS_FILE}')
         without_images = sorted(set(hidden) - set(self.images))
         if without_images:
             raise InputError(
-                f'case "{without_images[0]}" stands under "{UNLABELED_KEY}" in {SPLITS_FILE}, '
+                f'case "{without_images[0]}" is listed under "{UNLABELED_KEY}" in {SPLITS_FILE}, '
                 f"but {os.path.join(str(self.raw), 'imagesTr')} has no images of it"
             )
         cases = {**self.unlabeled_images, **{case: self.images[case] for case in hidden}}
@@ -159,7 +159,7 @@ class Dataset:
         return dict(sorted(cases.items()))
 
     def check_no_hidden_files(self) -> None:
-        """nnU-Net takes hidden files like ``._case_0000.nii.gz``, which macOS leaves behind, for images.
+        """nnU-Net mistakes hidden files such as macOS's ``._case_0000.nii.gz`` for images.
 
         Raises:
             InputError: there are such files in ``imagesTr``.
@@ -169,8 +169,8 @@ class Dataset:
         hidden = [name for name in names if name.startswith(".") and name.endswith(ending)]
         if hidden:
             raise InputError(
-                f"{os.path.join(folder, hidden[0])} is a hidden file, which nnU-Net would take for an image; remove it "
-                f"and its like: find {shlex.quote(str(self.raw))} -name '.*{ending}' -delete"
+                f"{os.path.join(folder, hidden[0])} is a hidden file, which nnU-Net would mistake for an image; remove "
+                f"all of them: find {shlex.quote(str(self.raw))} -name '.*{ending}' -delete"
             )
 
 
@@ -194,7 +194,7 @@ class Fold:
         """All unlabeled cases of the fold, sorted by name.
 
         Raises:
-            InputError: there is none; one is also a training or validation case; one lies in a folder and stands in
+            InputError: there is none; one is also a training or validation case; one is both in a folder and in
                 the split; one of the split has no images; or a rule of :attr:`Dataset.unlabeled_images` is broken.
         """
         labeled = {"train": self.train, "val": self.validation}
@@ -328,4 +328,4 @@ def _check_apart(cases: Iterable[str], others: Collection[str], where: str) -> N
     both = sorted(set(cases) & set(others))
     if both:
         more = f" (and {len(both) - 1} more)" if len(both) > 1 else ""
-        raise InputError(f'case "{both[0]}"{more} stands in {where}: it can be in one of them only')
+        raise InputError(f'case "{both[0]}"{more} is in {where}: it can be in one of them only')

@@ -14,11 +14,11 @@ from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from torch import Tensor
 
 LOOKS = 10
-"""Parts of the training; at the start of each but the first, when the network knows nothing, it looks anew."""
+"""Number of parts of a training; the network predicts the unlabeled cases at the start of each but the first."""
 VOXELS = 1000
-"""That are kept of each class."""
+"""Kept per class."""
 FOLDER = "foreground_of_unlabeled"
-"""In the folder of the fold."""
+"""Subfolder of the fold's folder."""
 
 
 def foreground_voxels(logits: Tensor, label_manager: LabelManager) -> dict[str, np.ndarray]:
@@ -42,8 +42,8 @@ def foreground_voxels(logits: Tensor, label_manager: LabelManager) -> dict[str, 
 class PredictedForeground:
     """Foreground of a fold's unlabeled cases on disk, a folder for each look at them.
 
-    A batch is laid around what the last look before its epoch found, whenever a worker makes it: workers are ahead of
-    training, and wait where a look is still to come.
+    A batch uses the last look before its epoch, whenever a worker makes it: workers run ahead of training, and wait for
+    a look that is still to come.
     """
 
     folder: Path
@@ -73,7 +73,7 @@ class PredictedForeground:
         return self.looked_in(epoch) > 0 and not self.folder_of(epoch).is_dir()
 
     def forget_from(self, epoch: int) -> None:
-        """Remove the looks of this epoch and of later ones: an earlier training's, which went further."""
+        """Remove looks from this epoch on, left by an earlier training that got further."""
         for look in self.folder.glob("epoch_*"):
             if not look.name.removeprefix("epoch_").isdigit() or int(look.name.removeprefix("epoch_")) >= epoch:
                 shutil.rmtree(look)
@@ -92,7 +92,7 @@ class PredictedForeground:
         parent = multiprocessing.parent_process()
         while not folder.is_dir():
             if parent is None or not parent.is_alive():
-                raise RuntimeError(f"{folder} is missing, and nobody is there to make it")
+                raise RuntimeError(f"{folder} is missing, and the training that writes it has ended")
             time.sleep(0.1)
         with np.load(folder / f"{case}.npz") as file:
             return dict(file)

@@ -1,4 +1,4 @@
-"""Label maps that lie elsewhere in space than their images, seen from the headers."""
+"""Label maps whose headers place them elsewhere in space than their images."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def misplaced_labels(dataset: Dataset) -> list[str]:
     nnU-Net goes by the order of the voxels, so such a label map may be mirrored or shifted, or only its header wrong.
 
     Args:
-        dataset: with its raw data; images that SimpleITK does not read are passed over.
+        dataset: with its raw data; images that SimpleITK does not read are skipped.
     """
     listed = get_filenames_of_train_images_and_targets(str(dataset.raw), deepcopy(dataset.dataset_json))
     pairs = {case: (entry["images"][0], entry["label"]) for case, entry in listed.items() if case not in dataset.hidden}

@@ -141,7 +141,7 @@ def preprocess_unlabeled(
 
 @contextmanager
 def _partial_folder(folder: str, missing: list[str]) -> Iterator[str]:
-    """Inside the folder, so that files can be moved; a subfolder, so that nnU-Net's listing passes them over.
+    """A subfolder: on the same file system, so that files can be moved, and out of sight of nnU-Net's listing.
 
     Raises:
         InputError: the folder cannot be written.
@@ -152,16 +152,16 @@ def _partial_folder(folder: str, missing: list[str]) -> Iterator[str]:
         partial = tempfile.TemporaryDirectory(prefix=PARTIAL, dir=folder)
     except OSError as error:
         raise InputError(
-            f"{folder} cannot be written ({error.strerror}), and {len(missing)} unlabeled cases are to be "
-            f"preprocessed into it, such as {missing[0]}: they are not there yet, or images or plans have changed; run "
-            "alhvr plan_and_preprocess where the folder can be written"
+            f"{folder} cannot be written ({error.strerror}), and {len(missing)} unlabeled cases, such as "
+            f"{missing[0]}, still have to be preprocessed into it (or again, after images or plans changed); run alhvr "
+            "plan_and_preprocess where the folder can be written"
         ) from error
     with partial:
         yield partial.name
 
 
 class _WithoutLabel:
-    """Goes before one of nnU-Net's preprocessors: reads and checks images, no label, notes the sources."""
+    """Mixed into one of nnU-Net's preprocessors: checks the images, reads no label, records the source files."""
 
     record: dict[str, Any]
 
@@ -224,7 +224,7 @@ def _preprocess_case(
 
 
 def _move_case(source: Path, folder: Path, case: str) -> None:
-    """The ``.pkl`` goes first when data are replaced, and comes last: it never stands beside half a case."""
+    """The old ``.pkl`` is removed first and the new one comes last, so it never describes half a case."""
     (folder / f"{case}.pkl").unlink(missing_ok=True)
     for file in sorted(source.iterdir(), key=lambda file: file.suffix == ".pkl"):
         os.replace(file, folder / file.name)

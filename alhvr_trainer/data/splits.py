@@ -71,11 +71,11 @@ def check_splits(splits: object, file: str = SPLITS_FILE) -> None:
         hidden = split.get(UNLABELED_KEY, [])
         twice = next((case for case in hidden if hidden.count(case) > 1), None)
         if twice is not None:
-            raise InputError(f'case "{twice}" stands twice under "{UNLABELED_KEY}" of fold {fold} in {file}')
+            raise InputError(f'case "{twice}" is listed twice under "{UNLABELED_KEY}" of fold {fold} in {file}')
 
 
 def check_spelling(names: Iterable[str], known: tuple[str, ...], where: str) -> None:
-    """No name is one letter or capital away from one that would be looked at.
+    """No name is a misspelling, in letters or capitals, of a known one.
 
     Raises:
         InputError: one is.
@@ -94,8 +94,8 @@ def is_in_file(splits: Splits, fold: int | str) -> bool:
 def hidden_cases(splits: Splits, fold: int | str) -> list[str]:
     """The cases under ``"unlabeled"`` of a fold; for fold ``"all"`` and folds beyond the file those of all folds.
 
-    A fold that the file does not hold cannot say what it hides. nnU-Net takes all of ``imagesTr`` for it; here a case
-    that some fold hides stays hidden there, unless another fold trains on its label.
+    A fold that the file does not hold cannot say what it hides. nnU-Net then uses all of ``imagesTr``; here a case
+    that some fold hides stays hidden, unless another fold trains on its label.
 
     Example:
         >>> hidden_cases([{"train": ["a"], "unlabeled": ["b"], "val": ["c"]}], 0)

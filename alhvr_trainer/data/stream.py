@@ -20,8 +20,8 @@ def labeled_fold(
 ) -> Fold:
     """The fold of nnU-Net's split, without hidden cases if ``splits_final.json`` does not hold it.
 
-    For fold "all", and for folds beyond the file, nnU-Net takes every case that it finds preprocessed, so also those
-    whose labels training must not see. Folds of the file say themselves what they train on.
+    For fold "all", and for folds beyond the file, nnU-Net takes every preprocessed case, including those whose labels
+    training must not see. Folds in the file list their training cases.
 
     Args:
         dataset: of the training.

@@ -18,7 +18,7 @@ from alhvr_trainer.data.dataset import Cases
 Result = TypeVar("Result")
 
 BYTES_WORTH_A_PROCESS = 8_000_000
-"""A new process needs about as long to import nnU-Net as it takes to preprocess this much of image files."""
+"""Importing nnU-Net in a new process takes about as long as preprocessing image files of this size."""
 
 
 def default_processes() -> int:

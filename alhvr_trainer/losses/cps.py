@@ -79,8 +79,8 @@ def region_mask(
 ) -> Tensor | None:
     """The voxels in any of the named regions, (U, *S) bool; ``valid`` itself where all three are named.
 
-    Omega2 is both of its halves for both networks, other than in ALHVR, where the good network alone teaches: so the
-    three regions together leave no voxel out, and the whole of them is plain CPS.
+    Unlike in ALHVR, where only the confident network teaches, Omega2 here means both of its halves for both networks.
+    The three regions together therefore cover every voxel, which is plain CPS.
 
     Args:
         logits_a, logits_b, valid, group: as for :func:`cps_terms`.

@@ -1,4 +1,4 @@
-"""FixMatch: what a network is sure of on a weakly augmented image, it learns on the strongly augmented one.
+"""FixMatch: confident predictions on weakly augmented images are the targets for strongly augmented ones.
 
 Sohn et al., *FixMatch: simplifying semi-supervised learning with consistency and confidence*, NeurIPS 2020.
 """

@@ -28,8 +28,8 @@ def consistency_weight(step: int, ramp_steps: float, maximum: float = 0.1) -> fl
 def average_decay(step: int, decay: float) -> float:
     """Decay of the moving average of a network's weights, ``min(1 - 1 / (t + 1), alpha)``.
 
-    At first the average is the plain mean of all weights since the first step: the random initial weights leave no
-    trace, however short the training.
+    At first the average is the plain mean of all weights since the first step, so the random initial weights leave no
+    trace even in short trainings.
 
     Args:
         step: iterations done before this one, t.

@@ -1,1 +1,1 @@
-"""Planning: the planner, the ready plans laid over its result, and the commands."""
+"""Planning: the planner, the ready plans that override it, and the commands."""

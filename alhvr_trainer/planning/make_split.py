@@ -23,19 +23,18 @@ def make_split(
 ) -> str:
     """Write a splits_final.json that hides the labels of most training cases, to simulate few labels.
 
-    Every fold gets "train" (labeled), "unlabeled" (labels hidden from training) and "val". Stock nnU-Net
-    passes over "unlabeled": a supervised training on the same split sees the labeled cases alone. Split
-    first, then plan.
+    Every fold gets "train" (labeled), "unlabeled" (labels hidden from training) and "val". Stock nnU-Net ignores
+    "unlabeled", so supervised training on the same split uses the labeled cases only. Split first, then plan.
 
     Args:
         dataset: nnU-Net dataset, as 27, "027" or "Dataset027_ACDC".
         labeled: labeled training cases: a number (7), a share of the training cases (0.1) or names
             (patient001,patient002).
-        folds: number of folds; several are a cross validation unless "validation" is given.
-        validation: validation cases, as for "labeled"; default: a fifth, or the fold's part of a cross
-            validation.
-        group: regular expression; cases in whose names it finds the same text stay together and count as
-            one (patient\\d+ keeps the frames of a patient together).
+        folds: number of folds; more than one make a cross-validation unless "validation" is given.
+        validation: validation cases, as for "labeled"; default: a fifth, or the fold's part of a
+            cross-validation.
+        group: regular expression; cases whose names match with the same text stay together and count as one
+            (patient\\d+ keeps the frames of a patient together).
         seed: of the random choice.
         output: file to write; default: splits_final.json in nnUNet_preprocessed.
         overwrite: replace a file that exists.

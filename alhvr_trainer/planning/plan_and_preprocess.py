@@ -1,6 +1,6 @@
 """``alhvr plan_and_preprocess`` as a Python function.
 
-nnU-Net is imported inside the functions: that takes seconds, which ``--help`` should not.
+nnU-Net is imported inside the functions, because that takes seconds and ``--help`` should not.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ def plan_and_preprocess(
     Args:
         dataset: nnU-Net dataset, as 27, "027" or "Dataset027_ACDC".
         configurations: those to preprocess, separated by commas; default: those of plans_file, else
-            2d,3d_fullres,3d_lowres (what the dataset lacks is passed over).
-        plans_file: ready plans to lay over the planner's: a name (acdc_2d, abdomenct1k_3d, brats2019_3d,
+            2d,3d_fullres,3d_lowres (those that the dataset does not have are skipped).
+        plans_file: ready plans that override the planner's: a name (acdc_2d, abdomenct1k_3d, brats2019_3d,
             demo) or a JSON file, also nnU-Net's plans of another dataset.
         overwrite_plans_name: plans identifier (nnU-Net's -p); default: that of plans_file, else the planner's,
             as ALHVRPlans.
@@ -53,7 +53,7 @@ def plan_and_preprocess(
             ALHVRPlannerResEncL (24 GB), ALHVRPlannerResEncXL (40 GB).
         num_processes: worker processes; default: nnU-Net's (nnUNet_def_n_proc), at most one per CPU core.
         verify_dataset_integrity: check images and labels of the labeled cases first.
-        clean: extract the fingerprint anew although there is one; needed when labeled images have changed.
+        clean: extract the fingerprint again even if there is one; needed when labeled images have changed.
         no_pp: plan only, no preprocessing.
 
     Returns:
@@ -166,16 +166,16 @@ def _verify_labeled(dataset: Dataset, processes: int) -> None:
 
 
 def _point_out_misplaced_labels(dataset: Dataset) -> None:
-    """Repeat at the end what nnU-Net mentions among its other output: training goes by the order of the voxels."""
+    """Warn again at the end: nnU-Net's own warning is easily missed, and training ignores the headers."""
     from alhvr_trainer.data.label_geometry import misplaced_labels
 
     cases = misplaced_labels(dataset)
     if cases:
         print(
             f"WARNING: {len(cases)} label maps have another origin or direction than their images: "
-            f"{', '.join(cases[:5])}{', ...' if len(cases) > 5 else ''}. Training takes the voxels in the order in "
-            "which they are stored; look at them (nnUNetv2_plot_overlay_pngs): if they are mirrored or shifted there, "
-            "write the label maps onto the grid of their images"
+            f"{', '.join(cases[:5])}{', ...' if len(cases) > 5 else ''}. Training matches voxels by index and "
+            "ignores this; check the overlays (nnUNetv2_plot_overlay_pngs), and resample or reorient the label maps "
+            "if they look mirrored or shifted"
         )
 
 

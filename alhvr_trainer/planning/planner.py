@@ -60,11 +60,11 @@ class ALHVRPlanner(ExperimentPlanner):
 
     # class attributes, as nnU-Net's functions fix the arguments of a planner
     source: Dataset | None = None
-    """The dataset, read and with an up-to-date fingerprint; None: the planner sees to both."""
+    """The dataset, with an up-to-date fingerprint; if None, the planner provides both."""
     template: Template | None = None
     """Ready plans to lay over."""
     wanted: tuple[str, ...] = ()
-    """Configurations that the caller goes on with; if planning brings none of them, it writes nothing."""
+    """Configurations that the caller needs; if planning yields none of them, nothing is written."""
     default_plans_name = PLANS_NAME
 
     def __init__(
@@ -99,7 +99,7 @@ class ALHVRPlanner(ExperimentPlanner):
         self.dataset_json["numTraining"] = len(self.dataset_fingerprint["spacings"])
 
     def generate_data_identifier(self, configuration_name: str) -> str:
-        """Each plans identifier has its own preprocessed data.
+        """Give each plans identifier its own preprocessed data.
 
         nnU-Net's presets share those of nnUNetPlans, whose spacing and intensities leave unlabeled cases out.
         """
@@ -136,7 +136,7 @@ class ALHVRPlanner(ExperimentPlanner):
         return plan
 
     def save_plans(self, plans: dict[str, Any]) -> None:
-        """Ready plans over the planner's, and over both what people changed; nnU-Net then writes the file.
+        """Apply the ready plans to the planner's, then the user's changed settings; nnU-Net then writes the file.
 
         Raises:
             InputError: the ready plans do not fit the dataset, or none of the wanted configurations is there.
@@ -144,7 +144,7 @@ class ALHVRPlanner(ExperimentPlanner):
         if self.template is not None:
             recursive_fix_for_json_export(plans)
             plans.update(apply_template(self.template, json.loads(json.dumps(plans)), self.dataset_json))
-            print(f"{self.template.file} was laid over: {', '.join(self.template.configurations)}")
+            print(f"{self.template.file} overrides: {', '.join(self.template.configurations)}")
         before = plans_before(self.folder / f"{self.plans_identifier}.json")
         there = [*plans["configurations"], *before["configurations"]]
         if self.wanted and not {*self.wanted} & {*there}:

@@ -1,4 +1,4 @@
-"""What stays when a dataset is planned again: settings that people changed in the ``alhvr`` blocks of the plans."""
+"""Keeps settings that users changed in the ``alhvr`` blocks of the plans when a dataset is planned again."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ AS_PLANNED = "alhvr_as_planned"
 
 
 def plans_before(file: Path) -> dict[str, Any]:
-    """The plans that are about to be replaced; without a file plans that hold nothing.
+    """The plans that are about to be replaced; empty plans if there is no file.
 
     Raises:
         InputError: the file is there and holds no plans.
@@ -27,9 +27,9 @@ def plans_before(file: Path) -> dict[str, Any]:
 
 
 def keep_changed_settings(plans: dict[str, Any], before: dict[str, Any]) -> list[str]:
-    """Carry settings over that were changed by hand since the plans were made, and note the blocks as planned.
+    """Carry over settings that were changed by hand since the plans were made, and record the blocks as planned.
 
-    Configurations of one's own are nnU-Net's to keep: it writes them back by itself.
+    User-defined configurations are kept by nnU-Net itself.
 
     Args:
         plans: new ones; their blocks are changed in place.

@@ -1,9 +1,9 @@
-"""Ready plans (``plans/*.json``) laid over what the planner found for a dataset.
+"""Ready plans (``plans/*.json``) that override parts of what the planner chose for a dataset.
 
 A ready plan is a part of nnU-Net's plans: ``{"plans_name": …, "description": …, "configurations": {"2d":
-{…}}}``. What it leaves out, above all everything that depends on the dataset, comes from the planner. A
-complete nnU-Net plans file of another dataset works as well; only the settings of training
-(:data:`TRAINING_KEYS`) are taken from it then.
+{…}}}``. Everything else, above all what depends on the dataset, comes from the planner. A
+complete nnU-Net plans file of another dataset works as well; only its training settings
+(:data:`TRAINING_KEYS`) are used.
 """
 
 from __future__ import annotations

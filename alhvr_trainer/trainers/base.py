@@ -81,7 +81,7 @@ class BaseTrainer(nnUNetTrainer):
         respect_thread_limit(device)
         check_plans(plans, configuration, dataset_json, "the plans", self.settings_class)
         if get_rank() > 0:
-            os.environ.update(nnUNet_wandb_enabled="0")  # each rank would start a run of its own
+            os.environ.update(nnUNet_wandb_enabled="0")  # or each rank would start its own run
         super().__init__(plans, configuration, fold, dataset_json, device)
         if self.is_ddp:
             self.device = local_device(device)
@@ -124,7 +124,7 @@ class BaseTrainer(nnUNetTrainer):
 
     @contextmanager
     def _model_files_by_rank_0(self) -> Iterator[None]:
-        """nnU-Net's ranks would all write plans.json and the like into one folder at the same time."""
+        """Otherwise all ranks would write plans.json and other files into one folder at the same time."""
         if get_rank() == 0:
             yield
             return
@@ -174,7 +174,7 @@ class BaseTrainer(nnUNetTrainer):
         aimed = [self.settings.unlabeled_foreground] * self.unlabeled_batch_size
         forced = (*self._forced(self.samples_per_step()[0]), *aimed)
         training.draws = Draws((self.seed, get_rank(), 0), self.current_epoch * self.num_iterations_per_epoch, forced)
-        # on as many patches as nnU-Net validates with these plans, however few of them are labeled in training
+        # validate on the whole batch size of the plans, as nnU-Net does, however few samples are labeled in training
         forced = self._forced(sum(self._split_batch()))
         first = self.current_epoch * self.num_val_iterations_per_epoch
         validation.draws = Draws((self.seed, get_rank(), 1), first, forced)
@@ -197,7 +197,7 @@ class BaseTrainer(nnUNetTrainer):
     # --- the screen -------------------------------------------------------------------------------------------------
 
     def print_to_log_file(self, *args, also_print_to_console=True, add_timestamp=True):
-        """During an epoch into the file alone: the screen gets one line per epoch."""
+        """During an epoch, write to the file only: the screen gets one line per epoch."""
         shown = also_print_to_console and not self._in_epoch
         super().print_to_log_file(*args, also_print_to_console=shown, add_timestamp=add_timestamp)
 
@@ -223,7 +223,7 @@ class BaseTrainer(nnUNetTrainer):
             self.display.epoch(", ".join(self.epoch_in_words()))
 
     def epoch_in_words(self) -> list[str]:
-        """What the screen says of the last epoch."""
+        """The last epoch's line on the screen."""
         loss, dice = (self.logger.get_value(key, step=-1) for key in ("train_losses", "mean_fg_dice"))
         return [f"loss {loss:.4f}", f"Dice {dice:.4f}"]
 

@@ -66,7 +66,7 @@ def check_previous_stage(trainer: nnUNetTrainer, labeled: Iterable[str], unlabel
 def save_next_stage(trainer: Any) -> None:
     """Predict the fold's unlabeled cases with ``trainer.network`` for all next stages of the plans, if there are any.
 
-    The cases are preprocessed for the next stage where that is missing: its voxels are what the result lies on.
+    The segmentations are resampled to the voxels of the next stage, for which missing cases are preprocessed.
     """
     stages = trainer.configuration_manager.next_stage_names or []
     if not stages:

@@ -34,7 +34,7 @@ _REFUSED = re.compile(r"GLOBAL ([\w.]+)|(?:unrecognized function|new object for|
 
 
 def write_atomically(content: dict[str, Any], path: str | os.PathLike[str]) -> None:
-    """``torch.save``, but what stands at ``path`` is the old file or the new one, never half.
+    """``torch.save`` that leaves either the old or the new file at ``path``, never half of one.
 
     Raises:
         InputError: the disk is full or the folder is not writable; what stood at ``path`` is still there.
@@ -49,7 +49,7 @@ def write_atomically(content: dict[str, Any], path: str | os.PathLike[str]) -> N
 
 
 def refuse_bad_numbers(checkpoint: dict[str, Any], path: str | os.PathLike[str]) -> None:
-    """Stop before a checkpoint that nobody can train on or predict with takes the place of a good one.
+    """Keep a checkpoint with NaN or Inf from replacing a good one.
 
     Raises:
         InputError: weights or optimizer states hold NaN or Inf; names where.
@@ -75,7 +75,7 @@ def _bad_tensors(content: Any, name: str = "") -> list[str]:
 
 
 def load_without_code(file: str | os.PathLike[str] | IO[bytes], device: torch.device | str = "cpu") -> Any:
-    """``torch.load`` of tensors, plain Python and NumPy values. It makes no other object, so it runs no foreign code.
+    """``torch.load`` of tensors, plain Python and NumPy values alone, so that no code in the file runs.
 
     Raises:
         Exception: of half a dozen kinds, for damaged files and for files with other objects.
@@ -85,7 +85,7 @@ def load_without_code(file: str | os.PathLike[str] | IO[bytes], device: torch.de
 
 
 def read_checkpoint(path: str | os.PathLike[str], device: torch.device | str = "cpu") -> dict[str, Any]:
-    """A checkpoint of nnU-Net or ours, from whatever source: Python objects in it are refused, not made.
+    """A checkpoint of nnU-Net or ours. It may come from anyone, so pickled Python objects are refused.
 
     Raises:
         InputError: the file is missing, truncated or no checkpoint, or it holds pickled Python objects.

@@ -42,7 +42,7 @@ def check_plans_fit_dataset(trainer: nnUNetTrainer) -> None:
 
 
 def check_split(dataset: Dataset, fold: int | str, present: list[str]) -> None:
-    """The fold's training and validation cases are preprocessed; nnU-Net would find out in the midst of training.
+    """The fold's training and validation cases are preprocessed; nnU-Net would notice only in the middle of training.
 
     Args:
         dataset: of the training.
@@ -74,9 +74,9 @@ def preprocessed_cases(trainer: nnUNetTrainer) -> list[str]:
 
 
 def hidden_intensities(dataset: Dataset, plans: dict[str, Any]) -> str | None:
-    """What to say where the plans hold foreground intensities of cases whose labels training must not see.
+    """A warning if the plans hold foreground intensities of cases whose labels training must not see, else None.
 
-    nnU-Net's planner takes them from every case of ``imagesTr``; ours leaves hidden cases out, if it knew of them.
+    nnU-Net's planner takes them from every case of ``imagesTr``; ours leaves out those hidden when it ran.
     """
     file, planner = Path(dataset.preprocessed) / FINGERPRINT_FILE, plans.get("experiment_planner_used")
     hidden = set(hidden_cases(dataset.splits, "all"))

@@ -1,7 +1,7 @@
 """Signs in the epoch means that training has collapsed, each with what to change.
 
-A class counts as vanished, the networks as identical, and the losses as drifting apart only after several epochs in a
-row. Shares and losses of single epochs vary; a warning that comes and goes would soon be read no more.
+Each sign must persist for several epochs: shares and losses vary from epoch to epoch, and users would learn to ignore a
+warning that comes and goes.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ IN_A_ROW = 5
 MISSING_BELOW = 0.01
 """A class is missing where its share among the pseudo-labels is below this part of its share in the labels.
 
-Labeled patches are drawn around foreground, unlabeled ones anywhere: a small structure is legitimately much rarer in
-the latter.
+Labeled patches are drawn around foreground and unlabeled ones anywhere, so a small structure is legitimately much rarer
+in the latter.
 """
 ALIKE_BELOW = 1e-3
 """The networks are alike where they differ on fewer voxels than this part of the foreground.
@@ -79,8 +79,8 @@ def _vanished(history: History, number: int, name: str, grace: int) -> str | Non
     if not all(share < MISSING_BELOW * expected for share, expected in last):  # false where no label shows the class
         return None
     return (
-        f"class {number} ({name}) has vanished from the pseudo-labels: in {_epochs(history, IN_A_ROW)} it has "
-        f"{fmean(p for p, _ in last):.2%} of the voxels there, {fmean(e for _, e in last):.2%} in the labels. Lower "
+        f"class {number} ({name}) has vanished from the pseudo-labels: in {_epochs(history, IN_A_ROW)} it covers "
+        f"{fmean(p for p, _ in last):.2%} of their voxels, {fmean(e for _, e in last):.2%} in the labels. Lower "
         '"alhvr.consistency_weight" or raise "alhvr.ramp_fraction"; give more labeled samples per step (lower '
         '"alhvr.unlabeled_batch_size" or raise "batch_size"); check that the labels of this class are right and that '
         "the unlabeled images show it"
@@ -99,7 +99,7 @@ def _identical(history: History, numbers: Sequence[int]) -> str | None:
     return (
         f"the two networks have become identical: in {_epochs(history, IN_A_ROW)} they differ on "
         f"{fmean(different):.4%} of the voxels, with {fmean(foreground):.2%} foreground, so they have nothing left to "
-        'teach each other. Start anew with another "alhvr.seed"; lower "alhvr.consistency_weight" or raise '
+        'teach each other. Start again with another "alhvr.seed"; lower "alhvr.consistency_weight" or raise '
         '"alhvr.ramp_fraction"; check that both networks do not start from the same weights'
     )
 

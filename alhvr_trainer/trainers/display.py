@@ -1,4 +1,4 @@
-"""How far a training is, on the screen."""
+"""Training progress on the screen."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import time
 from tqdm import tqdm
 
 QUIET_SECONDS = 300.0
-"""After so long without a line there is one, where nobody watches a terminal."""
+"""Without a terminal, a line is printed at least this often."""
 
 
 class Display:
-    """A line for every epoch, with the time left; below it in a terminal a bar, elsewhere now and then a line.
+    """One line per epoch with the remaining time, and a progress bar in a terminal or an occasional line elsewhere.
 
     Args:
         epochs: of the whole training.
@@ -35,7 +35,7 @@ class Display:
             initial=self.first,
             desc=self._name(),
             unit="step",
-            smoothing=0,  # of all steps: those at the end of an epoch seem to take as long as its validation
+            smoothing=0,  # the mean over all steps: the last step of an epoch appears to take as long as validation
             leave=False,
             disable=not sys.stdout.isatty(),
             file=sys.stdout,
@@ -45,7 +45,7 @@ class Display:
         return f"epoch {min(self.now // self.steps + 1, self.epochs)}/{self.epochs}"
 
     def left(self) -> str:
-        """Time left, from what the steps so far took."""
+        """Remaining time, extrapolated from the steps so far."""
         each = (time.monotonic() - self.started) / max(1, self.now - self.first)
         return str(tqdm.format_interval(each * (self.epochs * self.steps - self.now)))
 

@@ -54,7 +54,7 @@ class FixMatchTrainer(SemiSupervisedTrainer):
     (:func:`alhvr_trainer.trainers.views.two_view_pipeline`); labeled patches are augmented as nnU-Net does. The moving
     average of the weights is what nnU-Net validates, saves and predicts with, as in the authors' code.
 
-    Source: Sohn et al., NeurIPS 2020; what differs from the paper stands in ``docs/methods.md``.
+    Source: Sohn et al., NeurIPS 2020; ``docs/methods.md`` lists the differences from the paper.
     """
 
     settings_class = FixMatchSettings

@@ -84,7 +84,7 @@ def class_keys(numbers: Sequence[int]) -> tuple[str, ...]:
 def label_voxels(
     labels: Tensor, inside: int, classes: int, regions: bool, ignore_label: int | None
 ) -> tuple[Tensor, Tensor | int]:
-    """How often each foreground class stands in the labels, and how many voxels were annotated.
+    """Number of voxels of each foreground class in the labels, and number of annotated voxels.
 
     Args:
         labels: of the labeled samples, (L, 1, *S), or (L, R, *S), one channel per region; after these, one for the
@@ -116,7 +116,7 @@ def step_values(
 ) -> dict[str, float]:
     """The history's values of one training step, all but the weight, brought to the CPU in one transfer.
 
-    Sums of logits come on top; they show whether a logit is NaN or Inf: a loss may stay finite.
+    They also hold sums of logits, which reveal a NaN or Inf even where the loss stays finite.
 
     Args:
         keys: names of the values.
@@ -148,7 +148,7 @@ def _label_shares(keys: HistoryKeys, samples: Samples, manager: Any, group: Grou
         manager.has_regions,
         manager.ignore_label,
     )
-    # 0 where nothing could be counted: a patch may lie in the padding, or in what nobody annotated
+    # 0 if there is nothing to count: a patch may be all padding, or all ignore label
     everywhere = total(torch.as_tensor(annotated, device=counts.device), group).clamp_min(1)
     return dict(zip(map(label_key, keys.classes), (counts / everywhere).unbind(), strict=True))
 

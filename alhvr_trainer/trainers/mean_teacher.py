@@ -54,7 +54,7 @@ class MeanTeacherTrainer(SemiSupervisedTrainer):
     unlabeled samples both see the same patch, each under Gaussian noise of its own. The teacher is what nnU-Net
     validates, saves and predicts with: the paper finds it the better of the two.
 
-    Source: Tarvainen & Valpola, NeurIPS 2017; what differs from the paper stands in ``docs/methods.md``.
+    Source: Tarvainen & Valpola, NeurIPS 2017; ``docs/methods.md`` lists the differences from the paper.
     """
 
     settings_class: type[MeanTeacherSettings] = MeanTeacherSettings

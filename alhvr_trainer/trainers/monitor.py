@@ -1,4 +1,4 @@
-"""What a training records of its epochs: the history, its log line, warnings of collapse, and its plot."""
+"""What a training records about each epoch: the history, its line in the log, warnings of collapse, and the plot."""
 
 from __future__ import annotations
 

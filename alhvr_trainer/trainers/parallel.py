@@ -1,6 +1,6 @@
 """Training on several ranks: each rank's share, messages between them, and losses and gradients of the whole batch.
 
-Messages go over gloo: it waits as long as it must (nccl gives up after minutes) and notices when a rank dies.
+Messages use gloo, which waits as long as necessary (nccl gives up after minutes) and notices when a rank dies.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from alhvr_trainer.errors import InputError
 from alhvr_trainer.losses.precision import at_least_float32
 
 LONGEST_WAIT = timedelta(days=7)
-"""For what rank 0 does alone, such as preprocessing."""
+"""Enough for what rank 0 does alone, such as preprocessing."""
 
 
 def get_rank() -> int:
@@ -49,7 +49,7 @@ _control_groups: dict[Any, dist.ProcessGroup] = {}
 
 
 def _control_group() -> dist.ProcessGroup:
-    """All ranks make it together when they first need it."""
+    """Created by all ranks together at first use."""
     world: Any = dist.group.WORLD
     if world not in _control_groups:
         group: Any = dist.new_group(backend="gloo", timeout=LONGEST_WAIT)

@@ -29,9 +29,9 @@ def unwrapped(network: nn.Module) -> nn.Module:
 def follow_loaded_weights(network: nn.Module, partner: nn.Module, except_for: str | None = None) -> None:
     """Whenever weights are loaded into ``network``, load them into ``partner`` as well.
 
-    nnU-Net loads pretrained weights into the network that it knows, without segmentation layers. Two networks that
-    start alike would agree on every voxel and teach each other nothing: their own random segmentation layers, and what
-    perturbs them from then on, make them different.
+    nnU-Net loads pretrained weights, except for segmentation layers, into the one network that it knows. Two networks
+    that start out identical would agree on every voxel and learn nothing from each other; random segmentation layers
+    of their own, and perturbations from then on, make them differ.
 
     Args:
         network: nnU-Net's.

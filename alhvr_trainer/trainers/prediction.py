@@ -1,4 +1,4 @@
-"""Predictions of preprocessed cases in the course of training."""
+"""Predictions of preprocessed cases during training."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Predict(Protocol):
 
 @contextmanager
 def predicting(trainer: nnUNetTrainer, mirroring: bool) -> Iterator[Predict]:
-    """``trainer.network`` predicts whole cases while the context is open; then it trains on as before.
+    """Let ``trainer.network`` predict whole cases inside the context, and put it back into training mode afterwards.
 
     Args:
         trainer: of the network.
@@ -66,7 +66,7 @@ def predicting(trainer: nnUNetTrainer, mirroring: bool) -> Iterator[Predict]:
 
 
 def predicted_foreground(trainer: Any, first: int) -> PredictedForeground | None:
-    """Where the patches of a training find foreground in unlabeled cases; None if its settings aim none at it.
+    """The predicted foreground around which unlabeled patches are laid; None if the settings ask for none.
 
     Args:
         trainer: a semi-supervised one.

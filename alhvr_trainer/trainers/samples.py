@@ -25,7 +25,7 @@ class Samples:
     labels: Outputs
     """Of the labeled samples, as nnU-Net's loss takes them: (L, 1, *S), or one channel per region."""
     valid: Tensor | None
-    """(L+U, *S) bool, False where nnU-Net padded a sample; None: nowhere."""
+    """(L+U, *S) bool, False where nnU-Net padded a sample; None if nothing is padded."""
     unlabeled_valid: Tensor | None
     """The same of the unlabeled samples, (U, *S) bool."""
     labeled: int
@@ -33,7 +33,7 @@ class Samples:
     labeled_voxels: int
     """Voxels of the labeled samples inside the image."""
     cases: list[str]
-    """Where the samples come from."""
+    """Names of the cases that the samples were drawn from."""
 
 
 @dataclass(frozen=True)

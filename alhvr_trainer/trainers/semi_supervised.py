@@ -50,11 +50,11 @@ class SemiSupervisedTrainer(BaseTrainer):
 
     ``loss = sum of the supervised losses + w(t) * sum of the unsupervised terms``
 
-    A method is a subclass. It names its settings, losses and terms (the class attributes below), says which networks it
-    needs beside nnU-Net's (:meth:`build_partners`), how they see a batch (:meth:`forward`), and what its terms are
-    (:meth:`unsupervised`); ``docs/new_method.md`` shows one. The rest is done here and in :class:`BaseTrainer`: the
-    stream of unlabeled cases, several ranks, mixed precision, logs and plots, warnings, checkpoints and exact
-    resumption.
+    A method is a subclass. Its class attributes (below) name its settings, losses and terms; its methods build the
+    networks that it needs in addition to nnU-Net's (:meth:`build_partners`), run them on a batch (:meth:`forward`) and
+    compute the terms (:meth:`unsupervised`). ``docs/new_method.md`` shows an example. This class and
+    :class:`BaseTrainer` do the rest: the stream of unlabeled cases, several ranks, mixed precision, logs, plots,
+    warnings, checkpoints and exact resumption.
 
     ``self.network``, called "a", is nnU-Net's. A partner whose parameters require gradients is trained, with an
     optimizer and a learning rate schedule of its own, as nnU-Net sets them up. Checkpoints hold all partners.
@@ -94,7 +94,7 @@ class SemiSupervisedTrainer(BaseTrainer):
     # --- what a method overrides ------------------------------------------------------------------------------------
 
     def build_partners(self) -> dict[str, nn.Module]:
-        """Modules that the method needs beside ``self.network``, by name, on ``self.device``.
+        """Modules that the method needs in addition to ``self.network``, by name, on ``self.device``.
 
         Called once ``self.network`` is built; :meth:`another_network` and :meth:`averaged_network` make the usual ones.
         """
@@ -316,7 +316,7 @@ class SemiSupervisedTrainer(BaseTrainer):
         return [*super().epoch_in_words(), f"weight {weight:.4f}", *self.observed_in_words()]
 
     def observed_in_words(self) -> list[str]:
-        """What the screen says of :attr:`observed` in the last epoch."""
+        """The last epoch's values of :attr:`observed`, for the screen."""
         return [f"{name} {self.monitor.history[name][-1]:.3f}" for name in self.observed]
 
     # --- the network that predicts ----------------------------------------------------------------------------------

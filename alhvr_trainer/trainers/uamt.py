@@ -52,7 +52,7 @@ class UAMTTrainer(MeanTeacherTrainer):
     T further passes of the teacher tell where it is certain. The student is what nnU-Net validates, saves and predicts
     with, without dropout, as in the authors' code.
 
-    Source: Yu et al., MICCAI 2019; what differs from the paper stands in ``docs/methods.md``.
+    Source: Yu et al., MICCAI 2019; ``docs/methods.md`` lists the differences from the paper.
     """
 
     settings_class = UAMTSettings

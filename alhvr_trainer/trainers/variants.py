@@ -20,7 +20,7 @@ OURS_ALONE = (
     "load_checkpoint",
     "save_checkpoint",
 )
-"""Methods that a variant of nnU-Net must leave alone to be combined with ours: there the two would contradict."""
+"""Methods that both would override: a variant of nnU-Net's that changes one of them cannot be combined with ours."""
 
 
 def trainer_named(name: str) -> type[nnUNetTrainer]:
@@ -54,7 +54,7 @@ def _base(name: str) -> type[nnUNetTrainer] | None:
     stock = _stock_variant(nnUNetTrainer.__name__ + name.removeprefix(ours.__name__))
     if stock is None or any(getattr(stock, name) is not getattr(nnUNetTrainer, name) for name in OURS_ALONE):
         return None
-    # ours go first and call super(): what they reach there is the variant
+    # ours come first and call super(), which is the variant
     return type(name, (ours, stock), {"__module__": ours.__module__, "__doc__": ours.__doc__})
 
 

@@ -150,8 +150,8 @@ def test_files_that_do_not_fit_are_named(raw: Path, file: str, message: str) -> 
         (["nowhere"], "names the folder .*nowhere, which does not exist"),
         ("imagesTr_unlabeled", "must be a list of folders"),
         ([3], "must be a list of folders"),
-        (["imagesTr_unlabeled", "copy"], '"u" lies in .*copy and in .*imagesTr_unlabeled'),
-        (["imagesTr"], '"a" lies in .*imagesTr and in .*imagesTr'),
+        (["imagesTr_unlabeled", "copy"], '"u" is in .*copy and in .*imagesTr_unlabeled'),
+        (["imagesTr"], '"a" is in .*imagesTr and in .*imagesTr'),
     ],
 )
 def test_folders_that_cannot_be_used(raw: Path, unlabeled: object, message: str) -> None:
@@ -165,21 +165,21 @@ def test_folders_that_cannot_be_used(raw: Path, unlabeled: object, message: str)
     [
         (
             {"train": ["a", "b"], "unlabeled": ["b"], "val": ["c"]},
-            'case "b" stands in "unlabeled" and "train" of fold 0',
+            'case "b" is in "unlabeled" and "train" of fold 0',
         ),
         (
             {"train": ["a"], "unlabeled": ["b", "c"], "val": ["c"]},
-            'case "c" stands in "unlabeled" and "val" of fold 0',
+            'case "c" is in "unlabeled" and "val" of fold 0',
         ),
         (
             {"train": ["a"], "unlabeled": ["x"], "val": ["c"]},
             'case "x" .* but .*imagesTr has no images of it',
         ),
-        ({"train": ["a"], "unlabeled": ["b", "b"], "val": ["c"]}, 'case "b" stands twice'),
+        ({"train": ["a"], "unlabeled": ["b", "b"], "val": ["c"]}, 'case "b" is listed twice'),
         ({"train": ["a"], "unlabeled": "b", "val": ["c"]}, "must be a list of case names"),
         (
             {"train": ["a"], "unlabeled": ["u"], "val": ["c"]},
-            'case "u" stands in an unlabeled folder and "unlabeled"',
+            'case "u" is in an unlabeled folder and "unlabeled"',
         ),
         (
             {"train": ["a", "u"], "unlabeled": ["b"], "val": ["c"]},

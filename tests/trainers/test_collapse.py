@@ -58,7 +58,7 @@ def test_a_class_that_vanishes_is_named():
     history["pseudo_label_2"] = with_last(history["pseudo_label_2"], [1e-5] * 5)
     history["label_2"] = with_last(history["label_2"], [0.01] * 5)
     (warning,) = collapse_warnings(history, CLASSES, KEYS, GRACE)
-    assert warning.startswith("class 2 (core) has vanished from the pseudo-labels: in epochs 55 to 59 it has 0.00% of")
+    assert warning.startswith("class 2 (core) has vanished from the pseudo-labels: in epochs 55 to 59 it covers 0.00%")
     for advice in ("1.00% in the labels", "alhvr.consistency_weight", "alhvr.ramp_fraction", "unlabeled_batch_size"):
         assert advice in warning
 

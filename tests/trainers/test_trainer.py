@@ -507,7 +507,7 @@ def test_case_that_is_unlabeled_and_in_the_fold(tiny: Path, part: str):
     split = SPLIT | {part: [*SPLIT[part], "case_004"]}
     for folder in ("raw", "preprocessed"):
         (tiny / folder / NAME / "splits_final.json").write_text(json.dumps([split]))
-    with pytest.raises(InputError, match=f'case "case_004" stands in "unlabeled" and "{part}" of fold 0'):
+    with pytest.raises(InputError, match=f'case "case_004" is in "unlabeled" and "{part}" of fold 0'):
         start(tiny)
 
 
