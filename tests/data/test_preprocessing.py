@@ -407,7 +407,7 @@ def test_a_folder_that_cannot_be_written(cases: Cases, dataset: Path, folder: Pa
     """Nobody writes into it where nothing is to be done."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     folder.write_text("a file is in its place")
-    with pytest.raises(InputError, match=r"cannot be written \(.* unlabeled cases, such as .*, still have to be preprocessed"):
+    with pytest.raises(InputError, match=r"cannot be written \(.* unlabeled cases, .*, still have to be preprocessed"):
         preprocess(cases, dataset, folder)
 
 
