@@ -21,7 +21,6 @@ from alhvr_trainer.errors import InputError
 from alhvr_trainer.experiments.demo.comparison import result_in_words, same_cases
 from alhvr_trainer.experiments.demo.phantom import write_volume
 from alhvr_trainer.experiments.demo.run import demo, run_steps
-from alhvr_trainer.experiments.demo.speed import relative_time
 from alhvr_trainer.experiments.demo.steps import BASELINE_NAME, Layout, Step
 from alhvr_trainer.resources import plans_folder
 from alhvr_trainer.trainers.alhvr import ALHVRSettings
@@ -98,11 +97,10 @@ def test_stale_results_go_before_a_step_and_it_is_watched(tmp_path, layout):
         "a",
         f"import os, time; assert not os.path.exists({str(tmp_path / 'old')!r}); time.sleep(0.5)",
         stale=(tmp_path / "old", tmp_path / "never_there"),
-        meanwhile=lambda: seen.append("meanwhile"),
-        afterwards=lambda: seen.append("afterwards"),
+        meanwhile=lambda: seen.append((tmp_path / "a.txt").exists()),
     )
     run_steps([step], layout, "")
-    assert seen[0] == "meanwhile" and seen[-1] == "afterwards"
+    assert seen[0] is False and seen[-1] is True
 
 
 @pytest.mark.skipif(not hasattr(os, "killpg"), reason="process groups are POSIX")
@@ -214,12 +212,6 @@ def test_the_result_comes_with_its_worth():
     assert changed == "Not ALHVR's default settings: consistency_weight 0.3 (default 0.1)."
 
 
-def test_the_announced_time_follows_the_machine(tmp_path, layout, capsys):
-    run_steps([_step(tmp_path, "a"), _step(tmp_path, "b")], layout, "x", slowness=lambda: 90.0)
-    assert "about 3:00 minutes on this machine" in capsys.readouterr().out
-    assert relative_time() > 0
-
-
 # --- the whole way ---
 
 
@@ -262,7 +254,7 @@ def test_demo_goes_the_whole_way(tiny_demo):
     pictures = re.findall(r'src="data:image/png;base64,([^"]+)"', report)
     assert len(pictures) == 3
     assert all(base64.b64decode(picture).startswith(b"\x89PNG") for picture in pictures)
-    assert "2 labeled scans to train on, 1 for validation, 3 unlabeled ones, 2 test scans" in report
+    assert "2 labeled scans to train on, 1 for validation, 3 unlabeled ones, 2 test scans" in " ".join(report.split())
     for method in ("supervised", "alhvr"):
         scores = json.loads((output / "scores" / method / "metrics.json").read_text())
         assert list(scores["cases"]) == ["phantom_006", "phantom_007"]

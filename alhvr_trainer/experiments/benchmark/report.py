@@ -69,7 +69,7 @@ def _measured(suite: Suite) -> str:
         return "Measured on the test cases (imagesTs), which no training saw."
     return (
         "Measured on the fold's validation cases. The best checkpoint was chosen on them as well (nnU-Net's smoothed "
-        "validation Dice), so its table is optimiztic; the last checkpoint's is not."
+        "validation Dice), so its table is optimistic; the last checkpoint's is not."
     )
 
 

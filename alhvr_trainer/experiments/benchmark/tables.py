@@ -67,7 +67,7 @@ def markdown(table: str, rows: Sequence[Row]) -> str:
     for _, group in groupby(rows, key=_block):
         block = list(group)
         for row in block:
-            cells = [_emphasised(metric, row, block) for metric in metrics]
+            cells = [_emphasized(metric, row, block) for metric in metrics]
             lines.append([*(cell(row) for _, cell in columns), str(len(row.seeds)), *cells, p_cell(row)])
     return "\n".join([*(f"| {' | '.join(line)} |" for line in lines), *_notes(rows)]) + "\n"
 
@@ -76,7 +76,7 @@ def _block(row: Row) -> tuple[str, str]:
     return row.fold, row.class_name
 
 
-def _emphasised(metric: str, row: Row, block: Sequence[Row]) -> str:
+def _emphasized(metric: str, row: Row, block: Sequence[Row]) -> str:
     if metric not in row.statistics:
         return NOT_MEASURED
     text, mean = mean_and_sd(metric, row.statistics[metric]), row.statistics[metric].mean

@@ -1,11 +1,9 @@
-"""The demo's report: one HTML file with its pictures inside, and the table as text."""
+"""The demo's report: one HTML file with embedded pictures, and its table as text."""
 
 from __future__ import annotations
 
 import base64
-import html
 import io
-import json
 import shlex
 import sys
 from collections.abc import Sequence
@@ -14,8 +12,10 @@ from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
+from jinja2 import Environment, FileSystemLoader
 
 from alhvr_trainer.bundle.scripts.metrics import METRICS, UNITS, cell
+from alhvr_trainer.config.files import read_json
 from alhvr_trainer.config.names import SETTINGS_KEY, TRAINER_NAME, UNLABELED_FOLDER
 from alhvr_trainer.config.settings import split_batch
 from alhvr_trainer.data.preprocessing import unlabeled_folder
@@ -28,78 +28,41 @@ from alhvr_trainer.trainers.checkpoints import read_checkpoint
 
 STRUCTURES = {name: value for name, value in LABELS.items() if value}
 
-_PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>ALHVR for nnU-Net: demo</title><style>
-body {{ font: 15px/1.5 system-ui, sans-serif; max-width: 1080px; margin: 2em auto; padding: 0 1em }}
-h1 {{ font-size: 1.6em }} h2 {{ font-size: 1.2em; margin-top: 2em }}
-table {{ border-collapse: collapse }}
-td, th {{ padding: .2em .8em; text-align: left; border-bottom: 1px solid #ddd }}
-img {{ max-width: 100% }} code {{ font-size: .85em; overflow-wrap: anywhere }} .note {{ color: #555 }}
-</style></head><body>
-{body}
-</body></html>
-"""
-
 
 def write_report(layout: Layout) -> Path:
     """Write ``report.html`` and ``summary.txt`` from what the earlier steps left; the report's path."""
-    scores = same_cases(
-        {trainer: _read_json(layout.scores(name) / "metrics.json") for trainer, name in METHODS.items()}
-    )
+    scores = same_cases({trainer: read_json(layout.scores(name) / "metrics.json") for trainer, name in METHODS.items()})
     final = read_checkpoint(layout.fold(TRAINER_NAME) / "checkpoint_final.pth")
     early = read_checkpoint(layout.early_checkpoint)
-    bundle, result = _bundle_sentence(layout), result_in_words(scores, final[SETTINGS_KEY]["settings"])
-    summary = "\n\n".join([text_table(scores), *result, bundle]) + "\n"
+    settings = final[SETTINGS_KEY]["settings"]
+    result = [*result_in_words(scores, settings), _bundle_sentence(layout)]
+    summary = "\n\n".join([text_table(scores), *result]) + "\n"
     (layout.output / "summary.txt").write_text(summary, encoding="utf-8")
-    curves = figures.curves(final[SETTINGS_KEY]["history"], _pseudo_dice(layout), early["current_epoch"])
-    body = [
-        "<h1>ALHVR for nnU-Net: demo</h1>",
-        _introduction(layout, final),
-        "<h2>Scores on the test scans</h2>",
-        html_table(scores),
-        *(f"<p>{sentence}</p>" for sentence in (*result, bundle)),
-        f'<p class="note">{_SCORES_NOTE}</p>',
-        "<h2>Test scans</h2>",
-        *_outlines_part(layout, scores),
-        "<h2>Regions on unlabeled scans</h2>",
-        *_regions_part(layout, early, final),
-        "<h2>Training</h2>",
-        picture(curves, "curves of training"),
-        f'<p class="note">{_CURVES_NOTE}</p>',
-        "<h2>What was run</h2>",
-        _steps_part(layout),
-    ]
-    layout.report.write_text(_PAGE.format(body="\n".join(body)), encoding="utf-8")
-    return layout.report
-
-
-_SCORES_NOTE = (
-    "Mean ± sample standard deviation over the test scans. Dice and Jaccard: more is better; distances: less is "
-    "better. They compare the same scans and structures, those that both methods found. HD95 is the larger of both "
-    "directions' 95th percentiles, HD95_pooled that of both together, ASD directed from prediction to reference. Both "
-    "were trained once, with the same network, number of steps and number of labeled samples per step: a "
-    "demonstration, not a benchmark."
-)
-_CURVES_NOTE = (
-    "The dotted line marks the epoch of the early regions above. a and b are the two networks; a is the one "
-    "that is validated and exported."
-)
-
-
-def _introduction(layout: Layout, checkpoint: dict[str, Any]) -> str:
-    labeled, unlabeled = _batch(checkpoint)
-    settings = checkpoint[SETTINGS_KEY]["settings"]
-    split = _read_json(layout.preprocessed / "splits_final.json")[0]
-    folders = UNLABELED_FOLDER, "imagesTs"
-    unlabeled_scans, test_scans = (len(list((layout.raw / name).iterdir())) for name in folders)
-    steps = settings["num_epochs"] * settings["num_iterations_per_epoch"]
-    return (
-        f"<p>Cardiac phantoms: {len(split['train'])} labeled scans to train on, {len(split['val'])} for "
-        f"validation, {unlabeled_scans} unlabeled ones, {test_scans} test scans. "
-        f"<b>{TITLES[BASELINE_NAME]}</b>: nnU-Net with {labeled} labeled samples per step. "
-        f"<b>{TITLES[TRAINER_NAME]}</b>: {labeled} labeled and {unlabeled} unlabeled samples per step. "
-        f"{steps} steps each.</p>"
+    split = read_json(layout.preprocessed / "splits_final.json")[0]
+    numbers = {name: len(list((layout.raw / name).iterdir())) for name in (UNLABELED_FOLDER, "imagesTs")}
+    labeled, unlabeled = _batch(final)
+    region_figure, region_scans = _regions(layout, early, final)
+    environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True)
+    page = environment.get_template("report.html.j2").render(
+        cases={
+            "train": len(split["train"]),
+            "val": len(split["val"]),
+            "unlabeled": numbers[UNLABELED_FOLDER],
+            "test": numbers["imagesTs"],
+        },
+        titles={"baseline": TITLES[BASELINE_NAME], "ours": TITLES[TRAINER_NAME]},
+        batch={"labeled": labeled, "unlabeled": unlabeled},
+        steps=settings["num_epochs"] * settings["num_iterations_per_epoch"],
+        scores=_rows(scores),
+        result=result,
+        outlines=encoded(_outlines(layout, scores)),
+        regions=encoded(region_figure),
+        region_scans=region_scans,
+        curves=encoded(figures.curves(final[SETTINGS_KEY]["history"], _pseudo_dice(layout), early["current_epoch"])),
+        commands=_commands(layout),
     )
+    layout.report.write_text(page, encoding="utf-8")
+    return layout.report
 
 
 def _configuration(checkpoint: dict[str, Any]) -> dict[str, Any]:
@@ -132,28 +95,15 @@ def text_table(scores: Scores) -> str:
     return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
 
 
-def html_table(scores: Scores) -> str:
-    """The same as HTML."""
-    return _html_rows(_rows(scores))
-
-
-def _html_rows(rows: Sequence[Sequence[str]]) -> str:
-    def line(cells: Sequence[str], tag: str) -> str:
-        return "<tr>" + "".join(f"<{tag}>{html.escape(value)}</{tag}>" for value in cells) + "</tr>"
-
-    return "<table>" + line(rows[0], "th") + "".join(line(row, "td") for row in rows[1:]) + "</table>"
-
-
 # --- pictures ---
 
 
-def picture(figure: figures.Figure, description: str) -> str:
-    """A figure as an HTML image that needs no file of its own."""
+def encoded(figure: figures.Figure) -> str:
+    """The figure as base64 text of a PNG, which needs no file of its own."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=90)
     figures.plt.close(figure)
-    data = base64.b64encode(buffer.getvalue()).decode()
-    return f'<img alt="{html.escape(description)}" src="data:image/png;base64,{data}">'
+    return base64.b64encode(buffer.getvalue()).decode()
 
 
 def chosen_cases(scores: Scores, count: int = 4) -> list[str]:
@@ -166,7 +116,7 @@ def chosen_cases(scores: Scores, count: int = 4) -> list[str]:
     return [ranked[round(i)] for i in np.linspace(0, len(ranked) - 1, min(count, len(ranked)))]
 
 
-def _outlines_part(layout: Layout, scores: Scores) -> list[str]:
+def _outlines(layout: Layout, scores: Scores) -> figures.Figure:
     cases = chosen_cases(scores)
     references = {case: _read(layout.raw / "labelsTs" / f"{case}.nii.gz") for case in cases}
     # the slice in which the right ventricle is there, and neither base nor apex
@@ -178,19 +128,15 @@ def _outlines_part(layout: Layout, scores: Scores) -> list[str]:
         columns[TITLES[trainer]] = {case: _read(file)[index[case]] for case, file in files.items()}
         notes[TITLES[trainer]] = {case: _dice_note(scores[trainer]["cases"][case]) for case in cases}
     scans = {case: _read(layout.raw / "imagesTs" / f"{case}_0000.nii.gz")[index[case]] for case in cases}
-    figure = figures.outlines(scans, columns, STRUCTURES, notes)
-    return [
-        picture(figure, "test scans with outlines of reference and predictions"),
-        '<p class="note">Test scans from the lowest to the highest Dice of ALHVR at evenly spaced ranks, one '
-        "slice of each. Below the pictures: Dice on the whole scan.</p>",
-    ]
+    return figures.outlines(scans, columns, STRUCTURES, notes)
 
 
 def _dice_note(of_case: dict[str, Any]) -> str:
     return ", ".join(f"{name} {value['Dice'] or 0.0:.2f}" for name, value in of_case.items())
 
 
-def _regions_part(layout: Layout, early: dict[str, Any], final: dict[str, Any]) -> list[str]:
+def _regions(layout: Layout, early: dict[str, Any], final: dict[str, Any]) -> tuple[figures.Figure, int]:
+    """The picture, and how many scans were computed together, more than are shown."""
     folder = unlabeled_folder(str(layout.preprocessed / _configuration(final)["data_identifier"]))
     slices, names = middle_slices(Path(folder), _batch(final)[1])
     views = []
@@ -198,13 +144,7 @@ def _regions_part(layout: Layout, early: dict[str, Any], final: dict[str, Any]) 
         maps, gamma = regions_of(checkpoint, slices)
         views.append(figures.RegionView(f"after epoch {checkpoint['current_epoch']}", gamma, maps))
     shown = min(4, len(names))
-    figure = figures.regions(slices[:shown, 0], names[:shown], views)
-    return [
-        picture(figure, "regions on unlabeled scans, early and late in training"),
-        '<p class="note">Computed from the checkpoints on the middle slices of the first '
-        f"{len(names)} unlabeled scans as one batch, without augmentation; {shown} of them are shown. γ is "
-        "the mean confidence of the least confident voxels: it rises as the networks grow sure.</p>",
-    ]
+    return figures.regions(slices[:shown, 0], names[:shown], views), len(names)
 
 
 def _pseudo_dice(layout: Layout) -> dict[str, Sequence[float]]:
@@ -239,22 +179,18 @@ def _same(first: Path, second: Path) -> bool:
     return np.array_equal(sitk.GetArrayViewFromImage(a), sitk.GetArrayViewFromImage(b))
 
 
-def _steps_part(layout: Layout) -> str:
+def _commands(layout: Layout) -> list[list[str]]:
     rows = [["step", "seconds", "command"]]
     for file in sorted((layout.output / STAMPS).glob("*.json")):
-        stamp = _read_json(file)
+        stamp = read_json(file)
         name, *arguments = stamp["command"]
         command = shlex.join([Path(name).name, *arguments])
         rows.append([stamp["title"], f"{stamp['seconds']:.0f}", command])
-    return _html_rows(rows)
+    return rows
 
 
 def _read(file: Path) -> np.ndarray:
     return sitk.GetArrayFromImage(sitk.ReadImage(str(file)))
-
-
-def _read_json(file: Path) -> Any:
-    return json.loads(file.read_text(encoding="utf-8"))
 
 
 if __name__ == "__main__":

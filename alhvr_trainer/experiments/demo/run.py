@@ -1,7 +1,7 @@
-"""``alhvr demo``: the whole way from scans to a report on an embedded data set, with the real commands.
+"""``alhvr demo``: from scans to a report on an embedded data set, with the real commands.
 
-Every step is a command of nnU-Net, MONAI or this package in a process of its own. A step that was done with
-the same command, settings and version of the package is not repeated.
+Every step is a command of nnU-Net, MONAI or this package in its own process. A step that is done already, with the same
+command, settings and package version, is not repeated.
 """
 
 from __future__ import annotations
@@ -11,17 +11,12 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
-
-from tqdm import tqdm
 
 from alhvr_trainer import __version__
 from alhvr_trainer.commands.link import check_nnunet_finds_us
 from alhvr_trainer.config.files import read_object, write_json
 from alhvr_trainer.errors import InputError
-from alhvr_trainer.experiments.demo.speed import relative_time
 from alhvr_trainer.experiments.demo.steps import CONFIGURATION, STAMPS, Layout, Step, plan_steps
 from alhvr_trainer.experiments.processes import interrupted_by, last_line, run_logged
 from alhvr_trainer.resources import plans_folder
@@ -36,12 +31,11 @@ def demo(
     plans_file: str = "demo",
     fresh: bool = False,
 ) -> Path:
-    """Run the whole way on an embedded data set and write a report with pictures.
+    """Run every step from scans to a deployed model on an embedded data set, and write a report with pictures.
 
-    Makes cardiac phantoms (few labeled, more unlabeled ones, and test cases), then plans and preprocesses,
-    trains nnU-Net on the labeled ones alone and ALHVRTrainer on all, predicts, evaluates, exports a MONAI
-    bundle and runs it. It uses the CPU, and folders of its own below ``output``: your nnU-Net is not
-    touched. Finished steps are not repeated.
+    Generates cardiac phantoms (few labeled, more unlabeled, and test cases), plans and preprocesses them, trains
+    nnU-Net on the labeled cases and ALHVRTrainer on all, predicts, evaluates, exports a MONAI bundle and runs it. It
+    uses the CPU and its own folders below ``output``, so your nnU-Net is not touched. Finished steps are not repeated.
 
     Args:
         output: folder for everything that the demo writes.
@@ -67,7 +61,7 @@ def demo(
     check_nnunet_finds_us()
     layout = Layout(Path(output).resolve(), plans_name)
     _claim(layout.output)
-    run_steps(plan_steps(layout, plans, cases), layout, _settings(plans), fresh, relative_time)
+    run_steps(plan_steps(layout, plans, cases), layout, _settings(plans), fresh)
     print((layout.output / "summary.txt").read_text(encoding="utf-8"))
     print(f"report with pictures: {layout.report}")
     return layout.report
@@ -81,7 +75,7 @@ def _check_cases(cases: dict[str, int]) -> None:
 
 
 def _claim(output: Path) -> None:
-    """Make the folder; refuse one with anything else in it, for steps delete what they take for their own."""
+    """Make the folder; refuse one with other files in it, because steps delete results of earlier runs."""
     if output.exists() and not (output / STAMPS).is_dir():
         if not output.is_dir():
             raise InputError(f"output {output} is a file; name a folder")
@@ -102,21 +96,14 @@ def _ready_plan(name_or_file: str) -> tuple[Path, str]:
     raise InputError(f'{file} is not a ready plan with "plans_name" and a configuration {CONFIGURATION}')
 
 
-def run_steps(
-    steps: list[Step],
-    layout: Layout,
-    settings: str,
-    fresh: bool = False,
-    slowness: Callable[[], float] = lambda: 1.0,
-) -> None:
+def run_steps(steps: list[Step], layout: Layout, settings: str, fresh: bool = False) -> None:
     """Run the steps that are not done yet, in order; each writes ``logs/<number>_<name>.log``.
 
     Args:
         steps: all of them.
-        layout: where everything lies.
+        layout: where everything is.
         settings: digest of what all steps depend on.
         fresh: repeat all steps.
-        slowness: how many times as long as in ``Step.seconds`` a step takes here; asked if there is anything to do.
 
     Raises:
         InputError: a command failed.
@@ -128,81 +115,31 @@ def run_steps(
     first = done.index(False) if False in done else len(steps)
     for stamp in stamps[first:]:
         stamp.unlink(missing_ok=True)
-    factor = slowness() if first < len(steps) else 1.0
-    steps = [replace(step, seconds=max(1, round(factor * step.seconds))) for step in steps]
-    seconds = sum(step.seconds for step in steps[first:])
+    minutes = sum(step.seconds for step in steps[first:]) / 60
     already = f" ({first} of {len(steps)} steps are done already)" if first else ""
-    print(f"demo in {layout.output}: about {_clock(seconds)} minutes on this machine{already}", flush=True)
-    with interrupted_by(signal.SIGTERM, signal.SIGHUP), _Progress(steps, first) as progress:
+    print(f"demo in {layout.output}: about {minutes:.0f} minutes on two cores{already}", flush=True)
+    with interrupted_by(signal.SIGTERM, signal.SIGHUP):
         for number in range(first, len(steps)):
             step, log = steps[number], layout.output / "logs" / f"{names[number]}.log"
-            took = round(_run(step, log, layout.environment(), progress), 1)
-            record = {"key": keys[number], "title": step.title, "command": step.command, "seconds": took}
+            title = f"step {number + 1} of {len(steps)}: {step.title}"
+            print(f"{title}, about {step.seconds} s", flush=True)
+            seconds = _run(step, log, layout.environment())
+            print(f"{title}, done in {seconds:.0f} s", flush=True)
+            record = {"key": keys[number], "title": step.title, "command": step.command, "seconds": round(seconds, 1)}
             write_json(record, stamps[number])
 
 
-def _clock(seconds: float) -> str:
-    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
-
-
-def _run(step: Step, log: Path, environment: dict[str, str], progress: _Progress) -> float:
+def _run(step: Step, log: Path, environment: dict[str, str]) -> float:
     """Run one command; its seconds."""
     for path in step.stale:
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     start = time.monotonic()
-    progress.start(step)
-
-    def meanwhile() -> None:
-        progress.show(step, time.monotonic() - start)
-        if step.meanwhile:
-            step.meanwhile()
-
-    problem = run_logged(step.command, log, environment, meanwhile)
-    if problem is None and step.afterwards:
-        step.afterwards()
+    problem = run_logged(step.command, log, environment, step.meanwhile)
+    if problem is None and step.meanwhile:
+        step.meanwhile()
     if problem is not None or not step.result.exists():
-        raise InputError(f"step {step.title!r} failed: {problem or last_line(log)} (all that it said: {log})")
-    seconds = time.monotonic() - start
-    progress.finish(step, seconds)
-    return seconds
-
-
-class _Progress:
-    """Which step runs, and how long it and all of them take; a bar where a person is watching."""
-
-    def __init__(self, steps: list[Step], first: int):
-        self.steps = steps
-        self.watched = sys.stderr.isatty() and first < len(steps)
-        total = sum(step.seconds for step in steps[first:])
-        bar_format = "{desc} |{bar}| {elapsed} of about " + _clock(total)
-        self.bar = tqdm(total=total, bar_format=bar_format, disable=not self.watched, mininterval=0.5)
-        self.before = 0.0  # planned seconds of the finished steps
-
-    def __enter__(self) -> _Progress:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.bar.close()
-
-    def _name(self, step: Step) -> str:
-        return f"step {self.steps.index(step) + 1} of {len(self.steps)}: {step.title}"
-
-    def start(self, step: Step) -> None:
-        if not self.watched:
-            print(f"{self._name(step)}, about {step.seconds} s", flush=True)
-
-    def show(self, step: Step, seconds: float) -> None:
-        text = f"{self._name(step)} ({seconds:.0f} of about {step.seconds} s)"
-        self.bar.set_description_str(text, refresh=False)
-        # a step that takes longer than planned does not move the bar on
-        self.bar.update(self.before + min(seconds, step.seconds) - self.bar.n)
-
-    def finish(self, step: Step, seconds: float) -> None:
-        self.before += step.seconds
-        self.bar.write(f"{self._name(step)}, done in {seconds:.0f} s")
-
-
-# --- what has been done ---
+        raise InputError(f"step {step.title!r} failed: {problem or last_line(log)} (full output: {log})")
+    return time.monotonic() - start
 
 
 def _keys(steps: list[Step], settings: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""The steps of ``alhvr demo``: the commands, where their results lie, and how long they take."""
+"""The steps of ``alhvr demo``: the commands, where their results are, and how long they take."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import shutil
 import sys
 import sysconfig
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from alhvr_trainer.config.names import TRAINER_NAME
@@ -76,13 +76,13 @@ class Layout:
             **os.environ,
             **{name: str(self.output / name) for name in names},
             "nnUNet_extTrainer": str(ext_trainer_folder()),
-            # every worker process imports nnU-Net anew, which takes longer than the little that it does here
+            # importing nnU-Net in more worker processes takes longer than the work that they would share
             "nnUNet_def_n_proc": "1",
             "nnUNet_n_proc_DA": "1",
             # one core for the network, one for the loader; two threads would wait for each other
             "OMP_NUM_THREADS": "1",
             "nnUNet_compile": "f",
-            # one device for all steps, so that the bundle's files can be held against nnUNetv2_predict's
+            # one device for all steps, so that the bundle's files can be compared with nnUNetv2_predict's
             "CUDA_VISIBLE_DEVICES": "",
             "PYTHONUNBUFFERED": "1",
         }
@@ -90,91 +90,75 @@ class Layout:
 
 @dataclass(frozen=True)
 class Step:
-    """One command, what must exist after it, and how long it takes where ``speed.REFERENCE_SECONDS`` were measured."""
+    """One command, and what must exist after it."""
 
     name: str
     title: str
     seconds: int
+    """How long it takes on two cores."""
     command: list[str]
     result: Path
     stale: tuple[Path, ...] = ()
-    """Removed before the command runs: it would take them for its own earlier work, or mix them up."""
+    """Removed before the command runs: leftovers that it would mistake for its own results."""
     meanwhile: Callable[[], None] | None = None
-    """Called several times per second while the command runs."""
-    afterwards: Callable[[], None] | None = None
-    """Called when it has succeeded."""
+    """Called several times per second while the command runs, and once more when it has succeeded."""
 
 
 def plan_steps(layout: Layout, plans_file: Path, cases: dict[str, int]) -> list[Step]:
     """The demo's steps in order.
 
     Args:
-        layout: where everything lies.
+        layout: where everything is.
         plans_file: ready plan for ``alhvr plan_and_preprocess``.
         cases: numbers of cases and seed, as ``write_dataset`` takes them.
     """
+    alhvr, predictions, scores = tool("alhvr"), layout.predictions, layout.scores
+    dataset = ["-d", _ID, "-c", CONFIGURATION]
+    module = [sys.executable, "-m", "alhvr_trainer.experiments.demo"]
+    generate = [*module[:2], f"{module[2]}.phantom", str(layout.raw.parent), json.dumps(cases)]
+    plan = [alhvr, "plan_and_preprocess", *dataset, "--plans_file", str(plans_file)]
+    plans = layout.preprocessed / f"{layout.plans_name}.json"
+    measured = ["--evaluation", str(scores(METHODS[TRAINER_NAME]) / "metrics.json")]
+    model = [*dataset, "-f", "0", "-p", layout.plans_name]
+    export = [alhvr, "export_bundle", *model, *measured, "-o", str(layout.bundle)]
+    in_bundle = {
+        "--config_file": layout.bundle / "configs" / "inference.json",
+        "--bundle_root": layout.bundle,
+        "--dataset_dir": layout.images,
+        "--output_dir": predictions("bundle"),
+    }
+    run_bundle = [sys.executable, "-m", "monai.bundle", "run", "inference", *_words(in_bundle)]
+    weights = layout.bundle / "models" / "model.pt"
+    report = [*module[:2], f"{module[2]}.html_report", str(layout.output), layout.plans_name]
+    splits = layout.raw / "splits_final.json"
     return [
-        _generate(layout, cases),
-        _plan(layout, plans_file),
+        Step("generate", "make the data set", 1, generate, splits, stale=(layout.raw,)),
+        Step("plan_and_preprocess", "plan and preprocess", 16, plan, plans, stale=(layout.preprocessed,)),
         _train(layout, BASELINE_NAME, 47),
         _train(layout, TRAINER_NAME, 116),
         *(_predict(layout, trainer) for trainer in METHODS),
         *(_evaluate(layout, trainer) for trainer in METHODS),
-        _export_bundle(layout),
-        _run_bundle(layout),
-        _report(layout),
+        Step("export_bundle", "export a MONAI bundle", 5, export, weights, stale=(layout.bundle,)),
+        Step("run_bundle", "predict with the bundle", 6, run_bundle, predictions("bundle"), (predictions("bundle"),)),
+        Step("report", "write the report", 4, report, layout.report),
     ]
-
-
-def _generate(layout: Layout, cases: dict[str, int]) -> Step:
-    command = [
-        sys.executable,
-        "-m",
-        "alhvr_trainer.experiments.demo.phantom",
-        str(layout.raw.parent),
-        json.dumps(cases),
-    ]
-    splits = layout.raw / "splits_final.json"
-    return Step("generate", "make the data set", 1, command, splits, stale=(layout.raw,))
-
-
-def _plan(layout: Layout, plans_file: Path) -> Step:
-    words = ["-d", _ID, "-c", CONFIGURATION, "--plans_file", str(plans_file)]
-    return Step(
-        "plan_and_preprocess",
-        "plan and preprocess",
-        16,
-        [tool("alhvr"), "plan_and_preprocess", *words],
-        layout.preprocessed / f"{layout.plans_name}.json",
-        stale=(layout.preprocessed,),
-    )
 
 
 def _train(layout: Layout, trainer: str, seconds: int) -> Step:
-    fold = layout.fold(trainer)
+    name, fold = METHODS[trainer], layout.fold(trainer)
     model = [_ID, CONFIGURATION, "0", "-tr", trainer, "-p", layout.plans_name]
-    step = Step(
-        f"train_{METHODS[trainer]}",
-        f"train {trainer}",
-        seconds,
-        [tool("nnUNetv2_train"), *model, "-device", "cpu"],
-        fold / "checkpoint_final.pth",
-        stale=(fold,),
-    )
-    if trainer != TRAINER_NAME:
-        return step
+    command = [tool("nnUNetv2_train"), *model, "-device", "cpu"]
 
     def keep_first_checkpoint() -> None:
         # nnU-Net writes it after the first epoch, and replaces it in later ones
         if not layout.early_checkpoint.exists() and (fold / "checkpoint_best.pth").exists():
             shutil.copyfile(fold / "checkpoint_best.pth", layout.early_checkpoint)
 
-    return replace(
-        step,
-        stale=(fold, layout.early_checkpoint),
-        meanwhile=keep_first_checkpoint,
-        afterwards=keep_first_checkpoint,
-    )
+    kept = trainer == TRAINER_NAME
+    stale = (fold, layout.early_checkpoint) if kept else (fold,)
+    meanwhile = keep_first_checkpoint if kept else None
+    result = fold / "checkpoint_final.pth"
+    return Step(f"train_{name}", f"train {trainer}", seconds, command, result, stale, meanwhile)
 
 
 def _predict(layout: Layout, trainer: str) -> Step:
@@ -183,45 +167,8 @@ def _predict(layout: Layout, trainer: str) -> Step:
     files = ["-i", str(layout.images), "-o", str(output)]
     model = ["-d", _ID, "-c", CONFIGURATION, "-f", "0", "-tr", trainer, "-p", layout.plans_name]
     in_one_process = ["-npp", "0", "-nps", "0"]
-    return Step(
-        f"predict_{name}",
-        f"predict with {trainer}",
-        6,
-        [tool("nnUNetv2_predict"), *files, *model, *in_one_process, "-device", "cpu"],
-        output / "plans.json",
-        stale=(output,),
-    )
-
-
-def _export_bundle(layout: Layout) -> Step:
-    model = ["-d", _ID, "-c", CONFIGURATION, "-f", "0", "-p", layout.plans_name]
-    measured = ["--evaluation", str(layout.scores(METHODS[TRAINER_NAME]) / "metrics.json")]
-    return Step(
-        "export_bundle",
-        "export a MONAI bundle",
-        5,
-        [tool("alhvr"), "export_bundle", *model, *measured, "-o", str(layout.bundle)],
-        layout.bundle / "models" / "model.pt",
-        stale=(layout.bundle,),
-    )
-
-
-def _run_bundle(layout: Layout) -> Step:
-    output = layout.predictions("bundle")
-    arguments = {
-        "--config_file": layout.bundle / "configs" / "inference.json",
-        "--bundle_root": layout.bundle,
-        "--dataset_dir": layout.images,
-        "--output_dir": output,
-    }
-    return Step(
-        "run_bundle",
-        "predict with the bundle",
-        6,
-        [sys.executable, "-m", "monai.bundle", "run", "inference", *_words(arguments)],
-        output,
-        stale=(output,),
-    )
+    command = [tool("nnUNetv2_predict"), *files, *model, *in_one_process, "-device", "cpu"]
+    return Step(f"predict_{name}", f"predict with {trainer}", 6, command, output / "plans.json", (output,))
 
 
 def _evaluate(layout: Layout, trainer: str) -> Step:
@@ -234,17 +181,6 @@ def _evaluate(layout: Layout, trainer: str) -> Step:
     }
     command = [tool("alhvr"), "evaluate", *_words(arguments)]
     return Step(f"evaluate_{name}", f"evaluate {trainer}", 5, command, layout.scores(name) / "metrics.json")
-
-
-def _report(layout: Layout) -> Step:
-    command = [
-        sys.executable,
-        "-m",
-        "alhvr_trainer.experiments.demo.html_report",
-        str(layout.output),
-        layout.plans_name,
-    ]
-    return Step("report", "write the report", 4, command, layout.report)
 
 
 def _words(arguments: dict[str, Path]) -> list[str]:
