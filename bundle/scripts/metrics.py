@@ -16,7 +16,9 @@ from __future__ import annotations
 import csv
 import json
 import math
-from collections.abc import Mapping, Sequence
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -144,6 +146,39 @@ def _channel(mask: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(mask[None, None].astype(np.float32))
 
 
+@dataclass(frozen=True)
+class Spread:
+    """Mean and sample standard deviation (n - 1) of values; undefined ones are left out.
+
+    Example:
+        >>> print(Spread.of([0.8, 0.9, math.nan]), Spread.of([0.8]), Spread.of([]), sep=", ")
+        0.850 ± 0.071, 0.800, –
+    """
+
+    mean: float | None
+    """None if no value is defined."""
+    sd: float | None
+    """None for fewer than two values."""
+    n: int
+
+    @classmethod
+    def of(cls, values: Iterable[float | None]) -> Spread:
+        """Of values that are undefined where they are None or NaN."""
+        defined = [value for value in values if value is not None and not math.isnan(value)]
+        mean = statistics.fmean(defined) if defined else None
+        return cls(mean, statistics.stdev(defined) if len(defined) > 1 else None, len(defined))
+
+    def text(self, decimals: int = 3, factor: float = 1.0) -> str:
+        """``mean ± SD``, both times a factor; a dash if nothing is defined."""
+        if self.mean is None:
+            return "–"
+        spread = "" if self.sd is None else f" ± {factor * self.sd:.{decimals}f}"
+        return f"{factor * self.mean:.{decimals}f}{spread}"
+
+    def __str__(self) -> str:
+        return self.text()
+
+
 def summarize(cases: dict[str, dict[str, dict[str, Any]]], unit: str = "mm") -> dict[str, Any]:
     """Means and SDs over what :func:`case_metrics` returned for every case; NaN becomes None.
 
@@ -152,13 +187,11 @@ def summarize(cases: dict[str, dict[str, dict[str, Any]]], unit: str = "mm") -> 
     """
     classes = list(next(iter(cases.values())))
     per_class = {
-        name: {metric: _statistics([case[name].get(metric, math.nan) for case in cases.values()]) for metric in METRICS}
+        name: {metric: _statistics([case[name].get(metric) for case in cases.values()]) for metric in METRICS}
         for name in classes
     }
     overall = {
-        metric: _statistics(
-            [_mean([scores.get(metric, math.nan) for scores in case.values()]) for case in cases.values()]
-        )
+        metric: _statistics([Spread.of(scores.get(metric) for scores in case.values()).mean for case in cases.values()])
         for metric in METRICS
     }
     empty = {
@@ -175,20 +208,10 @@ def summarize(cases: dict[str, dict[str, dict[str, Any]]], unit: str = "mm") -> 
     return {"cases": written, "classes": per_class, "overall": overall, "empty": empty, "unit": unit}
 
 
-def _mean(values: Sequence[float]) -> float:
-    defined = [value for value in values if not math.isnan(value)]
-    return sum(defined) / len(defined) if defined else math.nan
-
-
-def _statistics(values: Sequence[float]) -> dict[str, float | int | None]:
-    defined = np.array([value for value in values if not math.isnan(value)], float)
-    n = len(defined)
-    return {
-        "mean": float(defined.mean()) if n else None,
-        "sd": float(defined.std(ddof=1)) if n > 1 else None,
-        "sd_population": float(defined.std()) if n else None,
-        "n": n,
-    }
+def _statistics(values: Sequence[float | None]) -> dict[str, float | int | None]:
+    spread = Spread.of(values)
+    of_population = None if spread.mean is None else (spread.sd or 0.0) * math.sqrt((spread.n - 1) / spread.n)
+    return {"mean": spread.mean, "sd": spread.sd, "sd_population": of_population, "n": spread.n}
 
 
 def _json_value(value: Any) -> Any:
@@ -208,12 +231,9 @@ def table(result: dict[str, Any]) -> str:
     return "\n".join([*lines, _DISTANCES, *_said(result)])
 
 
-def cell(statistics: Mapping[str, Any]) -> str:
-    """``mean ± SD`` of one entry of ``classes`` or ``overall``; a dash where nothing was defined."""
-    if statistics["mean"] is None:
-        return "-"
-    spread = "" if statistics["sd"] is None else f" ± {statistics['sd']:.3f}"
-    return f"{statistics['mean']:.3f}{spread}"
+def cell(entry: Mapping[str, Any]) -> str:
+    """``mean ± SD`` of one entry of ``classes`` or ``overall``."""
+    return str(Spread(entry["mean"], entry["sd"], entry["n"]))
 
 
 def _said(result: dict[str, Any]) -> list[str]:

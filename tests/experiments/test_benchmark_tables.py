@@ -8,16 +8,15 @@ from math import isnan
 
 import numpy as np
 import pytest
+from alhvr_trainer.bundle.scripts.metrics import Spread
 from benchmark_results import result, scores
 from scipy.stats import wilcoxon
 
 from alhvr_trainer.errors import InputError
 from alhvr_trainer.experiments.benchmark.aggregate import (
-    Statistic,
     case_values,
     class_names,
     measured_cases,
-    over_seeds,
     paired_test,
     rows_of,
 )
@@ -63,7 +62,7 @@ def test_mean_over_classes_then_cases_then_seeds():
     second = {"x": {"a": scores(0.6), "b": scores(0.8)}, "y": {"a": scores(0.5), "b": scores(0.5)}}
     (row,) = rows_of([result("A", first, 0), result("A", second, 1)], "final", ["A"])
     # seed 0: x (0.2 + 0.4) / 2 = 0.3, y 0.9 -> 0.6; seed 1: x 0.7, y 0.5 -> 0.6
-    assert row.statistics["Dice"] == Statistic(pytest.approx(0.6), pytest.approx(0.0, abs=1e-12), 2)
+    assert row.statistics["Dice"] == Spread(pytest.approx(0.6), pytest.approx(0.0, abs=1e-12), 2)
     assert row.without_distance == 1 and row.seeds == (0, 1) and row.test is None and row.runner_up == ""
 
 
@@ -71,8 +70,8 @@ def test_sample_standard_deviation_over_seeds(three_methods):
     row = rows_of(three_methods, "final", METHODS)[0]
     assert row.statistics["Dice"].mean == pytest.approx(0.8)
     assert row.statistics["Dice"].sd == pytest.approx(0.02**0.5)  # of 0.7 and 0.9, n - 1
-    assert over_seeds([None, None]) == Statistic(None, None, 0)
-    assert over_seeds([0.5, None]) == Statistic(0.5, None, 1)
+    assert Spread.of([None, None]) == Spread(None, None, 0)
+    assert Spread.of([0.5, None]) == Spread(0.5, None, 1)
 
 
 def test_undefined_distances_are_left_out_and_counted():
@@ -84,7 +83,7 @@ def test_undefined_distances_are_left_out_and_counted():
         "comparison", [row]
     )
     everywhere = [result("A", {"x": {"a": scores(0.0, None, "prediction")}})]
-    assert rows_of(everywhere, "final", ["A"])[0].statistics["ASD"] == Statistic(None, None, 0)
+    assert rows_of(everywhere, "final", ["A"])[0].statistics["ASD"] == Spread(None, None, 0)
     assert isnan(measured_cases(everywhere[0], "final")["x"]["a"]["ASD"])
 
 
@@ -212,9 +211,9 @@ def test_csv_has_the_numbers_unrounded(three_methods):
 
 
 def test_numbers_as_in_papers():
-    assert mean_and_sd("Dice", Statistic(0.89123, 0.00345, 3)) == "89.12 ± 0.34"
-    assert mean_and_sd("HD95", Statistic(1.5, None, 1)) == "1.50"
-    assert mean_and_sd("ASD", Statistic(None, None, 0)) == "–"
+    assert mean_and_sd("Dice", Spread(0.89123, 0.00345, 3)) == "89.12 ± 0.34"
+    assert mean_and_sd("HD95", Spread(1.5, None, 1)) == "1.50"
+    assert mean_and_sd("ASD", Spread(None, None, 0)) == "–"
 
 
 def test_box_plots_show_cases(three_methods, tmp_path):

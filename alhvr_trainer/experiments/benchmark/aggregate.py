@@ -18,28 +18,16 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any
 
-from alhvr_trainer.bundle.scripts.metrics import METRICS, summarize
+from alhvr_trainer.bundle.scripts.metrics import METRICS, Spread, summarize
 from alhvr_trainer.data.splits import groups_of
 
 HIGHER_IS_BETTER = {"Dice": True, "Jaccard": True, "HD95": False, "HD95_pooled": False, "ASD": False}
 Result = Mapping[str, Any]
 Cases = dict[str, dict[str, dict[str, Any]]]
 """case -> class -> metric, NaN where undefined, and "empty"."""
-
-
-@dataclass(frozen=True)
-class Statistic:
-    """Mean and sample SD over the seeds; None where nothing is defined, or for the SD of one seed."""
-
-    mean: float | None
-    sd: float | None
-    n: int
-
-
-_NOTHING = Statistic(None, None, 0)
 
 
 @dataclass(frozen=True)
@@ -66,8 +54,8 @@ class Row:
     unlabeled: int
     seeds: tuple[int, ...]
     settings: Mapping[str, Any]
-    statistics: Mapping[str, Statistic]
-    """Of the metrics that all runs of the row measured."""
+    statistics: Mapping[str, Spread]
+    """Over the seeds, of the metrics that all runs of the row measured."""
     without_distance: int
     """How many classes of cases, over all seeds, have no distances."""
     class_name: str = ""
@@ -115,7 +103,7 @@ def _row(method: str, fold: str, runs: Sequence[Result], checkpoint: str, class_
         unlabeled=runs[0]["unlabeled"],
         seeds=tuple(run["job"]["seed"] for run in runs),
         settings=runs[0]["settings_in_force"],
-        statistics={metric: over_seeds([mean[metric]["mean"] for mean in means]) for metric in known},
+        statistics={metric: Spread.of(mean[metric]["mean"] for mean in means) for metric in known},
         without_distance=sum(bool(c["empty"]) for cases in of_seeds for case in cases.values() for c in case.values()),
         class_name=class_name,
     )
@@ -147,18 +135,6 @@ def _numbers(scores: Mapping[str, Any]) -> dict[str, Any]:
 def class_names(results: Sequence[Result]) -> list[str]:
     """The classes that were measured, in the order of dataset.json."""
     return list(next(iter(measured_cases(results[0], "final").values())))
-
-
-def over_seeds(values: Sequence[float | None]) -> Statistic:
-    """Mean and sample SD of the values that are defined.
-
-    Example:
-        >>> over_seeds([1.0, 3.0, None])
-        Statistic(mean=2.0, sd=1.4142135623730951, n=2)
-    """
-    defined = [value for value in values if value is not None]
-    sd = stdev(defined) if len(defined) > 1 else None
-    return Statistic(fmean(defined) if defined else None, sd, len(defined))
 
 
 def case_values(
@@ -206,7 +182,7 @@ def paired_test(
 
 def ranked(rows: Sequence[Row], metric: str) -> list[float]:
     """The different means of a block's rows, best first."""
-    means = {mean for row in rows if (mean := row.statistics.get(metric, _NOTHING).mean) is not None}
+    means = {mean for row in rows if metric in row.statistics and (mean := row.statistics[metric].mean) is not None}
     return sorted(means, reverse=HIGHER_IS_BETTER[metric])
 
 

@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 from itertools import groupby
 from typing import Any
 
-from alhvr_trainer.bundle.scripts.metrics import METRICS
-from alhvr_trainer.experiments.benchmark.aggregate import Row, Statistic, ranked
+from alhvr_trainer.bundle.scripts.metrics import METRICS, Spread
+from alhvr_trainer.experiments.benchmark.aggregate import Row, ranked
 
 HEADINGS = {
     "Dice": "Dice (%) ↑",
@@ -88,18 +88,14 @@ def _emphasized(metric: str, row: Row, block: Sequence[Row]) -> str:
     return f"<u>{text}</u>" if mean == order[1] else text
 
 
-def mean_and_sd(metric: str, statistic: Statistic) -> str:
-    """``89.12 ± 0.34``; overlaps in per cent; a dash where nothing is defined.
+def mean_and_sd(metric: str, spread: Spread) -> str:
+    """Two decimals, overlaps in per cent.
 
     Example:
-        >>> mean_and_sd("Dice", Statistic(0.8912, 0.0034, 3))
+        >>> mean_and_sd("Dice", Spread(0.8912, 0.0034, 3))
         '89.12 ± 0.34'
     """
-    if statistic.mean is None:
-        return "–"
-    factor = 100 if metric in _PERCENT else 1
-    spread = "" if statistic.sd is None else f" ± {factor * statistic.sd:.2f}"
-    return f"{factor * statistic.mean:.2f}{spread}"
+    return spread.text(2, 100 if metric in _PERCENT else 1)
 
 
 def p_cell(row: Row) -> str:
@@ -138,7 +134,7 @@ def comma_separated(rows: Sequence[Row]) -> str:
     heads = ["fold", "class", "method", "labeled", "unlabeled", "seeds", *statistics, "without_distance"]
     writer.writerow([*heads, "runner_up", "p", "n", "common_seeds", "n_better", "mean_difference"])
     for row in rows:
-        known = [row.statistics.get(metric, Statistic(None, None, 0)) for metric in METRICS]
+        known = [row.statistics.get(metric, Spread(None, None, 0)) for metric in METRICS]
         numbers: list[Any] = [x for statistic in known for x in (statistic.mean, statistic.sd)]
         t = row.test
         test = [""] * 5 if t is None else [t.p, t.n, t.seeds, t.better, t.difference]

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from alhvr_trainer.bundle.scripts.metrics import Spread
 from alhvr_trainer.config.files import is_whole, read_object
 from alhvr_trainer.errors import InputError, shown
 from alhvr_trainer.export.bundle import facts
@@ -19,16 +20,6 @@ KEYS = {"Dice": "dice", "Jaccard": "jaccard", "HD95": "hd95", "HD95_pooled": "hd
 """Metric -> its name in the metadata's eval_metrics; distances end in their unit."""
 SUMMARY_FILE = Path("validation") / "summary.json"
 _OF_NNUNET = {"Dice": "Dice", "Jaccard": "IoU"}
-
-
-@dataclass(frozen=True)
-class Spread:
-    """Of one metric over cases; undefined values left out."""
-
-    mean: float
-    sd: float | None
-    """Sample standard deviation (n - 1); None for one case."""
-    n: int
 
 
 @dataclass(frozen=True)
@@ -175,7 +166,7 @@ def _validation(by_fold: dict[int | str, list[dict[str, dict[str, float]]]], cla
             metric: [case[name][metric] for case in cases if not math.isnan(case[name][metric])]
             for metric in _OF_NNUNET
         }
-        spreads[name] = {metric: _spread(values) for metric, values in defined.items() if values}
+        spreads[name] = {metric: Spread.of(values) for metric, values in defined.items() if values}
         dice[name] = sorted(defined["Dice"])
     overall = {}
     for metric in _OF_NNUNET:
@@ -196,10 +187,6 @@ def _validation(by_fold: dict[int | str, list[dict[str, dict[str, float]]]], cla
         "such as the number of epochs, make the numbers too good for new images."
     )
     return Results("nnU-Net's validation", said, spreads, overall, dice)
-
-
-def _spread(values: list[float]) -> Spread:
-    return Spread(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None, len(values))
 
 
 def evaluation_results(file: str | Path, model: TrainedModel) -> Results:
