@@ -258,7 +258,7 @@ def test_what_the_bundle_says_about_the_model(bundle):
     template = json.loads((bundle_folder() / "configs" / "metadata.json").read_text(encoding="utf-8"))
     assert set(template) < set(metadata)
     readme = (bundle / "docs" / "README.md").read_text(encoding="utf-8")
-    assert "| channels | `_0000` T2; `_0001` CT |" in readme and "<!--" not in readme
+    assert "| channels | `_0000` T2; `_0001` CT |" in readme and "{%" not in readme
     assert "unlabeled" not in json.loads((bundle / "dataset.json").read_text(encoding="utf-8"))
 
 
