@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from difflib import get_close_matches
 
-from alhvr_trainer.bundle.scripts.errors import InputError as InputError
+from alhvr_trainer.bundle.scripts.input_error import InputError as InputError
 
 
 def one_line(error: BaseException, most: int = 300) -> str:

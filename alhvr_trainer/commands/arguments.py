@@ -15,6 +15,7 @@ from alhvr_trainer.errors import did_you_mean, shown
 
 _FLAG = re.compile(r"--?([A-Za-z][\w-]*)(=.*)?", re.DOTALL)
 _SEVERAL = re.compile(r"\b(?:tuple|Sequence)\[(.*?)\]")
+_OTHER_SPELLINGS = {"licence": "license"}
 _END = "--end"
 _FORMS = {"bool": "True or False", "float": "a number", "int": "a whole number"}
 
@@ -91,7 +92,7 @@ def _long_flags(parameters: Mapping[str, inspect.Parameter], words: Sequence[str
             long.append(word)
             continue
         flag, value = match[1].replace("-", "_"), match[2] or ""
-        flag = letters(parameters).get(flag, flag)
+        flag = letters(parameters).get(flag, _OTHER_SPELLINGS.get(flag, flag))
         switches = [name for name, each in parameters.items() if each.annotation == "bool"]
         if flag in parameters:
             if flag not in switches and not value and _FLAG.fullmatch(following):

@@ -46,7 +46,7 @@ def validated(kind: type[AnyEntries], content: Any, where: str) -> AnyEntries:
         ...     seed: int = Field(description="a whole number")
         >>> validated(Run, {"seed": "x"}, "run.json")
         Traceback (most recent call last):
-        alhvr_trainer.bundle.scripts.errors.InputError: run.json: "seed" is 'x'; it must be a whole number
+        alhvr_trainer.bundle.scripts.input_error.InputError: run.json: "seed" is 'x'; it must be a whole number
     """
     try:
         return kind.model_validate(content)

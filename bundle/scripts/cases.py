@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from .dicom import holds_dicom, is_dicom, series_files
-from .errors import InputError
+from .input_error import InputError
 from .overwriting import inside_raw_dataset, not_writable, overwritten_input
 
 ENDINGS = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".gipl")

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
 
-from .errors import InputError
+from .input_error import InputError
 
 BUNDLE = Path(__file__).resolve().parents[1]
 CHECKSUMS_FILE = "checksums.sha256"

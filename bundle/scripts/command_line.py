@@ -22,7 +22,7 @@ import torch
 from monai.bundle import ConfigParser, ConfigWorkflow
 from monai.bundle.utils import DEFAULT_EXP_MGMT_SETTINGS
 
-from .errors import InputError
+from .input_error import InputError
 
 PATHS = ("bundle_root", "dataset_dir", "output_dir", "labels_dir")
 _COMMANDS = ("run", "run_workflow")

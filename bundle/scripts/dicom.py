@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from .errors import InputError
+from .input_error import InputError
 
 _SERIES_UID, _SERIES_DESCRIPTION = "0020|000e", "0008|103e"
 _POSITION, _ORIENTATION = "0020|0032", "0020|0037"

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from .cases import ENDINGS, without_ending
-from .errors import InputError
+from .input_error import InputError
 from .label_files import common_unit, read_pair
 from .label_maps import Labels, labels_of, listed
 from .metrics import case_metrics, summarize, table, write_metrics

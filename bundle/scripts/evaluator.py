@@ -9,7 +9,7 @@ from monai.data import Dataset
 from monai.engines import SupervisedEvaluator
 from tqdm import tqdm
 
-from .errors import reason
+from .input_error import reason
 
 ERROR = "error"
 CASE = "case"

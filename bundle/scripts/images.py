@@ -11,7 +11,7 @@ import numpy as np
 
 from .cases import ENDINGS, without_ending
 from .dicom import check_series, dicom_header, is_dicom, itk_reason, series_files
-from .errors import InputError
+from .input_error import InputError
 from .label_files import open_nifti
 from .nifti import check_complete, read_header
 

@@ -12,7 +12,7 @@ from typing import Any
 import nibabel
 import numpy as np
 
-from .errors import InputError
+from .input_error import InputError
 from .label_maps import Labels, unknown_values
 from .nifti import check_complete
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .errors import InputError
+from .input_error import InputError
 
 LayerType = type[nn.Module]
 Sizes = tuple[int, ...]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from .errors import InputError
+from .input_error import InputError
 
 GIB = 2**30
 HALF, SINGLE = 2, 4  # bytes of a voxel

@@ -35,8 +35,8 @@ from scipy import ndimage
 from torch.nn import functional
 
 from .cases import ENDINGS, without_ending
-from .errors import InputError
 from .images import check_finite
+from .input_error import InputError
 from .label_files import open_nifti
 from .memory import check_memory
 

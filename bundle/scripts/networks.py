@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .errors import InputError
+from .input_error import InputError
 from .layers import Layers, LayerType, ResidualBlock, Shape, bottlenecks, per_stage, whole
 
 

@@ -10,7 +10,7 @@ import zlib
 from pathlib import Path
 from typing import NamedTuple
 
-from .errors import InputError
+from .input_error import InputError
 
 _HEADER_BYTES = 348
 _BLOCK = 1 << 20

@@ -28,7 +28,7 @@ from nnunetv2.utilities.label_handling.label_handling import determine_num_input
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import nn
 
-from .errors import InputError
+from .input_error import InputError
 from .memory import check_memory, results_device
 from .nnunet_io import PROPERTIES, as_arrays, as_properties, properties_of_affine, to_monai, to_nnunet
 

@@ -16,8 +16,8 @@ from nnunetv2.imageio.nibabel_reader_writer import NibabelIO
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 from scripts.cases import ENDINGS, cases_or_problem, find_cases
 from scripts.dicom import series_files
-from scripts.errors import InputError
 from scripts.images import check_image, nnunet_readable, read_image
+from scripts.input_error import InputError
 from trained_models import OBLIQUE
 
 from alhvr_trainer.resources import bundle_folder

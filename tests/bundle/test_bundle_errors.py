@@ -13,7 +13,7 @@ import pytest
 import SimpleITK as sitk
 import torch
 from nnunet_environment import set_nnunet
-from scripts.errors import InputError, reason
+from scripts.input_error import InputError, reason
 from scripts.memory import GIB, available_memory, check_memory, logits_bytes, results_device
 from trained_models import make_images, make_model
 

@@ -22,7 +22,7 @@ from monai.handlers import CheckpointLoader
 from nnunet_environment import set_nnunet
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from scripts import networks
-from scripts.errors import InputError as BundleInputError
+from scripts.input_error import InputError as BundleInputError
 from torch import nn
 from trained_models import make_model
 

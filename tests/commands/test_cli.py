@@ -137,6 +137,13 @@ def test_errors_of_the_system_name_the_file(monkeypatch, capsys, sample_command)
     assert capsys.readouterr().err == "alhvr: /data/plans.json: No space left on device\n"
 
 
+def test_british_spelling_of_an_option():
+    from alhvr_trainer.export.bundle import export_bundle
+
+    words = ["-o", "bundle", "--licence", "CC0"]
+    assert parse("export_bundle", export_bundle, words)["license"] == "CC0"
+
+
 def test_required_options_are_named(capsys):
     assert cli.main(["predict"]) == 2
     assert "no value for the required arguments: input, output (see: alhvr predict --help)" in capsys.readouterr().err

@@ -38,7 +38,7 @@ SAID = {
     "name": "Shells and cores",
     "version": "1.2.3",
     "author": "A. Doe; B. Roe",
-    "licence": "CC BY 4.0",
+    "license": "CC BY 4.0",
     "data_source": "a hospital",
     "changelog": "first release",
 }
@@ -113,7 +113,7 @@ def test_what_was_said_is_in_metadata_and_card(bundle):
     for text in ("**Shells and cores** segments shell, core", "| 1.2.3 |", "A. Doe, B. Roe", "a hospital", "CC BY 4.0"):
         assert text in card
     terms = (bundle / "docs" / "data_license.txt").read_text(encoding="utf-8")
-    assert terms == "Training data: a hospital\nLicence: CC BY 4.0\n"
+    assert terms == "Training data: a hospital\nLicense: CC BY 4.0\n"
 
 
 def test_what_nobody_said_is_not_made_up(region_folder, tmp_path, capsys):
@@ -125,7 +125,7 @@ def test_what_nobody_said_is_not_made_up(region_folder, tmp_path, capsys):
     assert sorted(path.name for path in (bundle / "docs").iterdir()) == ["README.md", "deploy_app.py"]
     assert "ALHVR (adaptive" not in card and "[1] Isensee" in card
     printed = capsys.readouterr().out
-    assert "no eval_metrics: Fold 0 has no results" in printed and "not stated: author, licence" in printed
+    assert "no eval_metrics: Fold 0 has no results" in printed and "not stated: author, license" in printed
 
 
 def test_terms_of_the_dataset_json_are_taken(model_folder, tmp_path):
@@ -136,7 +136,7 @@ def test_terms_of_the_dataset_json_are_taken(model_folder, tmp_path):
     assert metadata_of(bundle)["copyright"] == "CC0 1.0"
     assert (bundle / "docs" / "data_license.txt").read_text(
         encoding="utf-8"
-    ) == "Training data: a | b <c>\nLicence: CC0 1.0\n"
+    ) == "Training data: a | b <c>\nLicense: CC0 1.0\n"
     assert "| source | a \\| b &lt;c> |" in card_of(bundle)
 
 
@@ -460,7 +460,7 @@ def test_mirroring(model_folder, region_folder, bundle, tmp_path):
         ({"version": 1.0}, r"version is 1\.0; it must be"),
         ({"mirroring": "maybe"}, r"mirroring is 'maybe'; it must be True or False"),
         ({"author": " ; "}, r"author is ' ; '; it must name at least one"),
-        ({"licence": " "}, r"licence is ' '; it must not be blank"),
+        ({"license": " "}, r"license is ' '; it must not be blank"),
         ({"changelog": "two\nlines"}, r"changelog is 'two\\nlines'; it must be one line"),
         ({"name": "n" * 3000}, r"name has 3000 characters"),
         ({"data_source": 5}, r"data_source is 5; it must be text"),

@@ -12,13 +12,13 @@ from alhvr_trainer.config.files import is_whole
 from alhvr_trainer.config.methods import semi_supervised_method_of
 from alhvr_trainer.config.names import SETTINGS_KEY
 from alhvr_trainer.export.bundle import facts
+from alhvr_trainer.export.bundle.card_plots import copy_training_plots, plot_dice
 from alhvr_trainer.export.bundle.details import Details
-from alhvr_trainer.export.bundle.metadata import NOT_STATED, data_source, licence
-from alhvr_trainer.export.bundle.plots import copy_training_plots, plot_dice
+from alhvr_trainer.export.bundle.metadata import NOT_STATED, data_license, data_source
 from alhvr_trainer.export.bundle.results import Measured, Results
 from alhvr_trainer.models import Member, TrainedModel
 
-DATA_LICENCE = "data_license.txt"
+DATA_LICENSE = "data_license.txt"
 _PLOTS = {
     "validation": "Dice of each validation case",
     "evaluation": "Dice of each case",
@@ -48,7 +48,7 @@ def write_card(
     """
     plots = [plot_dice(results, docs / _plot_name(results)) for results in measured.results]
     names = [plot.name for plot in (*plots, *copy_training_plots(model, docs)) if plot]
-    terms, source = licence(model, details), data_source(model, details)
+    terms, source = data_license(model, details), data_source(model, details)
     readme = docs / "README.md"
     environment = Environment(undefined=StrictUndefined, keep_trailing_newline=True)
     environment.filters["cell"] = _cell
@@ -69,8 +69,8 @@ def write_card(
     )
     readme.write_text(card, encoding="utf-8")
     if terms or source != model.dataset:
-        text = f"Training data: {source}\nLicence: {terms or NOT_STATED}\n"
-        (docs / DATA_LICENCE).write_text(text, encoding="utf-8")
+        text = f"Training data: {source}\nLicense: {terms or NOT_STATED}\n"
+        (docs / DATA_LICENSE).write_text(text, encoding="utf-8")
 
 
 def _plot_name(results: Results) -> str:
@@ -130,7 +130,7 @@ def _data(model: TrainedModel, details: Details) -> dict[str, Any]:
         "images": f"{facts.modality(model)}, {facts.data_format(model)}",
         "labeled cases in the data set": number if is_whole(number, 1, 10**9) else None,
         "source": data_source(model, details),
-        "licence": licence(model, details) or NOT_STATED,
+        "license": data_license(model, details) or NOT_STATED,
     }
     return {key: value for key, value in rows.items() if value}
 

@@ -22,7 +22,7 @@ def export_bundle(
     name: str = "",
     version: str = FIRST_VERSION,
     author: str = "",
-    licence: str = "",
+    license: str = "",
     data_source: str = "",
     changelog: str = "",
     evaluation: str | None = None,
@@ -51,7 +51,7 @@ def export_bundle(
         version: of the bundle, MAJOR.MINOR.PATCH. Over a bundle with an earlier version, that one's history stays
             in the changelog; a lower version than the one there is refused.
         author: several are separated by semicolons.
-        licence: terms of the data and so of the weights; default: "licence" in dataset.json.
+        license: terms of the data and so of the weights; default: "licence" in dataset.json.
         data_source: where the training data are from; default: "reference" in dataset.json.
         changelog: what is new in this version.
         evaluation: the metrics.json that ``alhvr evaluate`` wrote about this model; gives the metadata's
@@ -70,11 +70,11 @@ def export_bundle(
             --dataset_dir IN --output_dir OUT
 
         alhvr export_bundle -m models/nnUNetTrainer__nnUNetPlans__2d -o heart --name 'Cardiac MR segmentation'
-            --version 1.0.0 --author 'A. Doe; B. Roe' --licence 'CC BY 4.0' --changelog 'first release'
+            --version 1.0.0 --author 'A. Doe; B. Roe' --license 'CC BY 4.0' --changelog 'first release'
     """
     from alhvr_trainer.export.bundle.export import export
 
-    details = Details(name, version, author, licence, data_source, changelog, mirroring)
+    details = Details(name, version, author, license, data_source, changelog, mirroring)
     return export(
         dataset, configuration, fold, plans, output, network, trainer, weights_file, model_folder, details, evaluation
     )

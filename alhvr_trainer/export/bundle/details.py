@@ -26,7 +26,7 @@ class Details:
     version: str = FIRST_VERSION
     author: str = ""
     """Several are separated by semicolons."""
-    licence: str = ""
+    license: str = ""
     data_source: str = ""
     changelog: str = ""
     """Of this version."""
@@ -37,7 +37,7 @@ class Details:
             raise InputError(f"mirroring is {shown(self.mirroring)}; it must be True or False")
         if not is_version(self.version):
             raise InputError(f"version is {shown(self.version)}; it must be MAJOR.MINOR.PATCH, e.g. {FIRST_VERSION}")
-        for what in ("name", "author", "licence", "data_source", "changelog"):
+        for what in ("name", "author", "license", "data_source", "changelog"):
             _check_text(what, getattr(self, what))
         if self.author and not self.authors:
             raise InputError(f"author is {shown(self.author)}; it must name at least one, several separated by ;")

@@ -18,8 +18,7 @@ from alhvr_trainer.errors import InputError, one_line
 from alhvr_trainer.export.bundle.architecture import BundleNetwork, bundle_network
 from alhvr_trainer.export.bundle.card import write_card
 from alhvr_trainer.export.bundle.details import Details, next_changelog
-from alhvr_trainer.export.bundle.metadata import EXPORTED_BY, fill_metadata
-from alhvr_trainer.export.bundle.metadata import licence as licence_of
+from alhvr_trainer.export.bundle.metadata import EXPORTED_BY, data_license, fill_metadata
 from alhvr_trainer.export.bundle.native_config import NATIVE_CONFIG, native_config, why_not_native
 from alhvr_trainer.export.bundle.results import Measured, measured
 from alhvr_trainer.models import (
@@ -200,7 +199,7 @@ def _summary(target: Path, export: Export) -> str:
 
 def _said(export: Export) -> str:
     """What its metadata state as measured, and what only the one who exports could add."""
-    stated = {"author": export.details.author, "licence": licence_of(export.model, export.details)}
+    stated = {"author": export.details.author, "license": data_license(export.model, export.details)}
     unsaid = [option for option, text in stated.items() if not text]
     means = ", ".join(f"{key} {value}" for key, value in export.measured.metrics.items() if key.startswith("mean_"))
     lines = [f"no configs/{NATIVE_CONFIG}: {export.why_not_native}"] if export.why_not_native else []

@@ -53,7 +53,7 @@ def fill_metadata(
         "description": f"Segments {classes} in {facts.modality(model)} images: nnU-Net model{trained}, "
         f"configuration {model.configuration}, data set {model.dataset}",
         "authors": ", ".join(details.authors) or NOT_STATED,
-        "copyright": licence(model, details) or NOT_STATED,
+        "copyright": data_license(model, details) or NOT_STATED,
         "data_source": data_source(model, details),
         "data_type": facts.data_format(model),
         **_classes(model),
@@ -72,9 +72,9 @@ def fill_metadata(
     return {**template, **filled}
 
 
-def licence(model: TrainedModel, details: Details) -> str:
+def data_license(model: TrainedModel, details: Details) -> str:
     """Terms of the data and so of the weights: as said, else as in dataset.json, else empty."""
-    return details.licence or _text(model, "licence", "license")
+    return details.license or _text(model, "licence", "license")
 
 
 def data_source(model: TrainedModel, details: Details) -> str:
