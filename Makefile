@@ -5,8 +5,8 @@ PYTHON ?= $(firstword $(foreach name,python3 python3.13 python3.12 python3.11 py
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-# whole files at a time, for the tests of a file share what they train
-IN_PARALLEL := -n 2 --dist loadfile
+# whole files at a time, because the tests of a file share what they train; in order, or the longest files would come last
+IN_PARALLEL := -n 2 --dist loadfile --no-loadscope-reorder
 # the oldest nnU-Net that setup.cfg allows; it lies beside the environment's own, which is the newest, and hides it
 OLDEST := $(shell sed -n 's/^ *nnunetv2>=\([0-9.]*\).*/\1/p' setup.cfg)
 OLDEST_FOLDER := $(VENV)/nnunet-oldest
