@@ -34,7 +34,7 @@ SETTINGS = {
 }
 CHECKPOINTS = ("checkpoint_latest.pth", "checkpoint_best.pth")
 STARTED = "epoch "
-UNFINISHED = ".*.tmp"
+UNFINISHED = ".*.part"
 
 
 def prepare(work: Path) -> None:
