@@ -227,5 +227,5 @@ def test_without_nnunet(tmp_path):
     code = f"import sys; sys.path.append({str(tmp_path)!r}); from alhvr_trainer.commands.link import link; link()"
     done = subprocess.run([sys.executable, "-I", "-S", "-c", code], capture_output=True, text=True)
     assert done.stderr.splitlines()[-1].endswith(
-        f"errors.InputError: nnunetv2 is not installed for {sys.executable}; install it first: pip install nnunetv2"
+        f"InputError: nnunetv2 is not installed for {sys.executable}; install it first: pip install nnunetv2"
     )

@@ -52,9 +52,9 @@ def build(kind: str, source: Path, output: Path) -> Path:
 
 def shipped_files() -> set[str]:
     """What the wheel must hold, by its paths there."""
-    files = {path.relative_to(REPOSITORY) for path in (REPOSITORY / "alhvr_trainer").rglob("*.py")}
-    for kind in ("json", "yaml"):
-        files |= {path.relative_to(REPOSITORY) for path in (REPOSITORY / "alhvr_trainer").rglob(f"*.{kind}")}
+    kinds = ("py", "json", "yaml", "j2")
+    package = REPOSITORY / "alhvr_trainer"
+    files = {path.relative_to(REPOSITORY) for kind in kinds for path in package.rglob(f"*.{kind}")}
     files.add(Path("alhvr_trainer", "py.typed"))
     for name in ("bundle", "plans"):
         folder = REPOSITORY / name
