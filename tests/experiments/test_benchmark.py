@@ -1,4 +1,4 @@
-"""Suites, jobs and progress of a benchmark; nothing is trained."""
+"""Suites and jobs of a benchmark; nothing is trained."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from alhvr_trainer.errors import InputError
 from alhvr_trainer.experiments.benchmark import command, prepare
 from alhvr_trainer.experiments.benchmark.command import benchmark
 from alhvr_trainer.experiments.benchmark.jobs import digest, is_done, jobs_of, read_results, result_file
-from alhvr_trainer.experiments.benchmark.progress import clock, epoch_in, seconds_left
 from alhvr_trainer.experiments.benchmark.suites import load_suite, parse_suite, shipped_suites
 from alhvr_trainer.resources import plans_folder
 
@@ -187,28 +186,6 @@ def test_seeds_of_a_row_must_have_the_same_settings(tmp_path):
 
 def test_digest_tells_content_apart():
     assert digest({"a": 1, "b": 2}) == digest({"b": 2, "a": 1}) != digest({"a": 1, "b": 3})
-
-
-def test_time_left():
-    finished = {("A", "5"): [60.0, 80.0], ("B", "5"): [300.0]}
-    assert seconds_left([], finished, ("A", "5"), elapsed=50.0) == 20.0
-    assert seconds_left([("B", "5"), ("A", "20")], finished, ("A", "5"), elapsed=90.0) == 300 + 70
-    # C was never run: as long as all finished ones on average
-    assert seconds_left([("C", "5")], finished) == pytest.approx(440 / 3)
-    # nothing finished: as the current one's share says
-    assert seconds_left([("B", "5")], {}, ("A", "5"), elapsed=30.0, share=0.25) == 90 + 120
-    assert seconds_left([("B", "5")], {}, ("A", "5"), elapsed=30.0) is None
-    assert [clock(None), clock(59.6), clock(3723)] == ["unknown", "1:00", "1:02:03"]
-
-
-def test_epoch_is_read_from_nnunets_log(tmp_path):
-    log = tmp_path / "log"
-    log.write_text("")
-    assert epoch_in(log) is None
-    log.write_text("2026-01-01 10:00:00.1: \n2026-01-01 10:00:00.2: Epoch 0 \nEpoch time: 3.1 s\n: Epoch 12 \nloss 1\n")
-    assert epoch_in(log) == 13
-    log.write_text("epoch 1/20: loss 0.1\nepoch 12/20: loss 0.1000, Dice 0.2000; 00:03, 00:30 left\n")
-    assert epoch_in(log) == 13
 
 
 def test_lists_of_the_command_line():

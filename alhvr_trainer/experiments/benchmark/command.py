@@ -6,15 +6,17 @@ import json
 import os
 import signal
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from statistics import fmean
 from typing import Any
+
+from tqdm import tqdm
 
 from alhvr_trainer.commands.link import check_nnunet_finds_us
 from alhvr_trainer.config.files import check_folder, read_object
-from alhvr_trainer.config.names import SETTINGS_KEY
-from alhvr_trainer.data.dataset import preprocessed_folder
 from alhvr_trainer.devices import check_device
 from alhvr_trainer.errors import InputError
 from alhvr_trainer.experiments.benchmark.jobs import (
@@ -37,7 +39,6 @@ from alhvr_trainer.experiments.benchmark.prepare import (
     set_folders,
     splits_of,
 )
-from alhvr_trainer.experiments.benchmark.progress import Progress
 from alhvr_trainer.experiments.benchmark.report import write_report
 from alhvr_trainer.experiments.benchmark.suites import Suite, load_suite
 from alhvr_trainer.experiments.processes import interrupted_by, run_logged
@@ -143,50 +144,31 @@ def run_suite(
     failures = []
     with interrupted_by(signal.SIGTERM, signal.SIGHUP):
         plans_name = prepare(suite, dataset, splits, output / LOGS / "plan.log", environment)
-        progress = Progress(waiting, _finished(output, suite.name))
-        for job in waiting:
-            with locked(output / LOGS / f"{job.name}.lock", wait=False) as mine:
+        took = []
+        for number, job in enumerate(waiting, 1):
+            title, log = f"run {number} of {len(waiting)}: {job}", output / LOGS / f"{job.name}.log"
+            with locked(log.with_suffix(".lock"), wait=False) as mine:
                 if not mine:
-                    print(f"{job}: another process runs it", flush=True)
+                    print(f"{title}: another process runs it", flush=True)
                 elif not is_done(output, job):  # another process may have run it meanwhile
-                    plans = plans_of(job, plans_name)
-                    problem = _run(job, plans, output, device, environment, progress)
+                    print(f"{title}: starts ({log})", flush=True)
+                    start, plans = time.monotonic(), plans_of(job, plans_name)
+                    problem = _run(job, plans, output, device, log, environment)
+                    took.append(time.monotonic() - start)
+                    left = tqdm.format_interval(fmean(took) * (len(waiting) - number))
+                    how = f"FAILED: {problem}" if problem else f"done in {tqdm.format_interval(took[-1])}"
+                    print(f"{title}: {how}, about {left} left", flush=True)
                     if problem is not None:
-                        failures.append(f"{job}: {problem} ({_log(output, job)})")
+                        failures.append(f"{job}: {problem} ({log})")
                     elif remove_checkpoints:
                         _remove_checkpoints(job, plans)
     return failures
 
 
-def _finished(output: Path, suite: str) -> dict[tuple[str, str], list[float]]:
-    """Seconds of the runs that were done in one go, by method and fold."""
-    seconds: dict[tuple[str, str], list[float]] = {}
-    for result in read_results(output, suite):
-        if not result["continued"]:
-            key = (result["job"]["method"], result["job"]["fold_name"])
-            seconds.setdefault(key, []).append(result["seconds"])
-    return seconds
-
-
-def _log(output: Path, job: Job) -> Path:
-    return output / LOGS / f"{job.name}.log"
-
-
-def _run(
-    job: Job, plans: str, output: Path, device: str, environment: dict[str, str], progress: Progress
-) -> str | None:
-    """One run, a process of its own; None, or what went wrong."""
-    log = _log(output, job)
-    configuration = read_object(Path(preprocessed_folder(job.dataset)) / f"{plans}.json")["configurations"]
-    epochs = configuration[job.configuration][SETTINGS_KEY].get("num_epochs", 1000)
-    log.parent.mkdir(parents=True, exist_ok=True)
-    log.touch()
-    progress.start(job, epochs, log)
+def _run(job: Job, plans: str, output: Path, device: str, log: Path, environment: dict[str, str]) -> str | None:
+    """One run in its own process; None, or what went wrong."""
     module = [sys.executable, "-m", "alhvr_trainer.experiments.benchmark"]
-    words = [json.dumps(asdict(job)), plans, str(output), device]
-    problem = run_logged([*module, *words], log, environment, progress.look)
-    progress.finish(problem)
-    return problem
+    return run_logged([*module, json.dumps(asdict(job)), plans, str(output), device], log, environment)
 
 
 def _remove_checkpoints(job: Job, plans: str) -> None:
