@@ -116,7 +116,9 @@ def _matched_cases(
     predicted = _cases(predictions, "predictions", ending)
     reference = _cases(references, "references", ending)
     if predictions.samefile(references):
-        raise InputError(f"{predictions} and {references} are one folder: predictions would be their own references")
+        raise InputError(
+            f"{predictions} and {references} are the same folder: predictions would be their own references"
+        )
     cases = sorted(set(predicted) & set(reference))
     if not cases:
         raise InputError(f"no file in {predictions} has the name of a file in {references}")

@@ -20,7 +20,7 @@ def run_logged(
 
     Args:
         command: words; the first line of the log shows them.
-        log: file, written anew.
+        log: file, overwritten.
         environment: all variables of the command.
         meanwhile: called several times per second while the command runs.
 
@@ -34,7 +34,7 @@ def run_logged(
     log.parent.mkdir(parents=True, exist_ok=True)
     with open(log, "w", encoding="utf-8") as file:
         print(f"$ {shlex.join(command)}", file=file, flush=True)
-        # in a session of its own, so that its worker processes can be ended with it
+        # in its own session, so that its worker processes can be ended with it
         process = subprocess.Popen(
             command,
             env=environment,

@@ -1,1 +1,1 @@
-"""What the configs of the bundle use beside MONAI; found through the bundle's root, as in the model zoo."""
+"""What the bundle's configs use in addition to MONAI; found through the bundle's root, as in the model zoo."""

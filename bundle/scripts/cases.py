@@ -1,4 +1,4 @@
-"""Which cases lie in a folder: nnU-Net's file names, plain file names, DICOM series.
+"""Finds the cases in a folder: nnU-Net's file names, plain file names, DICOM series.
 
 Needs the standard library alone, and SimpleITK where there is DICOM.
 """
@@ -16,7 +16,7 @@ from .input_error import InputError
 from .overwriting import inside_raw_dataset, not_writable, overwritten_input
 
 ENDINGS = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".gipl")
-"""Files that hold one image; whatever else lies in a folder is passed over."""
+"""Files that hold one image; everything else in a folder is ignored."""
 _NUMBERED = re.compile(r"(.+)_(\d{4})")
 
 
@@ -46,12 +46,12 @@ def find_cases(dataset_dir: str | Path, num_channels: int, file_ending: str | No
     - folders that hold the instances of one DICOM series: ``CASE/``, with several channels ``CASE_0000/``, …
 
     ``dataset_dir`` may also be one image: a file, or the folder of a DICOM series. The other channels of its
-    case are looked for beside it.
+    case are found next to it.
 
     Args:
         dataset_dir: a folder of images, or one image.
         num_channels: files per case that the model needs. (One for a model of RGB pictures: the file holds them.)
-        file_ending: an ending that the model's training data had, taken beside :data:`ENDINGS`, e.g. ``".png"``.
+        file_ending: the ending of the model's training data, accepted in addition to :data:`ENDINGS`, e.g. ``".png"``.
 
     Returns:
         ``[{"case": name, "image": [path of each channel]}]``; the path of a DICOM series is its folder.
@@ -67,7 +67,7 @@ def find_cases(dataset_dir: str | Path, num_channels: int, file_ending: str | No
     if not source.exists():
         raise InputError(f"dataset_dir {source} does not exist; name a folder of images, or one image")
     if source.is_file() and source.name.startswith("."):
-        raise InputError(f"dataset_dir {source} is a hidden file, such as macOS leaves beside others; name an image")
+        raise InputError(f"dataset_dir {source} is a hidden file, such as macOS creates; name an image")
     endings = tuple(dict.fromkeys((*ENDINGS, *filter(None, [file_ending]))))
     one = _as_image(source, endings)
     if one is not None:

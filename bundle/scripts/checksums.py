@@ -16,7 +16,7 @@ COVERED = ("models/*.pt", "plans.json", "dataset.json", "scripts/*.py")
 
 
 def bundle_folder() -> str:
-    """The folder of the bundle that this package lies in, for configs: ``bundle_root`` may have lost its ``#``."""
+    """The folder of the bundle that contains this package, for configs: ``bundle_root`` may have lost its ``#``."""
     return str(BUNDLE)
 
 

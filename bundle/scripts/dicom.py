@@ -1,4 +1,4 @@
-"""DICOM series: which files make one, and whether they are the regular volume that they will be taken for."""
+"""DICOM series: which files make up a series, and whether these form a regular volume."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def is_dicom(file: Path) -> bool:
 
 
 def holds_dicom(folder: Path) -> bool:
-    """Whether DICOM instances lie directly in a folder."""
+    """Whether a folder directly contains DICOM instances."""
     return any(map(is_dicom, folder.iterdir()))
 
 
@@ -50,20 +50,20 @@ def series_files(folder: str | Path) -> list[str]:
     series = [[file for file in files if not Path(file).name.startswith(".")] for files in found]
     series = [files for files in series if files]
     if not series:
-        raise InputError(f"cannot read the DICOM files in {folder} (damaged or no images); export the series anew")
+        raise InputError(f"cannot read the DICOM files in {folder} (damaged or no images); export the series again")
     if len(series) > 1:
         raise InputError(
             f"{folder} holds {len(series)} DICOM series, a case is one: {'; '.join(map(_described, series))}; "
-            "put each into a folder of its own"
+            "put each into its own folder"
         )
     return series[0]
 
 
 def check_series(folder: str | Path) -> None:
-    """The slices of a DICOM series lie side by side at one distance, as a volume's must.
+    """The slices of a DICOM series are parallel and equally spaced, as those of a volume must be.
 
-    Readers take the distance of the first two for all: with a slice missing the volume would be compressed, and
-    every segmentation in it would lie in the wrong place.
+    Readers assume the distance between the first two slices for all: if a slice is missing, the volume is compressed
+    and its segmentation misplaced.
 
     Raises:
         InputError: slices are missing, uneven, at one position, turned, or shifted (gantry tilt).

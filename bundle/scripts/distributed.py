@@ -31,7 +31,7 @@ def world_size() -> int:
 
 
 def device_of_this_rank() -> torch.device:
-    """The GPU of this process, or the CPU where there is none.
+    """The GPU of this process, or the CPU if there is none.
 
     Raises:
         SystemExit: more processes than GPUs.

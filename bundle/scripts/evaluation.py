@@ -76,7 +76,7 @@ class Evaluation:
         """Measure every case that has a reference, print the table and write it.
 
         Args:
-            failed: case -> reason, of cases without a prediction of this run; an older file is not taken for one.
+            failed: case -> reason, for cases that this run did not predict; an older file does not count.
 
         Returns:
             What ``metrics.json`` holds: that of ``alhvr evaluate``, and ``failed``, case -> reason.
@@ -117,7 +117,7 @@ class Evaluation:
         try:
             return json.loads(self.dataset_json.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            raise InputError(f"cannot read {self.dataset_json} ({error}); export the bundle anew") from error
+            raise InputError(f"cannot read {self.dataset_json} ({error}); export the bundle again") from error
 
     def _ending(self) -> str:
         return self._read_dataset_json()["file_ending"]

@@ -54,7 +54,7 @@ class CaseEvaluator(SupervisedEvaluator):
         """Predict every case.
 
         Raises:
-            SystemExit: there is none; it says why.
+            SystemExit: there is none; the message says why.
         """
         self.failed.clear()
         problem = getattr(self.data_loader.dataset.data, "problem", "")

@@ -41,14 +41,14 @@ def check_finite(array: np.ndarray, name: object) -> None:
 def check_image(file: str | Path, allow_unknown_orientation: bool = False, by_nibabel: bool = False) -> None:
     """See from the header that a file, or the folder of a DICOM series, is one 2D or 3D image with a place in space.
 
-    A NIfTI file may say nowhere how it lies in the patient (``qform_code`` and ``sform_code`` both 0). It is refused:
-    nobody can tell left from right in it, nor will anybody in the segmentation, and on a server nobody reads
-    warnings. nnU-Net itself reads such files as they lie; ``allow_unknown_orientation`` does the same, for data
-    sets whose training images were like that too.
+    A NIfTI file may have no orientation (``qform_code`` and ``sform_code`` both 0). It is refused, because left and
+    right are then unknown in the image and in its segmentation, and on a server no one reads warnings. nnU-Net itself
+    reads such files as they are stored; ``allow_unknown_orientation`` does the same, for datasets whose training images
+    were like that, too.
 
     Args:
         file: image file or folder of a DICOM series.
-        allow_unknown_orientation: take a NIfTI file that does not say how it lies in space.
+        allow_unknown_orientation: accept a NIfTI file without orientation.
         by_nibabel: the model's reader is nibabel's, which takes axes that are not at right angles, as ITK does not.
 
     Raises:

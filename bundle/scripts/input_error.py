@@ -10,7 +10,7 @@ class InputError(ValueError):
 def reason(error: BaseException) -> str:
     """One line for an error: the message of an :class:`InputError`, else the kind and the last line of what it says.
 
-    MONAI's readers and torch's worker processes put whole tracebacks into their messages; the cause stands last.
+    MONAI's readers and torch's worker processes put whole tracebacks into their messages; the cause comes last.
 
     Example:
         >>> reason(RuntimeError("Traceback (most recent call last):\\n  ...\\nOSError: truncated file"))
@@ -26,5 +26,5 @@ def reason(error: BaseException) -> str:
 
 
 def _is_ours(error: BaseException) -> bool:
-    # not isinstance: some programs import this package anew while a workflow runs
+    # not isinstance: some programs import this package again while a workflow runs
     return type(error).__name__ == InputError.__name__

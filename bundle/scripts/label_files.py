@@ -52,7 +52,7 @@ def read_label_map(file: Path, dataset_json: Mapping[str, Any]) -> LabelMap:
     try:
         values, properties = _read(file, dataset_json)
         stored = stored_floats(file)
-    except Exception as error:  # the readers sit on several libraries, each with errors of its own
+    except Exception as error:  # the readers use several libraries, each with its own errors
         reason = (str(error).strip() or type(error).__name__).splitlines()[-1].rsplit("ERROR: ", 1)[-1]
         raise InputError(f"cannot read {file} (damaged or not an image): {reason}") from error
     if len(values) != 1:
@@ -72,7 +72,7 @@ def read_pair(
     """Prediction and reference, fit to be compared.
 
     Raises:
-        InputError: a file is unreadable, they lie on different voxels, or one has a value that is not a label.
+        InputError: a file is unreadable, they have different grids, or one has a value that is not a label.
     """
     maps = []
     for file in (prediction_file, reference_file):
@@ -100,7 +100,7 @@ def common_unit(units: Mapping[str, str]) -> str:
     if len(by_unit) > 1:
         raise InputError(
             f"case {by_unit['mm']} has its spacing in mm, case {by_unit['voxels']} has none: add the spacing (for "
-            "TIFF a JSON file beside it), or evaluate them apart"
+            "TIFF a JSON file next to it), or evaluate them separately"
         )
     return next(iter(by_unit))
 
@@ -193,7 +193,7 @@ def _without_nnunet(file: Path, reader: str) -> tuple[np.ndarray, dict[str, Any]
 
 
 def _has_sizes(file: Path, properties: Mapping[str, Any]) -> bool:
-    """nnU-Net reads sizes from medical formats, and for a TIFF from the JSON file beside it."""
+    """nnU-Net reads sizes from medical formats, and for a TIFF from the JSON file next to it."""
     return "sitk_stuff" in properties or "nibabel_stuff" in properties or file.with_suffix(".json").is_file()
 
 

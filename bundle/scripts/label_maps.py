@@ -15,7 +15,7 @@ class Labels:
     classes: dict[str, tuple[int, ...]]
     """Name -> values, without the background; several values make a region, and regions may overlap."""
     ignore: int | None
-    """Marks voxels of references that nobody annotated."""
+    """Marks unannotated voxels of references."""
 
     @property
     def values(self) -> set[int]:

@@ -161,7 +161,7 @@ class _Conv(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """Convolutions beside a skip; the skip is averaged where the block is strided, and projected to its channels.
+    """Convolutions with a skip connection, which is averaged if the block is strided and projected to its channels.
 
     Args:
         stride: empty for none.

@@ -73,7 +73,7 @@ def check_memory(
     """
     if available is None:
         available = available_memory()
-    # resampling works in single precision and needs the copy that it reads beside the one that it writes
+    # resampling works in single precision and holds its input and its output
     needed = logits_bytes(shape, outputs, 2 * channels) + SINGLE * outputs * (
         math.prod(shape) + math.prod(original_shape)
     )

@@ -8,7 +8,7 @@
   ``asd``. It does not see parts of the reference that the prediction misses.
 
 Exported bundles carry this module as ``scripts/metrics.py``: it must import nothing of
-the package that it lies in.
+the package that contains it.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def case_metrics(
         reference: the same shape.
         labels: class name -> value, or values of a region, without the background.
         spacing: mm per array axis.
-        ignore: value of the reference's voxels that nobody annotated. There both masks count as empty.
+        ignore: value of unannotated voxels in the reference, where both masks count as empty.
 
     Returns:
         class -> {each of :data:`METRICS`: float, NaN where undefined; "empty": "", "prediction", "reference" or

@@ -1,4 +1,4 @@
-"""The little that inference with MONAI alone needs beside MONAI's transforms; no nnunetv2 is imported.
+"""What inference with MONAI alone needs in addition to MONAI's transforms; does not import nnunetv2.
 
 MONAI's own components do the rest (``configs/inference_native.json``). What is here has no counterpart that gives
 nnU-Net's numbers:
@@ -8,7 +8,7 @@ nnU-Net's numbers:
   decides for each image whether slices are resampled one by one. On a phantom of 25 × 31 × 9 voxels ``Spacingd``
   with ``scale_extent`` was off by 4 to 9 % of a standard deviation in the mean and by up to 64 % of the largest value
   (without, the shapes differ); this transform by less than a millionth.
-- :class:`NormalizeChannelsd`: each channel has a scheme of its own, and the mask of z-scores is nnU-Net's: any channel
+- :class:`NormalizeChannelsd`: each channel has its own scheme, and the mask of z-scores is nnU-Net's: any channel
   is nonzero, holes filled.
 - :class:`RegionsToLabelsd`: overlapping regions to a label map.
 - :class:`NiftiReader`: ITK takes stored NaN for 0, and so does nnU-Net.
@@ -101,7 +101,7 @@ class CheckImaged(MapTransform):
         keys: of the images, ``(C, x, y, z)``.
         num_channels: that the model needs.
         num_outputs: channels that the network puts out.
-        allow_unknown_orientation: take a NIfTI file that does not say how it lies in the patient, as it lies.
+        allow_unknown_orientation: accept a NIfTI file without orientation as it is stored.
 
     Raises:
         InputError: another number of channels or axes (a film has one more), NaN or infinite voxels, an affine that
@@ -246,7 +246,7 @@ def _linear(logits: torch.Tensor, size: Sequence[int], axis: int | None) -> torc
 
 
 class NormalizeChannelsd(MapTransform):
-    """Normalize each channel by a transform of its own, within the nonzero region where asked.
+    """Normalize each channel with its own transform, within the nonzero region if so configured.
 
     In and out: ``(C, *S)``.
 

@@ -38,7 +38,7 @@ class PlainConvUNet(nn.Module):
         n_conv_per_stage: convolutions of each stage on the way down.
         num_classes: channels of the output.
         n_conv_per_stage_decoder: convolutions of each stage on the way up, the lowest resolution first.
-        layers: ``conv_bias``, ``norm_op``, ``nonlin`` and the like, see :class:`~.layers.Layers`.
+        layers: ``conv_bias``, ``norm_op``, ``nonlin`` and so on, see :class:`~.layers.Layers`.
 
     One number in place of a list holds for all stages, in place of a list of axes for all axes.
 
@@ -179,7 +179,7 @@ class _Encoder(nn.Module):
 
 
 class _Decoder(nn.Module):
-    """The way up: upsample, put beside the encoder's features of that resolution, convolve."""
+    """The way up: upsample, concatenate with the encoder's features of that resolution, convolve."""
 
     def __init__(self, layers: Layers, shape: Shape, num_classes: int, n_conv: int | Sequence[int]) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""NIfTI-1 headers as they are stored: what ITK passes over in silence."""
+"""NIfTI-1 headers as they are stored, including what ITK silently ignores."""
 
 from __future__ import annotations
 

@@ -144,7 +144,7 @@ class NNUNetInferer(Inferer):
         self.nnunet = nnunet
         self.mirror_axes = None if mirror_axes is None else tuple(mirror_axes)
         self.device = torch.device(device)
-        with redirect_stdout(StringIO()):  # on a CPU it reports an option as unusable that nobody set
+        with redirect_stdout(StringIO()):  # on a CPU it complains about an option that was not set
             self.predictor = nnUNetPredictor(
                 tile_step_size=1 - overlap,
                 use_mirroring=use_mirroring,
@@ -173,7 +173,7 @@ class NNUNetInferer(Inferer):
         if inputs.shape[0] != 1:
             raise InputError(f"batch_size is {inputs.shape[0]}; cases differ in shape, it must be 1")
         image = inputs[0].as_tensor() if isinstance(inputs, MetaTensor) else inputs[0]
-        # not isinstance: some programs import this package anew after they have built the network
+        # not isinstance: some programs import this package again after building the network
         members: list[Any] = [*getattr(network, "members", [network])]
         with _threads_of_nnunet(self.device):
             logits = self._predict(image, members[0])

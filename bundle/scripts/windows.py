@@ -5,8 +5,8 @@ of 56 × 40, and with one of 32 × 24:
 
 - logits are added up in single precision, nnU-Net's in half: 9 and 11. It shows along the edges of a volume, too, where
   nnU-Net's weights vanish.
-- windows lie up to a voxel per window beside nnU-Net's (:func:`even_overlap`): 0 and 1263. At MONAI's fixed distance
-  it would be 0 and 11061.
+- windows are shifted against nnU-Net's by up to a voxel per window (:func:`even_overlap`): 0 and 1263. At MONAI's
+  fixed distance it would be 0 and 11061.
 - MONAI's own Gaussian would change 19 and 2658; hence :func:`gaussian_weights`.
 
 Source of the rules: F. Isensee et al., nnU-Net, Nature Methods 18, 203-211 (2021).
@@ -68,7 +68,7 @@ def even_overlap(shape: Sequence[int], window: Sequence[int], least: float) -> t
     """Overlap per axis with which MONAI's windows, as many as for the least overlap, spread evenly over the image.
 
     MONAI's windows have a fixed distance and the last one is moved back to the border; nnU-Net's are spread evenly.
-    With this overlap each lies where nnU-Net's does, or up to a voxel per window beside it.
+    With this overlap each window is where nnU-Net's is, or shifted by up to a voxel per window.
 
     Example:
         >>> [int(64 * (1 - overlap)) for overlap in even_overlap([110], [64], 0.5)]  # windows at 0, 23 and 46
@@ -86,8 +86,8 @@ def even_overlap(shape: Sequence[int], window: Sequence[int], least: float) -> t
 def gaussian_weights(patch: Sequence[int], sigma_scale: float) -> torch.Tensor:
     """nnU-Net's weights of a window's voxels: a Gaussian whose peak, 1, is the voxel ``size // 2`` on each axis.
 
-    MONAI's own lies half a voxel before that on even sizes and falls off differently near the border. Returns a tensor
-    of the patch's shape.
+    MONAI's own center is half a voxel before that on even sizes, and falls off differently near the border. Returns a
+    tensor of the patch's shape.
     """
     peak = np.zeros(patch)
     peak[tuple(size // 2 for size in patch)] = 1

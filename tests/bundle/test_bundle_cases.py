@@ -128,7 +128,7 @@ def _two_series(folder):
     (lambda f: touch(f, "a_0000.nii.gz", "a_0000.mha"), 1, r"case a in \S+ is there twice: a_0000.mha, a_0000.nii.gz;"),
     (lambda f: touch(f, "a_0000.nii.gz", "a.nii.gz"), 1, r"case a in \S+ is there twice: a.nii.gz, a_0000.nii.gz; r"),
     (_two_series, 1,
-     r"p holds 2 DICOM series.*: 1\.2\.\S+ \"\S+\" \(\d files\); .* \(\d files\); put each into a folder of its own$"),
+     r"p holds 2 DICOM series.*: 1\.2\.\S+ \"\S+\" \(\d files\); .* \(\d files\); put each into its own folder$"),
     (lambda f: touch(f / "p", "1.dcm"), 1, r"cannot read the DICOM files in \S+p \(damaged or no images\); export"),
 ])  # fmt: skip
 def test_what_is_wrong_with_a_folder(tmp_path, make, channels, message):

@@ -237,7 +237,7 @@ def test_bad_files(folders, spoil, message):
 
 
 def test_the_same_folder_twice_and_a_file_as_output(folders, tmp_path):
-    with pytest.raises(InputError, match="are one folder: predictions would be their own references"):
+    with pytest.raises(InputError, match="are the same folder: predictions would be their own references"):
         evaluate(folders / "predictions", folders / ".." / folders.name / "predictions", DATASET_JSON)
     (tmp_path / "notes").write_text("mine")
     with pytest.raises(InputError, match=r"output .*notes is a file; name a folder"):

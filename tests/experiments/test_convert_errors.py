@@ -187,7 +187,7 @@ def test_channels_on_different_grids(tmp_path: Path):
     (file,) = source.rglob("BraTS19_2013_10_1_t2.nii.gz")
     file.unlink()
     write_nifti(file, noise(0, (5, 4, 4)))
-    refused(f"{file} lies on another grid than", source, kind="brats2019", dataset=43)
+    refused(f"{file} has another grid than", source, kind="brats2019", dataset=43)
 
 
 def test_existing_datasets_are_kept(task: Path):

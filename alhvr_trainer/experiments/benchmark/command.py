@@ -61,7 +61,7 @@ def benchmark(
 
     Each run trains, segments with the last and with the best checkpoint, measures Dice, Jaccard, HD95 and ASD of every
     case, and leaves one small file in OUTPUT/runs. Runs whose file is there are skipped and an interrupted training
-    goes on from its latest checkpoint, so the same command resumes. Started twice, two processes share the runs. The
+    continues from its latest checkpoint, so the same command resumes. Started twice, two processes share the runs. The
     suite's settings must not change below finished runs: that is an error.
 
     Args:

@@ -21,7 +21,7 @@ LOGS = "logs"
 
 @dataclass(frozen=True)
 class Job:
-    """One training with its measurement. All of it stands in the result, so that a result of another job is noticed."""
+    """One training with its evaluation. The result holds all of it, so that a result of another job is noticed."""
 
     suite: str
     method: str
@@ -58,7 +58,7 @@ def jobs_of(
     seeds: Collection[int] | None = None,
     folds: Collection[str] | None = None,
 ) -> list[Job]:
-    """All runs of a suite, or a part; seed by seed, so that whoever stops early has whole comparisons.
+    """All runs of a suite, or a part; seed by seed, so that comparisons are complete if you stop early.
 
     Args:
         suite: the suite.
@@ -108,7 +108,7 @@ def chosen_part(
     seeds: Collection[int] | None = None,
     folds: Collection[str] | None = None,
 ) -> tuple[list[str], list[int], list[str]]:
-    """Methods, seeds and labeled fractions; None stands for all; InputError for what the suite does not have."""
+    """Methods, seeds and labeled fractions; None means all; InputError for what the suite does not have."""
     return (
         _chosen("methods", methods, [method.name for method in suite.methods]),
         _chosen("seeds", seeds, suite.seeds),
@@ -129,7 +129,7 @@ def digest(content: Any) -> str:
 
 
 def result_file(output: Path, job: Job) -> Path:
-    """Where the result of a run lies: ``runs/<method>__<fold>__seed<k>.json``."""
+    """The file with the result of a run: ``runs/<method>__<fold>__seed<k>.json``."""
     return output / RUNS / f"{job.name}.json"
 
 

@@ -1,6 +1,6 @@
-"""One run of a benchmark, a process of its own: train, segment with the last and the best checkpoint, measure both.
+"""One run of a benchmark, in its own process: train, segment with the last and the best checkpoint, evaluate both.
 
-Every part that is done is kept: started again, it goes on where it stopped.
+Finished parts are kept: started again, it resumes where it stopped.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def _validate(job: Job, plans: str, fold: Path, checkpoint: str, device: str) ->
     """nnU-Net's final validation with a checkpoint; nnU-Net has one folder for all, so each is renamed."""
     folder, common = fold / f"validation_{checkpoint}", fold / "validation"
     if not folder.exists():
-        # only the one that nnU-Net ran at the end of the training can lie there whole already
+        # only that of nnU-Net at the end of training can already be complete
         if checkpoint != "final" or not (common / _SUMMARY).exists():
             best = checkpoint == "best"
             (common / _SUMMARY).unlink(missing_ok=True)

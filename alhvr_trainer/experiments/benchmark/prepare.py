@@ -32,7 +32,7 @@ FOLDERS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
 
 
 def set_folders(suite: Suite, output: Path) -> None:
-    """Take nnU-Net's folders from the environment; for the phantoms those that are not set lie below ``output``.
+    """Take nnU-Net's folders from the environment; for the phantoms, those that are not set are created in ``output``.
 
     Raises:
         InputError: a variable is not set.
@@ -150,7 +150,7 @@ def _place_splits(splits: list[dict[str, Any]], target: Path) -> None:
 
 
 def plans_of(job: Job, plans_name: str) -> str:
-    """Write the plans of one run beside the suite's, with its settings; its identifier.
+    """Write the plans of one run next to the suite's, with its settings; returns the identifier.
 
     The preprocessed data are shared. The identifier tells different settings apart, so a training never goes on from
     the checkpoint of another one.

@@ -163,7 +163,7 @@ def parse_suite(content: object, where: str) -> Suite:
         files = [file_name(label) for label in labels]
         twice = [label for label in labels if files.count(file_name(label)) > 1]
         if twice:
-            raise InputError(f'{where}: two {kind} are called "{twice[0]}" or nearly so; give each a name of its own')
+            raise InputError(f'{where}: two {kind} are called "{twice[0]}" or nearly so; give each its own name')
     if (suite.dataset == PHANTOM) != bool(suite.phantom):
         raise InputError(
             f'{where}: "{PHANTOM}" (numbers of cases) belongs to "dataset: {PHANTOM}", one without the other'

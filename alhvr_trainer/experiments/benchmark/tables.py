@@ -99,7 +99,7 @@ def mean_and_sd(metric: str, spread: Spread) -> str:
 
 
 def p_cell(row: Row) -> str:
-    """The test against the runner-up; the runner-up itself says so."""
+    """p of the test against the runner-up; for the runner-up itself, the word."""
     if row.runner_up == row.method:
         return "runner-up"
     if row.test is None:

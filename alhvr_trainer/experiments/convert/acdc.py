@@ -7,7 +7,7 @@ Papers on semi-supervised segmentation divide the 100 training patients (70 trai
 SSL4MIS) and leave the official testing patients out, and so do we.
 
 SSL4MIS distributes volumes as ``data/patientXXX_frame01.h5`` and ``_frame02.h5``: scaled to 0..1 per volume, the
-spacing dropped. The slices beside them (``data/slices/``) repeat the training volumes and are not needed.
+spacing dropped. The slices next to them (``data/slices/``) repeat the training volumes and are not needed.
 """
 
 from __future__ import annotations

@@ -40,7 +40,7 @@ def convert(
     """Write a released data set as an nnU-Net raw dataset, with the splits of the semi-supervised papers.
 
     The raw folder gets splits_final.json with one fold for each number of labeled cases, the fewest in fold 0.
-    Test cases go to imagesTs and labelsTs. Repeating the command goes on where it stopped.
+    Test cases go to imagesTs and labelsTs. Repeating the command resumes where it stopped.
 
     Args:
         kind: acdc, acdc_h5 (SSL4MIS), abdomenct1k, brats2019, brats2019_flair (FLAIR and whole tumor, as papers
@@ -49,7 +49,7 @@ def convert(
         dataset: number of the dataset, as 27, or its whole name, as "Dataset027_ACDC".
         output: folder to make the dataset in; default: nnUNet_raw.
         seed: of the split, for abdomenct1k and msd; the others have published ones.
-        overwrite: write every file anew, also where an earlier conversion differs.
+        overwrite: rewrite every file, even if an earlier conversion differs.
 
     Returns:
         Path of the dataset.

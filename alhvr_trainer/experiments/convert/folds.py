@@ -1,6 +1,6 @@
 """The folds of a converted data set: one for each number of labeled cases.
 
-Where the papers' lists are public, their case names lie in ``lists/``, in the order of the lists: the papers' code
+Where the papers' lists are public, their case names are in ``lists/``, in the order of the lists: the papers' code
 takes the first of them as labeled. Elsewhere the cases are drawn with ``choose_splits``, as ``alhvr make_split`` does.
 """
 

@@ -25,7 +25,7 @@ def mapped_values(labels: np.ndarray, values: Mapping[int, int], where: object) 
         uint8, shape of ``labels``.
 
     Raises:
-        InputError: a value is none of ``values``.
+        InputError: a value is not in ``values``.
 
     Example:
         >>> mapped_values(np.array([0, 4, 2]), {0: 0, 1: 1, 2: 2, 4: 3}, "BraTS19_2013_0_1_seg.nii.gz")
@@ -45,10 +45,10 @@ def label_image(label: Volume, values: Mapping[int, int], image: Geometry) -> tu
     """The label map as ``SimpleITK.Image`` of uint8 on the grid of its image, and whether it lay there.
 
     One that is stored in another orientation and covers the same voxels is reoriented, which changes no value. One of
-    the same orientation and size that lies elsewhere is given the image's header, its voxels unchanged.
+    the same orientation and size at another position is given the image's header, its voxels unchanged.
 
     Raises:
-        InputError: the sizes differ; it is stored in another orientation and lies elsewhere; NaN or fractions; or
+        InputError: the sizes differ; it is stored in another orientation and covers other voxels; NaN or fractions; or
             :func:`mapped_values` finds a value that is not a label.
     """
     import SimpleITK as sitk

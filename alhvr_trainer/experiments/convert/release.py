@@ -59,7 +59,7 @@ class Release:
 def find_files(source: Path, pattern: str, example: str) -> dict[tuple[str, ...], Path]:
     """The files below ``source`` whose path ends with ``pattern``, by what the groups of the pattern matched.
 
-    Hidden files are passed over: archives made on a Mac hold a ``._name`` beside each file.
+    Hidden files are ignored: archives made on a Mac contain a ``._name`` for each file.
 
     Args:
         source: folder of the release.
@@ -67,7 +67,7 @@ def find_files(source: Path, pattern: str, example: str) -> dict[tuple[str, ...]
         example: path that fits, for the message.
 
     Raises:
-        InputError: there is none, or two files match alike.
+        InputError: there is none, or two files match equally well.
     """
     expression = re.compile(rf"(?:.*/)?{pattern}")
     found: dict[tuple[str, ...], Path] = {}

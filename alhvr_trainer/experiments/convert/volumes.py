@@ -26,7 +26,7 @@ class Geometry(NamedTuple):
     """3 × 3, row by row."""
 
     def aligned(self, other: Geometry, tolerance: float = 1e-3) -> bool:
-        """Whether both grids lie on each other: equal sizes, the rest within ``tolerance``."""
+        """Whether both grids coincide: equal sizes, the rest within ``tolerance``."""
         return self.size == other.size and all(
             np.allclose(mine, others, rtol=0, atol=tolerance) for mine, others in zip(self[1:], other[1:], strict=True)
         )

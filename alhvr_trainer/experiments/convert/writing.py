@@ -58,17 +58,17 @@ def write_dataset(release: Release, folder: Path, overwrite: bool = False) -> li
     """Write all that is missing of a release into its raw dataset folder.
 
     Files appear whole or not at all, and ``dataset.json`` and ``splits_final.json`` come last, so an interrupted
-    conversion is not taken for a finished one; repeating it goes on where it stopped.
+    conversion is not mistaken for a finished one; repeating it resumes where it stopped.
 
     Args:
         release: to write.
         folder: ``nnUNet_raw/DatasetXXX_Name``; made if it is missing.
-        overwrite: write every file anew, also where an earlier conversion differs. Cases that are none of this
-            release are refused all the same.
+        overwrite: rewrite every file, even if an earlier conversion differs. Cases that do not belong to this
+            release are still refused.
 
     Returns:
-        Cases whose label map lay beside its image by more than 1e-3 mm and was given the image's header; of the
-        cases that this call wrote.
+        Those of the cases written by this call whose label map was more than 1e-3 mm away from its image and was given
+        the image's header.
 
     Raises:
         InputError: the folder holds something else, or a file of the release is missing, damaged or odd.
@@ -118,7 +118,7 @@ def _targets(release: Release, folder: Path) -> Iterator[Target]:
 def _check_folder(
     folder: Path, content: dict[str, Any], release: Release, targets: Iterable[Target], overwrite: bool
 ) -> None:
-    """Nothing that this conversion would not write lies in the folder; with ``overwrite``, no further case."""
+    """The folder contains nothing that this conversion would not write; with ``overwrite``, no other case."""
     expected = {file for target in targets for file in target.files()}
     for name in {*IMAGE_FOLDERS, *filter(None, IMAGE_FOLDERS.values())}:
         for file in sorted((folder / name).glob(f"*{ENDING}")):
@@ -144,7 +144,7 @@ def _write_case(target: Target, release: Release, scratch: Path) -> bool:
     grid = case.images[0].geometry()
     for volume in case.images[1:]:
         if not volume.geometry().aligned(grid):
-            raise InputError(f"{volume.file} lies on another grid than {case.images[0].file}")
+            raise InputError(f"{volume.file} has another grid than {case.images[0].file}")
     aligned = True
     if case.label and target.label:
         image, aligned = label_image(case.label, release.label_values, grid)

@@ -22,7 +22,7 @@ class Heart:
     cavity: float
     wall: float
     septum: float
-    """Wall thickness beside the right ventricle, relative to the free wall."""
+    """Wall thickness next to the right ventricle, relative to the free wall."""
     roundness: float
     taper: float
     """Share of its width that the left ventricle loses towards the apex."""
@@ -92,7 +92,7 @@ def draw_organs(rng: np.random.Generator, heart: Heart) -> list[Organ]:
 
 
 def _polar(grid: np.ndarray, center: np.ndarray, angle: float, roundness: float = 1.0) -> tuple:
-    """Radius and angle around ``center``: angle 0 lies along ``angle``; the radius is stretched across it."""
+    """Radius and angle around ``center``: angle 0 points along ``angle``; the radius is stretched across it."""
     y, x = grid - center[:, None, None]
     along = x * np.cos(angle) + y * np.sin(angle)
     across = y * np.cos(angle) - x * np.sin(angle)

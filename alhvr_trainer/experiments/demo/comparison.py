@@ -1,4 +1,4 @@
-"""What the demo's two results say of each other, and what not."""
+"""How the demo's two results compare, and what that shows."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ OVERLAPS = ("Dice", "Jaccard")
 
 
 def same_cases(scores: Scores) -> dict[str, dict[str, Any]]:
-    """The results with a distance only where all methods have one: else the means would be of different scans."""
+    """The results, with distances only where all methods have one; else the means would be over different scans."""
 
     def value(trainer: str, case: str, name: str, key: str) -> Any:
         of_all = {each: result["cases"][case][name][key] for each, result in scores.items()}

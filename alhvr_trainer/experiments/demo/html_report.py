@@ -99,7 +99,7 @@ def text_table(scores: Scores) -> str:
 
 
 def encoded(figure: figures.Figure) -> str:
-    """The figure as base64 text of a PNG, which needs no file of its own."""
+    """The figure as base64 text of a PNG, which needs no separate file."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=90)
     figures.plt.close(figure)

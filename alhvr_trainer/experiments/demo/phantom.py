@@ -3,7 +3,7 @@
 Each phantom is a short stack of thick slices with the three structures of cardiac MRI: the right ventricle
 (RV, a crescent), the myocardium (MYO, a ring) and the cavity of the left ventricle (LV). Anatomy, pose,
 contrast, sharpness, noise and the coil's brightness vary from scan to scan, and other organs of similar
-brightness lie around the heart. Everything is drawn from formulas: no patient's data went into it.
+brightness surround the heart. Everything is drawn from formulas: it contains no patient data.
 
 The same seed gives the same voxels on every run.
 """

@@ -1,4 +1,4 @@
-"""The regions of ALHVR on unlabeled scans, computed anew from a checkpoint."""
+"""The regions of ALHVR on unlabeled scans, computed from a checkpoint."""
 
 from __future__ import annotations
 

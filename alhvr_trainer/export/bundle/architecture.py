@@ -50,7 +50,7 @@ def bundle_network(model: TrainedModel, members: Sequence[Member]) -> BundleNetw
     code, has given the same output as nnU-Net's network for a small random patch, bit by bit.
 
     Raises:
-        InputError: the plans hold what must not stand in a config, or the network is not the same as nnU-Net's.
+        InputError: the plans hold values that a config must not contain, or the network differs from nnU-Net's.
     """
     reference = nnunet_network(model).eval()
     definition, network = _native_network(model, type(reference))
@@ -77,7 +77,7 @@ def network_config(model: TrainedModel, kind: type[nn.Module], native: bool = Tr
         native: build it with the bundle's own code, else with ``kind`` from the library that it comes from.
 
     Raises:
-        InputError: a value of the plans is none that a config may hold: MONAI evaluates expressions in configs.
+        InputError: a config must not contain a value of the plans, because MONAI evaluates expressions in configs.
 
     Example:
         >>> network_config(model, PlainConvUNet)    # doctest: +SKIP
@@ -186,7 +186,7 @@ def _small_patch(model: TrainedModel) -> torch.Tensor:
     arguments = model.configuration_manager.network_arch_init_kwargs
     strides, dimensions = arguments["strides"], len(model.configuration_manager.patch_size)
     stages = [strides] * arguments["n_stages"] if isinstance(strides, int) else strides
-    # a single number stands for all axes
+    # a single number applies to all axes
     size = np.prod([np.broadcast_to(stride, dimensions) for stride in stages], axis=0)
     shape = [int(axis) for axis in size]
     shape[0] *= 2
@@ -236,5 +236,5 @@ def _harmless(key: str, value: Any) -> Any:
         inside = [_harmless(key, entry) for entry in value]
     plain = isinstance(value, (dict, list, tuple, bool, int, float)) or value is None
     if not HARMLESS_KEY.fullmatch(key) or not (plain or (isinstance(value, str) and HARMLESS_TEXT.fullmatch(value))):
-        raise InputError(f"{shown(key)}: {shown(value)} in the plans' architecture must not stand in a bundle's config")
+        raise InputError(f"{shown(key)}: {shown(value)} in the plans' architecture is not allowed in a bundle's config")
     return inside

@@ -35,13 +35,13 @@ def write_card(
     measured: Measured,
     why_not_native: str | None = None,
 ) -> None:
-    """Fill in ``docs/README.md``, and write what belongs beside it: plots, and ``data_license.txt`` if terms are known.
+    """Fill in ``docs/README.md``, and write the plots, and ``data_license.txt`` if terms are known.
 
     Args:
         docs: the bundle's folder ``docs`` with the template.
         model: whose folder is exported.
         members: its exported networks.
-        details: what the one who exports says.
+        details: given by the exporting user.
         metadata: content of the bundle's metadata.json, which the card repeats.
         measured: results to show.
         why_not_native: why the bundle lacks configs/inference_native.json; None if it has it.

@@ -1,4 +1,4 @@
-"""What the one who exports says about a bundle, checked, and the history of its versions."""
+"""What the exporting user states about a bundle, checked, and the history of its versions."""
 
 from __future__ import annotations
 

@@ -89,10 +89,10 @@ def export(
 
 
 def _previous_metadata(target: Path) -> dict[str, Any]:
-    """Metadata of the bundle of ours that lies there; empty if the folder is new or empty.
+    """Metadata of an earlier bundle of ours in the folder; empty if the folder is new or empty.
 
     Raises:
-        InputError: something else lies there.
+        InputError: the folder contains something else.
     """
     if target.is_dir() and any(target.iterdir()):
         try:
@@ -118,7 +118,7 @@ def _refuse_cascade(model: TrainedModel) -> None:
 
 def _write_bundle(folder: Path, export: Export) -> None:
     shutil.copytree(bundle_folder(), folder, ignore=shutil.ignore_patterns("__pycache__", ".*"))
-    (folder / "__init__.py").unlink()  # of this package; a bundle is none
+    (folder / "__init__.py").unlink()  # belongs to this package, not to bundles
     (folder / "models").mkdir()
     torch.save(export.network.weights, folder / "models" / "model.pt")
     _write_json(folder / "plans.json", export.model.plans)
@@ -174,7 +174,7 @@ def _fill_native(config_file: Path, export: Export) -> None:
 
 
 def _put_in_place(part: Path, target: Path, previous: Path) -> None:
-    """Swap the complete bundle in; what the user added beside our own entries goes over into the new one."""
+    """Put the complete bundle in place; files that the user added to the old one are moved into it."""
     if target.is_dir():
         os.replace(target, previous)
     os.replace(part, target)
@@ -198,7 +198,7 @@ def _summary(target: Path, export: Export) -> str:
 
 
 def _said(export: Export) -> str:
-    """What its metadata state as measured, and what only the one who exports could add."""
+    """What its metadata report as measured, and what only the exporting user could add."""
     stated = {"author": export.details.author, "license": data_license(export.model, export.details)}
     unsaid = [option for option, text in stated.items() if not text]
     means = ", ".join(f"{key} {value}" for key, value in export.measured.metrics.items() if key.startswith("mean_"))

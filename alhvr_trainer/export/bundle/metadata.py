@@ -31,7 +31,7 @@ def fill_metadata(
         template: content of the shipped ``metadata.json``: the schema, and what is the same in every bundle.
         model: whose folder is exported.
         members: its exported networks.
-        details: what the one who exports says.
+        details: given by the exporting user.
         changelog: version -> entry, with that of ``details.version``.
         metrics: what was measured; empty if nothing was.
 
@@ -73,12 +73,12 @@ def fill_metadata(
 
 
 def data_license(model: TrainedModel, details: Details) -> str:
-    """Terms of the data and so of the weights: as said, else as in dataset.json, else empty."""
+    """Terms of the data and thus of the weights: as given, else as in dataset.json, else empty."""
     return details.license or _text(model, "licence", "license")
 
 
 def data_source(model: TrainedModel, details: Details) -> str:
-    """Where the training data are from: as said, else as in dataset.json, else the data set's name."""
+    """Where the training data come from: as given, else as in dataset.json, else the dataset's name."""
     return details.data_source or _text(model, "reference") or model.dataset
 
 
