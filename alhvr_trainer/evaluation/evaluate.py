@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from alhvr_trainer.bundle.scripts.label_files import common_unit, read_pair
-from alhvr_trainer.bundle.scripts.label_maps import Labels, labels_of, listed
+from alhvr_trainer.bundle.scripts.label_files import Labels, common_unit, labels_of, listed, read_pair
 from alhvr_trainer.bundle.scripts.metrics import case_metrics, metrics_files, summarize, table, write_metrics
 from alhvr_trainer.bundle.scripts.overwriting import inside_raw_dataset, overwritten_input
 from alhvr_trainer.config.dataset_json import LabelsAndEnding

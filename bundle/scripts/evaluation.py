@@ -9,8 +9,7 @@ from typing import Any
 
 from .cases import ENDINGS, without_ending
 from .input_error import InputError
-from .label_files import common_unit, read_pair
-from .label_maps import Labels, labels_of, listed
+from .label_files import Labels, common_unit, labels_of, listed, read_pair
 from .metrics import case_metrics, summarize, table, write_metrics
 
 

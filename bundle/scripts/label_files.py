@@ -1,10 +1,10 @@
-"""Label maps as nnU-Net reads them: with the reader that it chooses for the dataset, in the spacing that it takes."""
+"""Labels of a dataset, and its label maps as nnU-Net reads them: with its choice of reader and of spacing."""
 
 from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,12 +13,46 @@ import nibabel
 import numpy as np
 
 from .input_error import InputError
-from .label_maps import Labels, unknown_values
 from .nifti import check_complete
 
 _NIFTI = (".nii", ".nii.gz")
 _GZIP = b"\x1f\x8b"
 _TOLERANCE = 1e-3  # mm, and entries of the direction matrix: NIfTI stores geometry in single precision
+
+
+@dataclass(frozen=True)
+class Labels:
+    """What ``dataset.json`` says of the labels."""
+
+    classes: dict[str, tuple[int, ...]]
+    """Name -> values, without the background; several values make a region, and regions may overlap."""
+    ignore: int | None
+    """Marks unannotated voxels of references."""
+
+    @property
+    def values(self) -> set[int]:
+        """All values that a reference may have."""
+        ignored = set() if self.ignore is None else {self.ignore}
+        return {0, *ignored, *(value for values in self.classes.values() for value in values)}
+
+
+def labels_of(entries: Mapping[str, int | Sequence[int]]) -> Labels:
+    """``labels`` of a ``dataset.json``; there are no classes if it has the background alone.
+
+    Example:
+        >>> labels_of({"background": 0, "whole": [1, 2], "core": 2, "ignore": 3})
+        Labels(classes={'whole': (1, 2), 'core': (2,)}, ignore=3)
+    """
+    values = {name: (value,) if isinstance(value, int) else tuple(value) for name, value in entries.items()}
+    ignore = values.pop("ignore", None)
+    classes = {name: of_class for name, of_class in values.items() if of_class != (0,)}
+    return Labels(classes, None if ignore is None else ignore[0])
+
+
+def listed(names: Iterable[str], most: int = 10) -> str:
+    """Names as a message shows them, in order; of many only the first."""
+    names = sorted(names)
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 @dataclass(frozen=True)
@@ -78,9 +112,12 @@ def read_pair(
     for file in (prediction_file, reference_file):
         check_complete(file)
         maps.append(read_label_map(file, dataset_json))
-        problem = unknown_values(maps[-1].array, labels, file)
-        if problem:
-            raise InputError(problem)
+        unknown = set(np.unique(maps[-1].array).tolist()) - labels.values
+        if unknown:
+            raise InputError(
+                f"{file} has values that are not labels of dataset.json: {listed(f'{value:g}' for value in unknown)}; "
+                f"labels are {', '.join(map(str, sorted(labels.values)))}"
+            )
     problem = different_voxels(maps[0], maps[1], (prediction_file, reference_file))
     if problem:
         raise InputError(problem)
