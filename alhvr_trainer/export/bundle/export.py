@@ -21,12 +21,7 @@ from alhvr_trainer.export.bundle.details import Details, next_changelog
 from alhvr_trainer.export.bundle.metadata import EXPORTED_BY, data_license, fill_metadata
 from alhvr_trainer.export.bundle.native_config import NATIVE_CONFIG, native_config, why_not_native
 from alhvr_trainer.export.bundle.results import Measured, measured
-from alhvr_trainer.models import (
-    Member,
-    TrainedModel,
-    model_members,
-    model_named,
-)
+from alhvr_trainer.models import Member, TrainedModel, model_members, model_named
 from alhvr_trainer.resources import bundle_folder
 
 METADATA_FILE = Path("configs") / "metadata.json"
@@ -124,7 +119,12 @@ def _write_bundle(folder: Path, export: Export) -> None:
     _write_json(folder / "plans.json", export.model.plans)
     _write_json(folder / "dataset.json", export.model.dataset_json)
     _fill_config(folder / "configs" / "inference.json", export)
-    _fill_native(folder / "configs" / NATIVE_CONFIG, export)
+    native = folder / "configs" / NATIVE_CONFIG
+    if export.why_not_native is None:
+        _write_json(native, native_config(read_object(native), export.model))
+        _fill_config(native, export)
+    else:
+        native.unlink()
 
     template = read_object(folder / METADATA_FILE)
     metadata = fill_metadata(
@@ -165,14 +165,6 @@ def _reads_colors(model: TrainedModel) -> bool:
     return model.plans["image_reader_writer"] == "NaturalImage2DIO" and model.num_channels in (3, 4)
 
 
-def _fill_native(config_file: Path, export: Export) -> None:
-    if export.why_not_native is not None:
-        config_file.unlink()
-        return
-    _write_json(config_file, native_config(read_object(config_file), export.model))
-    _fill_config(config_file, export)
-
-
 def _put_in_place(part: Path, target: Path, previous: Path) -> None:
     """Put the complete bundle in place; files that the user added to the old one are moved into it."""
     if target.is_dir():
@@ -189,21 +181,16 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
 
 
 def _summary(target: Path, export: Export) -> str:
+    """What was written, what its metadata report as measured, and what only the exporting user could add."""
     size = (target / "models" / "model.pt").stat().st_size / 2**20
-    return (
-        f"wrote bundle {target} {export.details.version} ({'; '.join(map(str, export.members))}; "
-        f"{size:.1f} MiB of weights)\n"
-        f"{_said(export)}"
-    )
-
-
-def _said(export: Export) -> str:
-    """What its metadata report as measured, and what only the exporting user could add."""
+    members = "; ".join(map(str, export.members))
+    lines = [f"wrote bundle {target} {export.details.version} ({members}; {size:.1f} MiB of weights)"]
+    if export.why_not_native:
+        lines.append(f"no configs/{NATIVE_CONFIG}: {export.why_not_native}")
+    means = ", ".join(f"{key} {value}" for key, value in export.measured.metrics.items() if key.startswith("mean_"))
+    lines.append(f"measured: {means}" if means else f"no eval_metrics: {export.measured.missing}")
     stated = {"author": export.details.author, "license": data_license(export.model, export.details)}
     unsaid = [option for option, text in stated.items() if not text]
-    means = ", ".join(f"{key} {value}" for key, value in export.measured.metrics.items() if key.startswith("mean_"))
-    lines = [f"no configs/{NATIVE_CONFIG}: {export.why_not_native}"] if export.why_not_native else []
-    lines += [f"measured: {means}" if means else f"no eval_metrics: {export.measured.missing}"]
     if unsaid:
         lines.append(f"not stated: {', '.join(unsaid)} (see alhvr export_bundle --help)")
     return "\n".join(lines)
