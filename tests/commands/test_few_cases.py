@@ -104,6 +104,7 @@ def test_from_scans_to_a_bundle(labeled: int, name: str, planned_with, capsys: p
                      "-f", "0", "-i", str(dataset / "imagesTr")]) == 0  # fmt: skip
 
 
+@pytest.mark.any_nnunet
 def test_the_labeled_only_baseline_takes_the_same_split(planned_with):
     root = planned_with(3)
     assert split_of(make_trainer(root, SupervisedTrainer)) == split_of(make_trainer(root))

@@ -192,6 +192,7 @@ def test_plans_name_may_be_chosen(planned: Path) -> None:
 
 
 @pytest.mark.real_data
+@pytest.mark.any_nnunet
 def test_ready_plans_fit_acdc(real_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data_builders.set_environment(monkeypatch, tmp_path)
     source, raw = real_data / "acdc" / "Dataset027_ACDC", tmp_path / "raw" / "Dataset027_ACDC"

@@ -12,7 +12,7 @@ from data_builders import set_environment
 
 from alhvr_trainer.planning.plan_and_preprocess import plan_and_preprocess
 
-pytestmark = pytest.mark.real_data
+pytestmark = [pytest.mark.real_data, pytest.mark.any_nnunet]
 
 
 def test_hippocampus_learns_from_the_first_steps(real_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
