@@ -390,7 +390,7 @@ def test_blocks_of_plans(results: Path, changes: dict[str, Any]):
     [
         (
             {"n_conv_per_stage_decoder": "$__import__('os').getpid()"},
-            r"'n_conv_per_stage_decoder': .* must not stand",
+            r"'n_conv_per_stage_decoder': .* is not allowed",
         ),
         (
             {"n_conv_per_stage_decoder": ["@bundle_root", 1]},
