@@ -71,7 +71,7 @@ def run(work: Path, configuration: str, patch_size: list[int], mode: str, steps:
             torch.cuda.reset_peak_memory_stats()
         batch = next(loader)
         start = time.perf_counter()
-        losses.append(trainer.train_step(batch))
+        losses.append(trainer.train_step(batch)["record"].values)
         seconds.append(time.perf_counter() - start)
     skipped = trainer.grad_scaler is not None and trainer.grad_scaler.get_scale() < 2.0**16
     return {

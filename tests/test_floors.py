@@ -8,8 +8,8 @@ from pathlib import Path
 PACKAGE = Path(__file__).resolve().parents[1] / "alhvr_trainer"
 FLOORS = (
     ("losses", "bundle"),
-    ("errors", "compatibility", "resources", "devices"),
-    ("config",),
+    ("errors", "compatibility", "resources", "devices", "cluster"),
+    ("config", "augmentation"),
     ("data",),
     ("planning", "trainers"),
     ("models",),
@@ -39,7 +39,7 @@ def test_a_module_imports_from_its_own_floor_or_below():
 
 
 def test_parts_of_one_floor_do_not_import_each_other():
-    for part in ("losses", "planning", "trainers", "evaluation", "export", "config", "data"):
+    for part in ("losses", "planning", "trainers", "evaluation", "export", "config", "augmentation", "data"):
         floor = next(floor for floor in FLOORS if part in floor)
         for module in (PACKAGE / part).rglob("*.py"):
             assert not imported_parts(module) & (set(floor) - {part}), module

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +18,8 @@ from alhvr_trainer.errors import InputError, one_line
 
 if TYPE_CHECKING:
     from alhvr_trainer.models import TrainedModel
+
+PARTS_PER_WORKER = 4
 
 
 def predict(
@@ -38,6 +42,7 @@ def predict(
     continue_prediction: bool = False,
     num_processes: int = 3,
     verify: bool = True,
+    scheduler: str | None = None,
 ) -> Path:
     """Segment images with a trained model, voxel for voxel as ``nnUNetv2_predict`` does, after checking all of them.
 
@@ -62,6 +67,8 @@ def predict(
         continue_prediction: leave out cases that are segmented already.
         num_processes: worker processes for preprocessing, and as many for writing.
         verify: read every image first, so that a damaged one is named before anything is computed.
+        scheduler: address of a Dask cluster, whose workers share the cases: docs/cluster.md. They must see the folders
+            under the same paths.
 
     Returns:
         The output folder.
@@ -79,7 +86,8 @@ def predict(
         raise InputError(f"num_processes is {num_processes}; it must be at least 1")
     source, target = Path(input), Path(output)
     check_folder(target)
-    check_device(device)
+    if scheduler is None:
+        check_device(device)
     from alhvr_trainer.models import model_named
 
     model = model_named(dataset, configuration, fold, plans, trainer, weights_file, model_folder)
@@ -90,7 +98,12 @@ def predict(
     problem = problem or inside_raw_dataset(target)
     if problem:
         raise InputError(problem)
-    predictor = _predictor(model, network, device, step_size, mirroring)
+    how = Predicting(model, network, device, step_size, mirroring)
+    if scheduler is not None:
+        return _predict_on_cluster(
+            scheduler, how, cases, target, save_probabilities, continue_prediction, previous_stage
+        )
+    predictor = how.predictor()
     if verify:
         _verify(cases, model)
     target.mkdir(parents=True, exist_ok=True)
@@ -157,31 +170,91 @@ def _written(target: Path, cases: Cases, model: TrainedModel) -> list[Path]:
     return [*segmentations, *(target / f"{name}.json" for name in ("dataset", "plans", "predict_from_raw_data_args"))]
 
 
-def _predictor(model: TrainedModel, network: str, device: str, step_size: float, mirroring: bool) -> Any:
-    """nnU-Net's predictor with the model's weights; the checkpoints were read before without running code in them."""
-    import torch
-    from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+@dataclass(frozen=True)
+class Predicting:
+    """How a model predicts."""
 
-    from alhvr_trainer.commands.link import let_nnunet_find_us
-    from alhvr_trainer.config.methods import method_of
-    from alhvr_trainer.models import model_members
-    from alhvr_trainer.trainers.checkpoints import read_checkpoint
+    model: TrainedModel
+    network: str
+    device: str
+    step_size: float
+    mirroring: bool
 
-    if method_of(model.trainer):
-        let_nnunet_find_us()
-    for number in model.folds:
-        read_checkpoint(model.checkpoint_path(number))
-    members = model_members(model, network) if network != "a" else []
-    if device == "cuda":
-        torch.set_num_threads(1)  # as nnUNetv2_predict does
-    predictor = nnUNetPredictor(tile_step_size=step_size, use_mirroring=mirroring, device=torch.device(device))
-    try:
-        predictor.initialize_from_trained_model_folder(str(model.folder), model.folds, model.weights_file)
-    except (RuntimeError, KeyError) as error:  # nnU-Net does not know the trainer, or the weights are of other plans
-        raise InputError(f"nnU-Net cannot load {model.folder}: {one_line(error)}") from error
-    if members:
-        predictor.list_of_parameters = [member.weights for member in members]
-    return predictor
+    def predictor(self) -> Any:
+        """nnU-Net's, with the model's weights; the checkpoints were read before without running code in them."""
+        import torch
+        from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+
+        from alhvr_trainer.commands.link import let_nnunet_find_us
+        from alhvr_trainer.config.methods import method_of
+        from alhvr_trainer.models import model_members
+        from alhvr_trainer.trainers.checkpoints import read_checkpoint
+
+        model = self.model
+        if method_of(model.trainer):
+            let_nnunet_find_us()
+        for number in model.folds:
+            read_checkpoint(model.checkpoint_path(number))
+        members = model_members(model, self.network) if self.network != "a" else []
+        if self.device == "cuda":
+            torch.set_num_threads(1)  # as nnUNetv2_predict does
+        device = torch.device(self.device)
+        predictor = nnUNetPredictor(tile_step_size=self.step_size, use_mirroring=self.mirroring, device=device)
+        try:
+            predictor.initialize_from_trained_model_folder(str(model.folder), model.folds, model.weights_file)
+        except (
+            RuntimeError,
+            KeyError,
+        ) as error:  # nnU-Net does not know the trainer, or the weights are of other plans
+            raise InputError(f"nnU-Net cannot load {model.folder}: {one_line(error)}") from error
+        if members:
+            predictor.list_of_parameters = [member.weights for member in members]
+        return predictor
+
+
+def _predict_on_cluster(address: str, how: Predicting, cases: Cases, target: Path, *options: Any) -> Path:
+    """A few parts for each worker, so that the quick ones take more; a part whose worker dies is done again."""
+    from alhvr_trainer.cluster import scheduler, workers
+    from alhvr_trainer.data.workers import run_on_cases
+
+    target.mkdir(parents=True, exist_ok=True)
+    # workers have other working directories
+    images = [(case, [os.path.abspath(file) for file in files]) for case, files in cases.items()]
+    with scheduler(address):
+        parts = min(len(cases), PARTS_PER_WORKER * workers())
+        arguments = {
+            f"part {part}": (how, dict(images[part::parts]), target.absolute(), *options) for part in range(parts)
+        }
+        run_on_cases(predict_part, arguments, parts, "Segment cases")
+    return target
+
+
+def predict_part(
+    how: Predicting,
+    cases: Cases,
+    target: Path,
+    save_probabilities: bool,
+    continue_prediction: bool,
+    previous_stage: str | Path | None,
+) -> None:
+    """Some cases, in this process alone: a worker of Dask may have no processes of its own.
+
+    Args:
+        how: the model predicts.
+        cases: their images.
+        target, save_probabilities, continue_prediction, previous_stage: see :func:`predict`.
+    """
+    from alhvr_trainer.devices import check_device
+
+    check_device(how.device)
+    _verify(cases, how.model)
+    how.predictor().predict_from_files_sequential(
+        list(cases.values()),
+        [str(target / case) for case in cases],
+        save_probabilities=save_probabilities,
+        overwrite=not continue_prediction,
+        folder_with_segs_from_prev_stage=None if previous_stage is None else str(previous_stage),
+    )
 
 
 def _verify(cases: Cases, model: TrainedModel) -> None:

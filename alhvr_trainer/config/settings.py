@@ -33,6 +33,12 @@ class Settings(BaseModel):
     """Share of all training iterations over which the weight ramps up."""
     unlabeled_foreground: Share = 0.0
     """Share of the unlabeled patches laid around foreground that the network predicted, nine times in all."""
+    augmentation: Literal["stock", "device"] = "stock"
+    """Who augments: "stock", nnU-Net's worker processes, or "device", the training's device, batch by batch."""
+    cache: Literal["device", "host", "disk"] | None = None
+    """With augmentation on the device, where cases stay once they were read; default: where they fit."""
+    cuda_graph: bool = False
+    """Run each training step as one CUDA graph."""
     mixed_precision: Literal["float16", "bfloat16"] = "float16"
     """Type of autocast on CUDA: "float16", as in nnU-Net, or "bfloat16", which needs no scaling of the loss."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] | None = None

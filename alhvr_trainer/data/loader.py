@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
+from batchgenerators.dataloading.single_threaded_augmenter import SingleThreadedAugmenter
 from batchgeneratorsv2.transforms.base.basic_transform import SegOnlyTransform
 from batchgeneratorsv2.transforms.utils.seg_to_regions import ConvertSegmentationToRegionsTransform
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetBaseDataset
 from nnunetv2.training.nnUNetTrainer import nnUNetTrainer as trainer_module
 from torch import Tensor
 
+from alhvr_trainer.augmentation.label_steps import regions_step
+from alhvr_trainer.augmentation.patches import Patches, Step
 from alhvr_trainer.compatibility import replaced
 from alhvr_trainer.data.batches import Draws, InOrder, NumberedLoader
 from alhvr_trainer.data.foreground import PredictedForeground
@@ -71,6 +75,7 @@ class LabeledAndUnlabeled:
         self.foreground = foreground
         self.identifiers = [*labeled.identifiers, *unlabeled.identifiers]
         self.draws: Draws = labeled.draws  # type: ignore[attr-defined]
+        self.on_device = getattr(labeled, "on_device", None)
         self.batch = self.draws.first
         self._unlabeled_cases = set(unlabeled.identifiers)
 
@@ -88,7 +93,7 @@ class LabeledAndUnlabeled:
         return data, SegmentationChannels(parts), None, properties
 
 
-class _RegionsAndInside(SegOnlyTransform):
+class RegionsAndInside(SegOnlyTransform):
     """nnU-Net's conversion of labels to regions drops all other channels: this keeps the last one, "inside"."""
 
     def __init__(self, conversion: ConvertSegmentationToRegionsTransform) -> None:
@@ -97,6 +102,17 @@ class _RegionsAndInside(SegOnlyTransform):
 
     def _apply_to_segmentation(self, segmentation: Tensor, **params: Any) -> Tensor:
         return torch.cat((self.conversion._apply_to_segmentation(segmentation, **params), segmentation[-1:] > 0))
+
+    def batched(self) -> Step:
+        """The same on a batch, for augmentation on the training's device."""
+        convert = regions_step(self.conversion)
+
+        def step(patches: Patches, generator: torch.Generator) -> Patches:
+            inside = patches.segmentation[:, -1:] > 0
+            regions = convert(patches, generator).segmentation
+            return replace(patches, segmentation=torch.cat((regions, inside), dim=1))
+
+        return step
 
 
 class SemiSupervisedDataLoader(NumberedLoader):
@@ -110,13 +126,13 @@ class SemiSupervisedDataLoader(NumberedLoader):
     has_ignore: bool
     annotated_classes_key: tuple[int, ...]
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        if self.transforms is not None:
-            self.transforms.transforms = [
-                _RegionsAndInside(step) if isinstance(step, ConvertSegmentationToRegionsTransform) else step
-                for step in self.transforms.transforms
+    def __init__(self, *args: Any, transforms: Any = None, **kwargs: Any) -> None:
+        if transforms is not None:
+            transforms.transforms = [
+                RegionsAndInside(step) if isinstance(step, ConvertSegmentationToRegionsTransform) else step
+                for step in transforms.transforms
             ]
+        super().__init__(*args, transforms=transforms, **kwargs)
 
     def get_indices(self) -> list[str]:
         self._data.batch = self.number
@@ -135,10 +151,19 @@ class SemiSupervisedDataLoader(NumberedLoader):
 
 
 def _loader_for(data: Any, *args: Any, **kwargs: Any) -> NumberedLoader:
+    how = getattr(data, "on_device", None)
+    if how is not None:
+        return how.loader(data, *args, **kwargs)
     kind = SemiSupervisedDataLoader if isinstance(data, LabeledAndUnlabeled) else NumberedLoader
     return kind(data, *args, **kwargs)
 
 
+def _pool_for(data_loader: NumberedLoader, **kwargs: Any) -> Any:
+    if getattr(data_loader._data, "on_device", None) is not None:
+        return SingleThreadedAugmenter(data_loader, None)
+    return InOrder(data_loader, **kwargs)
+
+
 def loaders_in_order() -> AbstractContextManager[None]:
     """While the context is open, nnU-Net's ``get_dataloaders`` builds our loaders and our pool of workers."""
-    return replaced(trainer_module, nnUNetDataLoader=_loader_for, NonDetMultiThreadedAugmenter=InOrder)
+    return replaced(trainer_module, nnUNetDataLoader=_loader_for, NonDetMultiThreadedAugmenter=_pool_for)

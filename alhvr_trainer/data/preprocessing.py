@@ -212,8 +212,7 @@ def _preprocess_case(
     # before reading: a file that changes meanwhile is then noticed
     settings = _settings(plans_manager, configuration_manager)
     preprocessor.record = {"settings": settings, "files": source_stamps(files)}
-    target = os.path.join(partial_folder, case)
-    os.makedirs(target)
+    target = tempfile.mkdtemp(prefix=f"{case}.", dir=partial_folder)  # a killed worker may have left one
     preprocessor.run_case_save(
         os.path.join(target, case), files, None, plans_manager, configuration_manager, dataset_json
     )

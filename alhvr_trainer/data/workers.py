@@ -7,12 +7,13 @@ import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, TypeVar
 
 from nnunetv2.configuration import default_num_processes
 from tqdm import tqdm
 
+from alhvr_trainer.cluster import cluster_executor
 from alhvr_trainer.data.dataset import Cases
 
 Result = TypeVar("Result")
@@ -42,33 +43,35 @@ def run_on_cases(
     """``function(*arguments[case])`` for every case.
 
     With ``num_processes`` 0 or 1, or one case, it runs in this process: a new process takes seconds to import
-    nnU-Net.
+    nnU-Net. Inside :func:`alhvr_trainer.cluster.scheduler` it runs on the cluster's workers.
 
     Raises:
         Whatever ``function`` raises first; the cases that have not begun are dropped.
         RuntimeError: a process died (killed, or out of memory).
     """
-    processes = min(num_processes, len(arguments))
+    cluster = cluster_executor()
+    processes = len(arguments) if cluster else min(num_processes, len(arguments))
     with tqdm(total=len(arguments), desc=description, disable=not show_progress or not arguments) as progress:
-        if processes <= 1:
+        if processes <= 1 and not cluster:
             results = {}
             for case, values in arguments.items():
                 results[case] = function(*values)
                 progress.update()
             return results
-        with _executor(processes) as executor:
+        with nullcontext(cluster) if cluster else _executor(processes) as executor:
             futures = {case: executor.submit(function, *values) for case, values in arguments.items()}
             for future in futures.values():
                 future.add_done_callback(lambda done: progress.update(0 if done.cancelled() else 1))
-            return _results(futures, executor)
+            return _results(futures)
 
 
-def _results(futures: dict[str, Future[Result]], executor: ProcessPoolExecutor) -> dict[str, Result]:
+def _results(futures: dict[str, Future[Result]]) -> dict[str, Result]:
     done, _ = wait(futures.values(), return_when=FIRST_EXCEPTION)
     for future in done:
         error = future.exception()
         if error is not None:
-            executor.shutdown(wait=True, cancel_futures=True)
+            for future in futures.values():
+                future.cancel()
             raise error
     return {case: future.result() for case, future in futures.items()}
 

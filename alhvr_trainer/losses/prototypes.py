@@ -38,7 +38,7 @@ def class_prototypes(
         weights = upsample_transposed(members, tuple(features.shape[2:])) / (
             counts.view(*counts.shape, *[1] * (features.ndim - 2)) + _EPS_VOXELS
         )
-        samples = len(features) if group is None else total(features.new_tensor(len(features)), group)
+        samples = total(torch.full((), len(features), dtype=features.dtype, device=features.device), group)
     return total(torch.einsum("ucv,ukv->ck", weights.flatten(2), features.flatten(2)), group) / samples
 
 

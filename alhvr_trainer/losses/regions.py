@@ -9,6 +9,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from .host import host_may_look
 from .sums import Group, gathered
 
 Region = Literal["omega1", "omega2", "omega3"]
@@ -54,12 +55,25 @@ def confidence_threshold(
     Returns:
         Scalar tensor; never above the largest of the K values, so that equal confidences leave none below it.
     """
+    if valid is not None and group is None and not host_may_look(confidence):
+        return _threshold_on_device(confidence, proportion, valid)
     values = gathered(confidence.flatten() if valid is None else confidence[valid], group)
     count = max(1, math.floor(proportion * values.numel()))
     if values.numel() == 0:
         return confidence.new_zeros(())
     smallest = torch.topk(values, count, largest=False, sorted=False).values
     return torch.minimum(smallest.mean(), smallest.max())
+
+
+def _threshold_on_device(confidence: Tensor, proportion: float, valid: Tensor) -> Tensor:
+    """The same by sorting: how many values count, and so K, is known on the device alone."""
+    values = torch.where(valid, confidence, torch.inf).flatten().sort().values
+    inside = valid.sum()
+    count = (proportion * inside.double()).floor().long().clamp_min(1)
+    counted = torch.arange(len(values), device=values.device) < count
+    mean = torch.where(counted, values, 0.0).sum() / count
+    threshold = torch.minimum(mean, values.gather(0, (count - 1).unsqueeze(0)).squeeze(0))
+    return torch.where(inside > 0, threshold, 0.0)
 
 
 @torch.no_grad()

@@ -50,7 +50,7 @@ def entropy_threshold(progress: float, classes: int) -> float:
     return (0.75 + 0.25 * math.exp(-5.0 * (1.0 - progress) ** 2)) * math.log(classes)
 
 
-def certain_voxels(entropy: Tensor, threshold: float, valid: Tensor | None = None) -> Tensor:
+def certain_voxels(entropy: Tensor, threshold: float | Tensor, valid: Tensor | None = None) -> Tensor:
     """``I(u < H)`` inside the image, (U, *S) bool.
 
     Args:

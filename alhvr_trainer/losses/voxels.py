@@ -30,7 +30,9 @@ def count_classes(labels: Tensor, classes: int, valid: Tensor | None = None) -> 
 
     Not ``bincount``, for which a GPU would have to tell the CPU the largest label first.
     """
-    return torch.stack([(labels == c if valid is None else (labels == c) & valid).sum() for c in range(classes)])
+    numbers = torch.arange(classes, device=labels.device, dtype=labels.dtype)
+    found = labels.flatten() == numbers[:, None]
+    return (found if valid is None else found & valid.flatten()).sum(dim=1)
 
 
 def valid_voxels(mask: Tensor, valid: Tensor | None, group: Group = None) -> Tensor | int:
@@ -43,7 +45,7 @@ def valid_voxels(mask: Tensor, valid: Tensor | None, group: Group = None) -> Ten
     if valid is None and group is None:
         return mask.numel()
     if valid is None:
-        here = mask.new_tensor(mask.numel(), dtype=torch.long)
+        here = torch.full((), mask.numel(), device=mask.device)
     else:
         here = valid.sum() * (mask.numel() // valid.numel())
     return total(here, group).clamp_min(1)

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from alhvr_trainer.cluster import scheduler as on_cluster
 from alhvr_trainer.config.files import check_whole_number, is_name, is_positive
 from alhvr_trainer.config.lookup import NOT_PLANS
 from alhvr_trainer.config.names import PLANNER_NAME
@@ -37,6 +38,7 @@ def plan_and_preprocess(
     verify_dataset_integrity: bool = True,
     clean: bool = False,
     no_pp: bool = False,
+    scheduler: str | None = None,
 ) -> str:
     """nnU-Net's planning and preprocessing with ALHVRPlanner, for labeled and unlabeled cases.
 
@@ -55,6 +57,7 @@ def plan_and_preprocess(
         verify_dataset_integrity: check images and labels of the labeled cases first.
         clean: extract the fingerprint again even if there is one; needed when labeled images have changed.
         no_pp: plan only, no preprocessing.
+        scheduler: address of a Dask cluster, whose workers take the unlabeled cases: docs/cluster.md.
 
     Returns:
         Path of the plans file.
@@ -84,10 +87,11 @@ def plan_and_preprocess(
     _announce_unlabeled(found)
     if verify_dataset_integrity:
         _verify_labeled(found, processes)
-    _extract_fingerprint(found, processes, clean)
-    _plan(found, planner_class, template, wanted, plans_name, gpu_memory_target)
-    if not no_pp:
-        _preprocess(found, file, wanted, processes)
+    with on_cluster(scheduler):
+        _extract_fingerprint(found, processes, clean)
+        _plan(found, planner_class, template, wanted, plans_name, gpu_memory_target)
+        if not no_pp:
+            _preprocess(found, file, wanted, processes)
     _point_out_misplaced_labels(found)
     return file
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
+import torch
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -146,6 +147,9 @@ class ALHVRTrainer(SemiSupervisedTrainer):
         gamma, unsure = self.monitor.history["gamma"][-1], self.monitor.history["share_omega3"][-1]
         split = self.monitor.history["share_omega2a"][-1] + self.monitor.history["share_omega2b"][-1]
         return [f"gamma {gamma:.3f}", f"of the voxels both unsure {unsure:.1%}", f"one {split:.1%}"]
+
+    def generators(self) -> list[torch.Generator]:
+        return [perturb.generator for perturb in self.perturbations.values()]
 
     def rank_state(self) -> dict[str, Any]:
         return {"perturbation": [perturb.state_dict() for perturb in self.perturbations.values()]}

@@ -20,6 +20,7 @@ from alhvr_trainer.config.plans import check_plans
 from alhvr_trainer.config.settings import Settings, set_training_length, settings_from_plans, split_batch
 from alhvr_trainer.data.batches import Draws, forced_foreground
 from alhvr_trainer.data.dataset import Dataset, named_dataset
+from alhvr_trainer.data.device_loader import OnDevice
 from alhvr_trainer.data.loader import loaders_in_order
 from alhvr_trainer.data.splits import NO_VALIDATION, write_split_for_few_cases
 from alhvr_trainer.data.stream import labeled_fold
@@ -173,6 +174,9 @@ class BaseTrainer(nnUNetTrainer):
             self.print_to_log_file(f"ALHVR: WARNING: {warning}")
         aimed = [self.settings.unlabeled_foreground] * self.unlabeled_batch_size
         forced = (*self._forced(self.samples_per_step()[0]), *aimed)
+        if self.settings.augmentation == "device":
+            processes = int(os.environ.get("LOCAL_WORLD_SIZE", get_world_size()))
+            training.on_device = OnDevice(self.device, self.settings.cache, processes, self.print_to_log_file)
         training.draws = Draws((self.seed, get_rank(), 0), self.current_epoch * self.num_iterations_per_epoch, forced)
         # validate on the whole batch size of the plans, as nnU-Net does, however few samples are labeled in training
         forced = self._forced(sum(self._split_batch()))

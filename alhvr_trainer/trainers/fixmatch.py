@@ -105,6 +105,7 @@ class FixMatchTrainer(SemiSupervisedTrainer):
 
     def after_step(self) -> None:
         average, network = unwrapped(self.partners["average"]), unwrapped(self.network)
-        move_average(average, network, average_decay(self.step, self.settings.ema_decay))
+        decay = self.number("decay", lambda: average_decay(self.step, self.settings.ema_decay))
+        move_average(average, network, decay)
         for mine, its in zip(average.buffers(), network.buffers(), strict=True):
             mine.copy_(its)  # batch norm's statistics: the average sees no sample in training

@@ -82,8 +82,8 @@ def class_keys(numbers: Sequence[int]) -> tuple[str, ...]:
 
 
 def label_voxels(
-    labels: Tensor, inside: int, classes: int, regions: bool, ignore_label: int | None
-) -> tuple[Tensor, Tensor | int]:
+    labels: Tensor, inside: Tensor, classes: int, regions: bool, ignore_label: int | None
+) -> tuple[Tensor, Tensor]:
     """Number of voxels of each foreground class in the labels, and number of annotated voxels.
 
     Args:
@@ -113,8 +113,8 @@ def step_values(
     samples: Samples,
     label_manager: Any,
     group: Group = None,
-) -> dict[str, float]:
-    """The history's values of one training step, all but the weight, brought to the CPU in one transfer.
+) -> dict[str, Tensor]:
+    """The history's values of one training step, all but the weight, on the device.
 
     They also hold sums of logits, which reveal a NaN or Inf even where the loss stays finite.
 
@@ -127,7 +127,7 @@ def step_values(
         label_manager: nnU-Net's, of the dataset.
         group: the ranks that the batch is spread over; losses, terms and counts are shares, whose sum is wanted.
     """
-    device, number = samples.data.device, samples.data.dtype  # float32, whatever type autocast gave the rest
+    number = samples.data.dtype  # float32, whatever type autocast gave the rest
     named = dict(zip(keys.supervised, supervised.values(), strict=True))
     named |= {name: values[name] for name in (*keys.terms, *keys.observed)}
     for name, outputs in forward.labeled.items():
@@ -136,8 +136,8 @@ def step_values(
         named[f"logits_{name}"] = logits.sum(dtype=number)
     named |= _label_shares(keys, samples, label_manager, group)
     named |= _pseudo_label_shares(keys, forward, samples, label_manager.has_regions, group)
-    found = total(torch.stack([torch.as_tensor(value, device=device).to(number) for value in named.values()]), group)
-    return dict(zip(named, found.tolist(), strict=True))
+    found = total(torch.stack([value.to(number) for value in named.values()]), group)
+    return dict(zip(named, found.unbind(), strict=True))
 
 
 def _label_shares(keys: HistoryKeys, samples: Samples, manager: Any, group: Group) -> dict[str, Tensor]:
@@ -149,7 +149,7 @@ def _label_shares(keys: HistoryKeys, samples: Samples, manager: Any, group: Grou
         manager.ignore_label,
     )
     # 0 if there is nothing to count: a patch may be all padding, or all ignore label
-    everywhere = total(torch.as_tensor(annotated, device=counts.device), group).clamp_min(1)
+    everywhere = total(annotated, group).clamp_min(1)
     return dict(zip(map(label_key, keys.classes), (counts / everywhere).unbind(), strict=True))
 
 

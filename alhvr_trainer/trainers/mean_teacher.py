@@ -89,8 +89,11 @@ class MeanTeacherTrainer(SemiSupervisedTrainer):
         return {"consistency": consistency_term(student, teacher, predictions.valid, predictions.group)}
 
     def after_step(self) -> None:
-        """Move the teacher; alpha is smaller during the ramp-up, when the student improves quickly."""
-        decay, in_ramp_up = self.settings.ema_decay, self.progress < self.settings.ramp_fraction
+        move_average(self.partners["teacher"], self.network, self.number("decay", self._decay))
+
+    def _decay(self) -> float:
+        """Of the teacher; alpha is smaller during the ramp-up, when the student improves quickly."""
+        alpha, in_ramp_up = self.settings.ema_decay, self.progress < self.settings.ramp_fraction
         if in_ramp_up and self.settings.ramp_ema_decay is not None:
-            decay = self.settings.ramp_ema_decay
-        move_average(self.partners["teacher"], self.network, average_decay(self.step, decay))
+            alpha = self.settings.ramp_ema_decay
+        return average_decay(self.step, alpha)

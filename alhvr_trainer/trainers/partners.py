@@ -47,7 +47,7 @@ def follow_loaded_weights(network: nn.Module, partner: nn.Module, except_for: st
 
 
 @torch.no_grad()
-def move_average(average: nn.Module, network: nn.Module, decay: float) -> None:
+def move_average(average: nn.Module, network: nn.Module, decay: float | Tensor) -> None:
     """``average <- decay * average + (1 - decay) * network``, parameter by parameter.
 
     Buffers (of batch norm) stay the average's own: it sees samples itself.
@@ -55,17 +55,21 @@ def move_average(average: nn.Module, network: nn.Module, decay: float) -> None:
     Args:
         average: of the same architecture as ``network``.
         network: the one that is trained.
-        decay: from 0, a copy, to 1, no change.
+        decay: from 0, a copy, to 1, no change; a number or a scalar on the device.
     """
-    for mean, parameter in zip(unwrapped(average).parameters(), unwrapped(network).parameters(), strict=True):
-        mean.lerp_(parameter, 1 - decay)
+    means, parameters = ([p.data for p in unwrapped(x).parameters()] for x in (average, network))
+    if isinstance(decay, Tensor):
+        torch._foreach_mul_(means, decay)
+        torch._foreach_add_(means, torch._foreach_mul(parameters, 1 - decay))
+    else:
+        torch._foreach_lerp_(means, parameters, 1 - decay)
 
 
 def take_steps(
     optimizers: Mapping[str, Optimizer],
     scaler: Any,
     group: dist.ProcessGroup | None,
-    check: Callable[[dict[str, float]], None],
+    check: Callable[[dict[str, Tensor]], None],
 ) -> None:
     """nnU-Net's optimizer step for each network: unscale, clip, step; one gradient scaler for all.
 
@@ -75,7 +79,7 @@ def take_steps(
         optimizers: by the name of the network.
         scaler: nnU-Net's ``grad_scaler``; None: gradients are not scaled.
         group: the ranks whose gradients are added up.
-        check: gets the gradient norms before any network takes its step, unless there is a scaler; raises an error
+        check: gets the gradient norms before any network takes its step, unless there is a scaler; may raise an error
             to prevent it.
     """
     norms: dict[str, Tensor] = {}
@@ -88,7 +92,7 @@ def take_steps(
             scaled.append(name)
         norms[f"gradient_{name}"] = nn.utils.clip_grad_norm_(parameters, GRADIENT_NORM_LIMIT)
     if scaler is None:
-        check({name: float(norm) for name, norm in norms.items()})
+        check(norms)
     for name, optimizer in optimizers.items():
         if scaler is None:
             optimizer.step()

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
+from alhvr_trainer.losses.host import host_may_look
 from alhvr_trainer.losses.precision import at_least_float32
 from alhvr_trainer.losses.sums import Group
 from alhvr_trainer.losses.voxels import masked_mean
@@ -30,7 +32,7 @@ class Samples:
     """The same of the unlabeled samples, (U, *S) bool."""
     labeled: int
     """L."""
-    labeled_voxels: int
+    labeled_voxels: Tensor
     """Voxels of the labeled samples inside the image."""
     cases: list[str]
     """Names of the cases that the samples were drawn from."""
@@ -51,14 +53,16 @@ class Forward:
 
 @dataclass(frozen=True)
 class Predictions:
-    """:attr:`Forward.logits` in the one form that every method can take.
+    """What the networks predict, in the one form that every method can take.
 
     With regions, which overlap, each of the R channels is a two-class problem of its own, "in" against "out": B samples
     become B * R, and ``softmax((0, z)) = (1 - sigmoid(z), sigmoid(z))``.
     """
 
-    logits: dict[str, Tensor]
-    """float32 (float64 where the networks are), (B, C, *S); with regions (B * R, 2, *S)."""
+    raw_logits: dict[str, Tensor]
+    """:attr:`Forward.logits`."""
+    regions: bool
+    """Whether training is region-based."""
     valid: Tensor | None
     """Of the same samples, (B, *S) bool or (B * R, *S); None: all voxels are inside the image."""
     supervised: dict[str, Tensor]
@@ -67,6 +71,11 @@ class Predictions:
     """The ranks that the batch is spread over."""
     maps: dict[str, Tensor]
     """:attr:`Forward.maps`."""
+
+    @cached_property
+    def logits(self) -> dict[str, Tensor]:
+        """float32 (float64 where the networks are), (B, C, *S); with regions (B * R, 2, *S). Made when asked for."""
+        return {name: as_classes(value, self.regions) for name, value in self.raw_logits.items()}
 
     def mean(self, values: Tensor) -> Tensor:
         """This rank's share of the mean over all voxels inside the image.
@@ -111,11 +120,10 @@ def predictions(
     valid = samples.valid if shape[0] == len(samples.data) else samples.unlabeled_valid
     if regions and valid is not None:
         valid = valid.repeat_interleave(shape[1], dim=0)
-    logits = {name: as_classes(value, regions) for name, value in forward.logits.items()}
-    return Predictions(logits, valid, supervised, group, forward.maps)
+    return Predictions(forward.logits, regions, valid, supervised, group, forward.maps)
 
 
-def take_apart(batch: dict[str, Any], labeled: int, device: torch.device) -> Samples:
+def take_apart(batch: dict[str, Any], labeled: int, device: torch.device, always_masked: bool = False) -> Samples:
     """A loader's batch on the training's device, its target split into labels and validity mask.
 
     Args:
@@ -124,14 +132,17 @@ def take_apart(batch: dict[str, Any], labeled: int, device: torch.device) -> Sam
             first; ``keys``, the cases.
         labeled: L.
         device: of the training.
+        always_masked: give a mask even if nothing is padded.
     """
     target = batch["target"]
     scales = target if isinstance(target, list) else [target]
-    labels = [scale[:labeled, :-1].to(device, non_blocking=True) for scale in scales]
-    inside = scales[0][:, -1] > 0  # on the CPU, where the batch still lies
+    # a slice of pinned memory is not pinned: the whole goes, and is cut there
+    labels = [scale.to(device, non_blocking=True)[:labeled, :-1] for scale in scales]
+    inside = scales[0][:, -1] > 0
 
     def mask(inside: Tensor) -> Tensor | None:
-        return None if bool(inside.all()) else inside.to(device, non_blocking=True)
+        whole = not always_masked and host_may_look(inside) and bool(inside.all())
+        return None if whole else inside.to(device, non_blocking=True)
 
     return Samples(
         data=batch["data"].to(device, non_blocking=True),
@@ -139,6 +150,6 @@ def take_apart(batch: dict[str, Any], labeled: int, device: torch.device) -> Sam
         valid=mask(inside),
         unlabeled_valid=mask(inside[labeled:]),
         labeled=labeled,
-        labeled_voxels=int(torch.count_nonzero(inside[:labeled])),
+        labeled_voxels=torch.count_nonzero(inside[:labeled]).to(device, non_blocking=True),
         cases=[str(case) for case in batch["keys"]],
     )

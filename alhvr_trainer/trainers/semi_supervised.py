@@ -5,9 +5,8 @@ from __future__ import annotations
 import io
 import shutil
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,6 @@ from alhvr_trainer.losses.schedules import consistency_weight
 from alhvr_trainer.trainers.base import BaseTrainer
 from alhvr_trainer.trainers.cascade import check_previous_stage, previous_stage_folder, save_next_stage
 from alhvr_trainer.trainers.checkpoints import read_checkpoint
-from alhvr_trainer.trainers.checks import stop_on_bad_numbers
 from alhvr_trainer.trainers.history import step_values
 from alhvr_trainer.trainers.history_plot import Panels
 from alhvr_trainer.trainers.monitor import Monitor
@@ -43,6 +41,8 @@ from alhvr_trainer.trainers.samples import (
     take_apart,
 )
 from alhvr_trainer.trainers.state import restore_random_states, restore_training_state, save_with_state
+from alhvr_trainer.trainers.static_step import StaticStep, static_step_of
+from alhvr_trainer.trainers.step_record import StepRecord, read
 
 
 class SemiSupervisedTrainer(BaseTrainer):
@@ -89,6 +89,8 @@ class SemiSupervisedTrainer(BaseTrainer):
     """Of training, once it has started."""
     step: int = 0
     """Iterations done so far."""
+    static_step: StaticStep | None = None
+    """The step as a CUDA graph, if the settings want it and it applies."""
     _random_states: dict[str, Any] | None = None
 
     # --- what a method overrides ------------------------------------------------------------------------------------
@@ -126,6 +128,10 @@ class SemiSupervisedTrainer(BaseTrainer):
 
     def after_step(self) -> None:
         """Called once the optimizers have taken their steps, to move averages of weights, for instance."""
+
+    def generators(self) -> list[torch.Generator]:
+        """Random generators of the method's own on the device, besides torch's."""
+        return []
 
     def rank_state(self) -> dict[str, Any]:
         """What a checkpoint must hold of the method for each rank: random generators of its own."""
@@ -255,10 +261,26 @@ class SemiSupervisedTrainer(BaseTrainer):
             batch: ``data`` (L+U, channels, *S); ``target``, see :func:`take_apart`; ``keys``, the cases.
 
         Returns:
-            Floats: the history's values, and ``loss``, the supervised loss of network a (so that nnU-Net's plot
-            compares it with the validation loss).
+            ``record``, with the history's values, see :class:`StepRecord`.
         """
-        samples, weight = take_apart(batch, self.labeled_batch_size, self.device), self.weight()
+        samples = take_apart(batch, self.labeled_batch_size, self.device, always_masked=self.static_step is not None)
+        record = StepRecord(samples.cases, self.current_epoch, self.step, weight=self.weight())
+        if self.static_step is None:
+            self.optimize(samples, record.add)
+        else:
+            record.add(self.static_step(samples))
+        self.step += 1
+        self.show_step()
+        return {"record": record}
+
+    def optimize(self, samples: Samples, check: Callable[[dict[str, Tensor]], None]) -> None:
+        """Networks, losses, gradients, optimizer steps, averages: all of a step that runs on the device.
+
+        Args:
+            samples: the batch.
+            check: gets the values of the step before the optimizers see them, then the gradient norms; may raise an
+                error to prevent the step.
+        """
         for optimizer in self.optimizers.values():
             optimizer.zero_grad(set_to_none=True)
         with self.autocast():
@@ -268,18 +290,22 @@ class SemiSupervisedTrainer(BaseTrainer):
             supervised = {name: loss / get_world_size() for name, loss in losses.items()}
         regions = self.label_manager.has_regions
         values = self.unsupervised(predictions(forward, samples, supervised, regions, self.group), samples)
-        loss: Any = sum(supervised.values()) + weight * sum(values[name] for name in self.terms)
+        weight, unsupervised = self.number("weight", self.weight), sum(values[name] for name in self.terms)
+        loss: Any = sum(supervised.values()) + weight * unsupervised
         (loss if self.grad_scaler is None else self.grad_scaler.scale(loss)).backward()
         keys, manager = self.monitor.keys, self.label_manager
-        found = step_values(keys, supervised, values, forward, samples, manager, self.group)
-        found["weight"] = weight
-        check = partial(stop_on_bad_numbers, cases=samples.cases, epoch=self.current_epoch, step=self.step)
-        check(found)
+        check(step_values(keys, supervised, values, forward, samples, manager, self.group))
         take_steps(self.optimizers, self.grad_scaler, self.group, check)
         self.after_step()
-        self.step += 1
-        self.show_step()
-        return {"loss": found[f"supervised_{self.supervised[0]}"], **found}
+
+    def number(self, name: str, current: Callable[[], float]) -> float | Tensor:
+        """A number of the method that changes from step to step; in a captured step, a scalar on the device.
+
+        Args:
+            name: of the number, one of its own.
+            current: gives it.
+        """
+        return current() if self.static_step is None else self.static_step.number(name, current)
 
     def autocast(self) -> AbstractContextManager[Any]:
         """For the networks and nnU-Net's loss, on CUDA alone, as in nnU-Net."""
@@ -287,6 +313,7 @@ class SemiSupervisedTrainer(BaseTrainer):
 
     def on_train_start(self) -> None:
         super().on_train_start()
+        self.static_step = static_step_of(self) if self.settings.cuda_graph else None
         if self._random_states is not None:  # after nnU-Net has drawn the first batches
             restore_random_states(self._random_states)
             self._random_states = None
@@ -300,8 +327,10 @@ class SemiSupervisedTrainer(BaseTrainer):
         self.step = self.current_epoch * self.num_iterations_per_epoch
 
     def on_train_epoch_end(self, train_outputs: list[dict]) -> None:
-        super().on_train_epoch_end(train_outputs)
-        self.print_to_log_file(f"ALHVR: {self.monitor.record(train_outputs, self.current_epoch, self.logger.loggers)}")
+        found = read([output["record"] for output in train_outputs])
+        # nnU-Net's plot compares the supervised loss of network a with the validation loss
+        super().on_train_epoch_end([{"loss": values[f"supervised_{self.supervised[0]}"]} for values in found])
+        self.print_to_log_file(f"ALHVR: {self.monitor.record(found, self.current_epoch, self.logger.loggers)}")
 
     def on_epoch_end(self) -> None:
         super().on_epoch_end()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,6 +12,10 @@ from batchgeneratorsv2.transforms.spatial.spatial import SpatialTransform
 from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
 from batchgeneratorsv2.transforms.utils.nnunet_masking import MaskImageTransform
 from batchgeneratorsv2.transforms.utils.pseudo2d import Convert2DTo3DTransform
+
+from alhvr_trainer.augmentation.image_steps import required_image_step
+from alhvr_trainer.augmentation.patches import Patches, Step
+from alhvr_trainer.augmentation.pipeline import batched_step
 
 INSIDE_UNLABELED = 2
 """What the last segmentation channel holds inside an unlabeled image until :class:`TwoViews` has seen it."""
@@ -39,6 +44,20 @@ class RandAugment(BasicTransform):
             for chosen in torch.randint(len(self.transforms), (self.number,)).tolist():
                 data_dict = self.transforms[chosen](**data_dict)
         return data_dict
+
+    def batched(self) -> Step:
+        """The same on a batch, for augmentation on the training's device."""
+        steps = [required_image_step(transform) for transform in self.transforms]
+
+        def step(patches: Patches, generator: torch.Generator) -> Patches:
+            images = patches.images
+            for _ in range(self.number if steps else 0):
+                drawn = torch.randint(len(steps), (len(images),), generator=generator, device=images.device)
+                for number, act in enumerate(steps):
+                    images = act(images, drawn == number, generator)
+            return replace(patches, images=images)
+
+        return step
 
 
 class Cutout(BasicTransform):
@@ -75,6 +94,24 @@ class Cutout(BasicTransform):
         segmentation[-1:][params["box"]] = -1
         return segmentation
 
+    def batched(self) -> Step:
+        """The same on a batch, for augmentation on the training's device."""
+
+        def step(patches: Patches, generator: torch.Generator) -> Patches:
+            images, (samples, _, *shape) = patches.images, patches.images.shape
+            erased = torch.ones(samples, 1, *shape, dtype=torch.bool, device=images.device)
+            for axis, size in enumerate(shape):
+                edge = round(self.share * size)
+                low = torch.randint(size, (samples, 1), generator=generator, device=images.device) - edge // 2
+                place = torch.arange(size, device=images.device)
+                within = (place >= low) & (place < low + edge)
+                erased &= within.view(samples, 1, *[size if axis == other else 1 for other in range(len(shape))])
+            segmentation = patches.segmentation.clone()
+            segmentation[:, -1:].masked_fill_(erased, -1)
+            return replace(patches, images=images.masked_fill(erased, 0), segmentation=segmentation)
+
+        return step
+
 
 class TwoViews(BasicTransform):
     """Image channels twice: first as they are, the weak view, then the same augmented further.
@@ -97,6 +134,22 @@ class TwoViews(BasicTransform):
         second = self.unlabeled if is_unlabeled else self.labeled
         augmented = second(**{**data_dict, "image": weak.clone(), "segmentation": segmentation})
         return {**augmented, "image": torch.cat((weak, augmented["image"]))}
+
+    def batched(self) -> Step:
+        """The same on a batch, for augmentation on the training's device."""
+        of_labeled, of_unlabeled = batched_step(self.labeled), batched_step(self.unlabeled)
+
+        def step(patches: Patches, generator: torch.Generator) -> Patches:
+            weak, labeled = patches.images, patches.labeled
+            parts = [
+                act(replace(patches, images=weak[rows].clone(), segmentation=patches.segmentation[rows]), generator)
+                for act, rows in ((of_labeled, slice(labeled)), (of_unlabeled, slice(labeled, None)))
+            ]
+            second = torch.cat([part.images for part in parts])
+            segmentation = torch.cat([part.segmentation for part in parts])
+            return replace(patches, images=torch.cat((weak, second), dim=1), segmentation=segmentation)
+
+        return step
 
 
 def two_view_pipeline(

@@ -111,6 +111,7 @@ def test_what_is_imported_is_required():
     lines = config["options"]["install_requires"].split("\n")
     # a line with a marker stands for what nnU-Net needs on some Python versions
     lines = [line for line in lines if line and not line.startswith("#") and ";" not in line]
+    lines += config["options.extras_require"]["cluster"].split()
     required = {re.split(r"[\[<>=]", line)[0].replace("-", "_") for line in lines}
     required = {"yaml" if name == "pyyaml" else name for name in required}  # its module's name is another
     required |= {"ignite"} if any(line.startswith("monai[") and "ignite" in line for line in lines) else set()

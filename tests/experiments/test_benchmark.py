@@ -14,7 +14,7 @@ from alhvr_trainer.config.files import write_text
 from alhvr_trainer.config.names import SETTINGS_KEY
 from alhvr_trainer.config.settings import settings_from_plans
 from alhvr_trainer.errors import InputError
-from alhvr_trainer.experiments.benchmark import command, prepare
+from alhvr_trainer.experiments.benchmark import command, prepare, running
 from alhvr_trainer.experiments.benchmark.command import benchmark
 from alhvr_trainer.experiments.benchmark.jobs import digest, is_done, jobs_of, read_results, result_file
 from alhvr_trainer.experiments.benchmark.suites import load_suite, parse_suite, shipped_suites
@@ -60,7 +60,15 @@ def test_shipped_suites(name):
 
 
 def test_there_are_the_announced_suites():
-    assert shipped_suites() == ["abdomenct1k", "acdc", "brats2019", "hippocampus-cpu", "phantom-quick"]
+    assert shipped_suites() == [
+        "abdomenct1k",
+        "acdc",
+        "acdc-quick",
+        "brats2019",
+        "hippocampus-augmentation",
+        "hippocampus-cpu",
+        "phantom-quick",
+    ]
 
 
 @pytest.mark.parametrize("name", shipped_suites())
@@ -259,11 +267,23 @@ def test_runs_take_the_suites_environment_unless_the_user_set_it(monkeypatch):
     suite = parse_suite(suite_content(environment={"OMP_NUM_THREADS": "1", "nnUNet_n_proc_DA": "0"}), "suite")
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
     monkeypatch.delenv("nnUNet_n_proc_DA", raising=False)
-    monkeypatch.setenv(command.TRAINERS, "/my/methods")
-    environment = command._environment(suite)
+    monkeypatch.setenv(running.TRAINERS, "/my/methods")
+    environment = running.environment_of(suite, "cpu", 1)
     assert (environment["OMP_NUM_THREADS"], environment["nnUNet_n_proc_DA"]) == ("7", "0")
-    ours, theirs = environment[command.TRAINERS].split(os.pathsep)
+    ours, theirs = environment[running.TRAINERS].split(os.pathsep)
     assert (Path(ours) / "alhvr.py").is_file() and theirs == "/my/methods"
+
+
+def test_trainings_side_by_side_share_the_cores(monkeypatch):
+    """On the CPU alone, and unless suite or user say how many threads each has."""
+    suite = parse_suite(suite_content(), "suite")
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    assert running.environment_of(suite, "cpu", 3)["OMP_NUM_THREADS"] == "2"
+    assert "OMP_NUM_THREADS" not in running.environment_of(suite, "cpu", 1)
+    assert "OMP_NUM_THREADS" not in running.environment_of(suite, "cuda", 3)
+    monkeypatch.setenv("OMP_NUM_THREADS", "5")
+    assert running.environment_of(suite, "cpu", 3)["OMP_NUM_THREADS"] == "5"
 
 
 def test_a_wrong_part_is_refused_before_anything_is_written(tmp_path, monkeypatch):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -43,11 +44,11 @@ def test_benchmark_goes_on_where_it_stopped(tmp_path):
     ids = [f"phantom_{number:03d}" for number in range(5)]
     (tmp_path / "splits.json").write_text(json.dumps([{"train": ids[:2], "unlabeled": ids[2:4], "val": ids[4:]}]))
     (tmp_path / "suite.yaml").write_text(yaml.safe_dump({**SUITE, "splits": str(tmp_path / "splits.json")}))
-    first = run(tmp_path)
+    first = run(tmp_path, "--parallel", "2")
     assert first.returncode == 1, first.stdout + first.stderr
     assert "1 run(s) failed, all others are done: Broken, 2 labeled, seed 0" in first.stderr
     assert '"alhvr.num_epochs" in the plans is 0' in first.stderr
-    assert "run 3 of 3: ALHVR, 2 labeled, seed 0: done in" in first.stdout
+    assert ": ALHVR, 2 labeled, seed 0: done in" in first.stdout
 
     files = {path.name: path for path in (tmp_path / "out" / "runs").iterdir()}
     assert sorted(files) == ["alhvr__2_labeled__seed0.json", "supervised__2_labeled__seed0.json"]
@@ -70,3 +71,11 @@ def test_benchmark_goes_on_where_it_stopped(tmp_path):
     assert resumed["continued"] and resumed["metrics"] == ours["metrics"]  # trained, but not measured again from anew
     checkpoints = list((tmp_path / "out" / "nnunet").rglob("checkpoint_*.pth"))
     assert checkpoints and all("SupervisedTrainer" in str(path) for path in checkpoints)
+
+    # the same numbers as side by side
+    alone = json.loads(files["supervised__2_labeled__seed0.json"].read_text())
+    files["supervised__2_labeled__seed0.json"].unlink()
+    for folder in (tmp_path / "out" / "nnunet" / "nnUNet_results").rglob("fold_0"):
+        shutil.rmtree(folder)
+    assert run(tmp_path, "--methods", "Supervised").returncode == 0
+    assert json.loads(files["supervised__2_labeled__seed0.json"].read_text())["metrics"] == alone["metrics"]

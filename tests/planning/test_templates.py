@@ -39,7 +39,7 @@ def test_ready_plans_fit_a_dataset(planned: Path, name: str) -> None:
 
 
 def test_there_are_ready_plans_for_the_papers_settings() -> None:
-    assert shipped_templates() == ["abdomenct1k_3d", "acdc_2d", "brats2019_3d", "demo", "hippocampus_2d"]
+    assert shipped_templates() == ["abdomenct1k_3d", "acdc_2d", "acdc_quick", "brats2019_3d", "demo", "hippocampus_2d"]
     acdc = load_template("acdc_2d").configurations["2d"]
     assert (acdc["batch_size"], acdc["patch_size"]) == (16, [256, 256])
     assert acdc["architecture"]["arch_kwargs"]["features_per_stage"] == [16, 32, 64, 128, 256]
@@ -164,7 +164,7 @@ def test_files_that_are_no_ready_plans(tmp_path: Path, content: object, message:
 
 def test_unknown_ready_plans_list_the_known_ones() -> None:
     with pytest.raises(
-        InputError, match="no plans file acdc; ready plans: abdomenct1k_3d, acdc_2d, brats2019_3d, demo"
+        InputError, match="no plans file acdc; ready plans: abdomenct1k_3d, acdc_2d, acdc_quick, brats2019_3d, demo"
     ):
         load_template("acdc")
 

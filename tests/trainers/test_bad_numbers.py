@@ -126,7 +126,7 @@ def test_steps_that_the_scaler_skips_do_not_stop_training(tiny: Path):
     trainer = ready(tiny)
     trainer.grad_scaler = torch.amp.GradScaler("cpu", init_scale=3e38)
     before = weights(trainer)
-    values = trainer.train_step(next(trainer.dataloader_train))
+    values = trainer.train_step(next(trainer.dataloader_train))["record"].values
     assert all(torch.isfinite(torch.tensor(value)) for value in values.values())
     assert changed(before, weights(trainer)) == set()
     assert not trainer.optimizer.state and not trainer.optimizers["b"].state  # no momentum from a skipped step

@@ -144,14 +144,15 @@ def test_losses_that_do_not_drift_apart(supervised: list[float], unsupervised: l
 
 def test_voxels_of_the_labels():
     labels = torch.tensor([[[0, 0, 1, 1, 1, 2, 3, 3]]])  # 3: ignore; the first voxel is padding
-    counts, annotated = label_voxels(labels, 7, 2, False, 3)
+    inside = torch.tensor(7)
+    counts, annotated = label_voxels(labels, inside, 2, False, 3)
     assert counts.tolist() == [3, 1] and annotated == 5
-    counts, annotated = label_voxels(labels.clamp(max=2), 7, 2, False, None)
+    counts, annotated = label_voxels(labels.clamp(max=2), inside, 2, False, None)
     assert counts.tolist() == [3, 3] and annotated == 7
     regions = torch.stack(((labels == 1) | (labels == 2), labels == 2, labels == 3), dim=2)[0]
-    counts, annotated = label_voxels(regions, 7, 2, True, 3)
+    counts, annotated = label_voxels(regions, inside, 2, True, 3)
     assert counts.tolist() == [4, 1] and annotated == 5
-    counts, annotated = label_voxels(regions[:, :2], 7, 2, True, None)
+    counts, annotated = label_voxels(regions[:, :2], inside, 2, True, None)
     assert counts.tolist() == [4, 1] and annotated == 7
 
 
@@ -178,7 +179,7 @@ def test_shares_of_a_step(regions: bool, padded: bool):
 
 def shares(logits: dict[str, torch.Tensor], valid: Any, classes: tuple, regions: bool) -> dict[str, float]:
     labels = torch.zeros(1, 3 if regions else 1, 16, 12)
-    samples = Samples(torch.zeros(4, 1, 16, 12), labels, None, valid, 1, 0, ["one"])
+    samples = Samples(torch.zeros(4, 1, 16, 12), labels, None, valid, 1, torch.tensor(0), ["one"])
     manager = SimpleNamespace(has_regions=regions, ignore_label=None)
     keys = HistoryKeys((), (), co_trained=True, classes=classes)
     return step_values(keys, {}, {}, Forward({}, logits), samples, manager)
@@ -186,7 +187,7 @@ def shares(logits: dict[str, torch.Tensor], valid: Any, classes: tuple, regions:
 
 def test_shares_of_the_labels():
     labels = torch.tensor([[[[0, 0, 1, 1, 1, 2, 3, 3]]]])  # 3: ignore; the first voxel is padding
-    samples = Samples(torch.zeros(2, 1, 1, 8), [labels], None, None, 1, 7, ["one"])
+    samples = Samples(torch.zeros(2, 1, 1, 8), [labels], None, None, 1, torch.tensor(7), ["one"])
     logits = {"a": torch.zeros(1, 3, 1, 8)}
     manager = SimpleNamespace(has_regions=False, ignore_label=3)
     found = step_values(HistoryKeys((), (), classes=(1, 2)), {}, {}, Forward({}, logits), samples, manager)

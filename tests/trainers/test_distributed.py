@@ -186,7 +186,7 @@ def test_two_machines_train_and_continue_after_one_dies(uneven: Path):
     history = checkpoint["alhvr"]["history"]
     assert all(len(values) == reached + 1 and np.isfinite(values).all() for values in history.values())
     assert len(checkpoint["alhvr"]["ranks"]) == 2
-    states = [rank["perturbation"][0]["noise"] for rank in checkpoint["alhvr"]["ranks"]]
+    states = [rank["perturbation"][0]["generator"] for rank in checkpoint["alhvr"]["ranks"]]
     assert not torch.equal(*states)  # each rank draws its own perturbation
     draws = [rank["random_states"]["torch"] for rank in checkpoint["alhvr"]["ranks"]]
     assert not torch.equal(*draws)

@@ -182,7 +182,7 @@ def test_steps_on_other_kinds_of_data(kind: type[SemiSupervisedTrainer], case: s
     trainer.on_train_epoch_start()
     loader, _ = trainer.get_dataloaders()
     before = weights(trainer)
-    values = [trainer.train_step(next(loader)) for _ in range(2)]
+    values = [trainer.train_step(next(loader))["record"].values for _ in range(2)]
     assert all(np.isfinite(list(step.values())).all() for step in values)
     assert all(values[-1][term] > 0 for term in trainer.terms)
     assert any(not torch.equal(before[key], value) for key, value in weights(trainer).items())

@@ -587,7 +587,7 @@ def test_terms_are_computed_in_float32_under_autocast(tiny: Path, monkeypatch: p
 
         monkeypatch.setitem(trainer.passes, "a", recorded)
         monkeypatch.setattr(trainer, "unsupervised", checked)
-        losses.append(trainer.train_step(next(trainer.dataloader_train)))
+        losses.append(trainer.train_step(next(trainer.dataloader_train))["record"].values)
     assert seen == [torch.float32, torch.bfloat16]
     assert losses[0] != losses[1]
     for key, value in losses[0].items():

@@ -2,49 +2,37 @@
 
 from __future__ import annotations
 
-import json
-import os
 import signal
-import sys
-import time
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
-from tqdm import tqdm
-
+from alhvr_trainer.cluster import cluster_executor
+from alhvr_trainer.cluster import scheduler as on_cluster
 from alhvr_trainer.commands.link import check_nnunet_finds_us
-from alhvr_trainer.config.files import check_folder, read_object
+from alhvr_trainer.config.files import check_folder, check_whole_number, read_object
 from alhvr_trainer.devices import check_device
 from alhvr_trainer.errors import InputError
 from alhvr_trainer.experiments.benchmark.jobs import (
     LOGS,
     RUNS,
-    Job,
     chosen_part,
     digest,
     is_done,
     jobs_of,
-    model_folder,
     read_results,
 )
 from alhvr_trainer.experiments.benchmark.prepare import (
     dataset_of,
-    locked,
     plans_file,
-    plans_of,
     prepare,
     set_folders,
     splits_of,
 )
 from alhvr_trainer.experiments.benchmark.report import write_report
+from alhvr_trainer.experiments.benchmark.running import How, environment_of, run_all
 from alhvr_trainer.experiments.benchmark.suites import Suite, load_suite
-from alhvr_trainer.experiments.processes import interrupted_by, run_logged
-from alhvr_trainer.resources import ext_trainer_folder
-
-TRAINERS = "nnUNet_extTrainer"
+from alhvr_trainer.experiments.processes import interrupted_by
 
 
 def benchmark(
@@ -54,8 +42,10 @@ def benchmark(
     seeds: int | Sequence[int] | None = None,
     folds: str | Sequence[str] | None = None,
     device: str = "cuda",
+    parallel: int = 1,
     tables_only: bool = False,
     remove_checkpoints: bool = False,
+    scheduler: str | None = None,
 ) -> Path:
     """Run methods × seeds × labeled fractions on a data set, and write tables and box plots.
 
@@ -65,14 +55,17 @@ def benchmark(
     suite's settings must not change below finished runs: that is an error.
 
     Args:
-        suite: phantom-quick, hippocampus-cpu, acdc, abdomenct1k, brats2019, or a YAML file.
+        suite: phantom-quick, hippocampus-cpu, hippocampus-augmentation, acdc-quick, acdc, abdomenct1k, brats2019, or a
+            YAML file.
         output: folder for runs, logs, tables and plots; default: benchmark_SUITE.
         methods: only these, separated by commas.
         seeds: only these.
         folds: only these labeled fractions, by name.
         device: "cuda", "cpu" or "mps".
+        parallel: runs at a time, each a process; they share the card, or on the CPU the cores.
         tables_only: run nothing, write tables and plots of the runs that are there.
         remove_checkpoints: of finished runs, to save disk space.
+        scheduler: address of a Dask cluster, whose workers take the runs: docs/cluster.md.
 
     Returns:
         The report, OUTPUT/report.md.
@@ -89,7 +82,9 @@ def benchmark(
     failures: list[str] = []
     if not tables_only:
         part = {"methods": _list(methods), "seeds": _list(seeds), "folds": _list(folds)}
-        failures = run_suite(chosen, folder, device, remove_checkpoints, **part)
+        check_whole_number("parallel", parallel)
+        with on_cluster(scheduler):
+            failures = run_suite(chosen, folder, device, remove_checkpoints, parallel, **part)
     results = read_results(folder, chosen.name)
     if results:
         report = write_report(chosen, results, folder)
@@ -111,7 +106,12 @@ def _list(value: Any) -> list[Any] | None:
 
 
 def run_suite(
-    suite: Suite, output: Path, device: str, remove_checkpoints: bool = False, **part: list[Any] | None
+    suite: Suite,
+    output: Path,
+    device: str,
+    remove_checkpoints: bool = False,
+    parallel: int = 1,
+    **part: list[Any] | None,
 ) -> list[str]:
     """All runs of the suite that have no result yet.
 
@@ -120,6 +120,7 @@ def run_suite(
         output: folder for runs and logs.
         device: "cuda", "cpu" or "mps".
         remove_checkpoints: of each run when it is done.
+        parallel: runs at a time.
         part: methods, seeds and folds, as :func:`jobs_of` takes them.
 
     Returns:
@@ -128,7 +129,8 @@ def run_suite(
     Raises:
         InputError: nothing could be run, as data, plans or the suite are wrong.
     """
-    check_device(device)
+    if cluster_executor() is None:
+        check_device(device)
     check_nnunet_finds_us()
     chosen_part(suite, **part)  # for its error, before anything is written
     check_folder(output)
@@ -140,44 +142,7 @@ def run_suite(
     print(f"{suite.name}: {len(jobs)} runs, {len(jobs) - len(waiting)} of them done, in {output}", flush=True)
     if not waiting:
         return []
-    environment = _environment(suite)
-    failures = []
+    environment = environment_of(suite, device, parallel)
     with interrupted_by(signal.SIGTERM, signal.SIGHUP):
         plans_name = prepare(suite, dataset, splits, output / LOGS / "plan.log", environment)
-        took = []
-        for number, job in enumerate(waiting, 1):
-            title, log = f"run {number} of {len(waiting)}: {job}", output / LOGS / f"{job.name}.log"
-            with locked(log.with_suffix(".lock"), wait=False) as mine:
-                if not mine:
-                    print(f"{title}: another process runs it", flush=True)
-                elif not is_done(output, job):  # another process may have run it meanwhile
-                    print(f"{title}: starts ({log})", flush=True)
-                    start, plans = time.monotonic(), plans_of(job, plans_name)
-                    problem = _run(job, plans, output, device, log, environment)
-                    took.append(time.monotonic() - start)
-                    left = tqdm.format_interval(fmean(took) * (len(waiting) - number))
-                    how = f"FAILED: {problem}" if problem else f"done in {tqdm.format_interval(took[-1])}"
-                    print(f"{title}: {how}, about {left} left", flush=True)
-                    if problem is not None:
-                        failures.append(f"{job}: {problem} ({log})")
-                    elif remove_checkpoints:
-                        _remove_checkpoints(job, plans)
-    return failures
-
-
-def _run(job: Job, plans: str, output: Path, device: str, log: Path, environment: dict[str, str]) -> str | None:
-    """One run in its own process; None, or what went wrong."""
-    module = [sys.executable, "-m", "alhvr_trainer.experiments.benchmark"]
-    return run_logged([*module, json.dumps(asdict(job)), plans, str(output), device], log, environment)
-
-
-def _remove_checkpoints(job: Job, plans: str) -> None:
-    for file in (model_folder(job, plans) / f"fold_{job.fold}").glob("checkpoint_*.pth"):
-        file.unlink()
-
-
-def _environment(suite: Suite) -> dict[str, str]:
-    """The user's variables, the suite's for what the user has not set; nnU-Net finds our trainers and the user's."""
-    folders = [str(ext_trainer_folder()), *os.environ.get(TRAINERS, "").split(os.pathsep)]
-    trainers = os.pathsep.join(dict.fromkeys(folder for folder in folders if folder))
-    return {**suite.environment, **os.environ, TRAINERS: trainers, "PYTHONUNBUFFERED": "1"}
+        return run_all(waiting, parallel, How(plans_name, output, device, environment, remove_checkpoints))

@@ -1,0 +1,92 @@
+"""Work on the machines of a Dask cluster: ``--scheduler ADDRESS`` of the commands that have many independent parts."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from concurrent.futures import Executor
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+from alhvr_trainer.errors import InputError, one_line
+
+RETRIES = 3
+"""How often a part is started again whose worker died or failed."""
+_PATIENCE = "15s"
+_executor: ContextVar[Executor | None] = ContextVar("executor", default=None)
+_workers: ContextVar[int] = ContextVar("workers", default=0)
+
+
+@contextmanager
+def scheduler(address: str | None) -> Iterator[None]:
+    """While the context is open, parts of the work go to the cluster: see :func:`cluster_executor`.
+
+    Args:
+        address: of the scheduler, as "tcp://node1:8786"; None: nothing changes.
+
+    Raises:
+        InputError: Dask is not installed, or no scheduler answers.
+
+    Example:
+        >>> with scheduler(None):
+        ...     print(cluster_executor())
+        None
+    """
+    if address is None:
+        yield
+        return
+    try:
+        from distributed import Client
+    except ImportError as error:
+        raise InputError('"--scheduler" needs Dask: pip install "alhvr-trainer[cluster]"') from error
+    try:
+        client = Client(address, timeout=_PATIENCE, set_as_default=False)
+    except (OSError, ValueError) as error:
+        raise InputError(f"no Dask scheduler answers at {address}: {one_line(error)}") from error
+    with client:
+        if not client.scheduler_info()["workers"]:
+            raise InputError(f"the Dask scheduler at {address} has no workers: start some (dask worker {address})")
+        _workers.set(len(client.scheduler_info()["workers"]))
+        token = _executor.set(_WithEnvironment(client.get_executor(pure=False, retries=RETRIES)))
+        try:
+            yield
+        finally:
+            _executor.reset(token)
+
+
+def cluster_executor() -> Executor | None:
+    """Of the cluster that :func:`scheduler` named; None outside of it."""
+    return _executor.get()
+
+
+def workers() -> int:
+    """How many the cluster had when :func:`scheduler` reached it."""
+    return _workers.get()
+
+
+class _WithEnvironment(Executor):
+    """Gives the workers nnU-Net's variables as they are here, before they import it."""
+
+    def __init__(self, executor: Any) -> None:
+        self._executor = executor
+
+    def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Any:
+        import cloudpickle
+
+        variables = {name: value for name, value in os.environ.items() if name.startswith("nnUNet_")}
+        return self._executor.submit(run, variables, cloudpickle.dumps((fn, args, kwargs)))
+
+
+def run(variables: dict[str, str], call: bytes) -> Any:
+    """On a worker: the call, with these environment variables.
+
+    Args:
+        variables: nnU-Net reads its folders from them when it is imported, so that they come first.
+        call: function, arguments and keywords, pickled.
+    """
+    os.environ.update(variables)
+    import pickle
+
+    function, args, kwargs = pickle.loads(call)  # what the client sent: whoever reaches the scheduler runs code anyway
+    return function(*args, **kwargs)

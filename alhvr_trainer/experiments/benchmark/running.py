@@ -1,0 +1,117 @@
+"""The runs of a suite: some at a time, each in a process of its own, here or on a cluster."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import fmean
+
+from tqdm import tqdm
+
+from alhvr_trainer.cluster import cluster_executor
+from alhvr_trainer.experiments.benchmark.jobs import LOGS, Job, is_done, model_folder
+from alhvr_trainer.experiments.benchmark.prepare import locked, plans_of
+from alhvr_trainer.experiments.benchmark.suites import Suite
+from alhvr_trainer.experiments.processes import run_logged
+from alhvr_trainer.resources import ext_trainer_folder
+
+TRAINERS = "nnUNet_extTrainer"
+ELSEWHERE = "another process runs it"
+
+
+@dataclass(frozen=True)
+class How:
+    """What all runs of a suite have in common."""
+
+    plans_name: str
+    """Of the suite's ready plan."""
+    output: Path
+    device: str
+    environment: dict[str, str]
+    """Of the processes."""
+    remove_checkpoints: bool
+    """Of each run when it is done."""
+
+
+def run_all(jobs: list[Job], parallel: int, how: How) -> list[str]:
+    """Run jobs, ``parallel`` at a time or on all workers of the cluster; one that fails stops no other.
+
+    Returns:
+        What failed: run, reason and log, one line each.
+    """
+    stop, cluster = threading.Event(), cluster_executor()
+    failures, took = [], []
+    with nullcontext(cluster) if cluster else ThreadPoolExecutor(parallel) as executor:
+        futures = {executor.submit(run_job, job, how, None if cluster else stop): job for job in jobs}
+        try:
+            for number, future in enumerate(as_completed(futures), 1):
+                job, (problem, seconds) = futures[future], future.result()
+                took.append(seconds)
+                left = tqdm.format_interval(fmean(took) * (len(jobs) - number) / (len(jobs) if cluster else parallel))
+                print(f"run {number} of {len(jobs)}: {job}: {_went(problem, seconds)}, about {left} left", flush=True)
+                if problem and problem != ELSEWHERE:
+                    failures.append(f"{job}: {problem}")
+        except BaseException:
+            stop.set()  # each thread ends its process
+            for future in futures:
+                future.cancel()
+            raise
+    return failures
+
+
+def _went(problem: str | None, seconds: float) -> str:
+    if problem == ELSEWHERE:
+        return problem
+    return f"FAILED: {problem}" if problem else f"done in {tqdm.format_interval(seconds)}"
+
+
+def run_job(job: Job, how: How, stop: threading.Event | None = None) -> tuple[str | None, float]:
+    """One run in its own process, if no other process has it.
+
+    Args:
+        job: what to run.
+        how: the rest.
+        stop: once set, the process is ended.
+
+    Returns:
+        None or what went wrong, and the seconds that it took.
+    """
+    log, start = how.output / LOGS / f"{job.name}.log", time.monotonic()
+
+    def end_if_stopped() -> None:
+        if stop is not None and stop.is_set():
+            raise KeyboardInterrupt
+
+    with locked(log.with_suffix(".lock"), wait=False) as mine:
+        if not mine:
+            return ELSEWHERE, 0.0
+        if is_done(how.output, job):  # another process may have run it meanwhile
+            return None, 0.0
+        print(f"{job}: starts ({log})", flush=True)
+        plans = plans_of(job, how.plans_name)
+        module = [sys.executable, "-m", "alhvr_trainer.experiments.benchmark"]
+        command = [*module, json.dumps(asdict(job)), plans, str(how.output), how.device]
+        problem = run_logged(command, log, how.environment, meanwhile=end_if_stopped)
+        if problem is None and how.remove_checkpoints:
+            for file in (model_folder(job, plans) / f"fold_{job.fold}").glob("checkpoint_*.pth"):
+                file.unlink()
+    return None if problem is None else f"{problem} ({log})", time.monotonic() - start
+
+
+def environment_of(suite: Suite, device: str, parallel: int) -> dict[str, str]:
+    """The user's variables, and the suite's for what the user has not set; nnU-Net finds our trainers and the user's.
+
+    On the CPU, trainings side by side share the cores, unless suite or user say how many threads each has.
+    """
+    folders = [str(ext_trainer_folder()), *os.environ.get(TRAINERS, "").split(os.pathsep)]
+    trainers = os.pathsep.join(dict.fromkeys(folder for folder in folders if folder))
+    shared = device == "cpu" and parallel > 1
+    threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // parallel))} if shared else {}
+    return {**threads, **suite.environment, **os.environ, TRAINERS: trainers, "PYTHONUNBUFFERED": "1"}

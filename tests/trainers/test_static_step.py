@@ -1,0 +1,97 @@
+"""The step as a CUDA graph needs it: in fixed memory, its numbers on the device. Captured it is on a GPU alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from data_builders import change_settings
+from tiny_training import make_trainer
+
+from alhvr_trainer.config.methods import methods
+from alhvr_trainer.losses import host
+from alhvr_trainer.trainers import static_step
+from alhvr_trainer.trainers.alhvr import ALHVRTrainer
+
+pytest_plugins = ["planned_dataset"]
+
+TRAINERS = [each.trainer for each in methods().values() if each.summary]
+
+
+def steps(
+    root: Path, kind: type, static: bool, monkeypatch: pytest.MonkeyPatch
+) -> tuple[list, dict[str, torch.Tensor]]:
+    """Values of six steps in two epochs, so that weight, decays and learning rate change, and all weights then."""
+    with monkeypatch.context() as patch:
+        patch.setattr(host, "LOOKS", False)
+        patch.setattr(static_step, "reasons_against", lambda _trainer: [])
+        change_settings(root, cuda_graph=static)
+        trainer = make_trainer(root, kind)
+        trainer.on_train_start()
+        assert (trainer.static_step is not None) == static
+        found = []
+        for epoch in range(2):
+            trainer.current_epoch = epoch
+            trainer.on_train_epoch_start()
+            found += [trainer.train_step(next(trainer.dataloader_train))["record"].values for _ in range(3)]
+    weights = {f"{name}.{key}": v for name, n in trainer.networks().items() for key, v in n.state_dict().items()}
+    assert all(isinstance(group["lr"], float) for o in trainer.optimizers.values() for group in o.param_groups)
+    return found, weights
+
+
+@pytest.mark.parametrize("kind", TRAINERS)
+def test_it_trains_as_the_usual_step_does(kind: type, tiny: Path, monkeypatch: pytest.MonkeyPatch):
+    change_settings(tiny, consistency_weight=1.0, num_epochs=2, num_iterations_per_epoch=3, seed=11)
+    (usual, expected), (static, weights) = (steps(tiny, kind, way, monkeypatch) for way in (False, True))
+    for one, other in zip(usual, static, strict=True):
+        assert other == pytest.approx(one, rel=1e-4, abs=1e-6)
+    assert len({values["weight"] for values in usual}) >= (1 if kind.__name__ == "FixMatchTrainer" else 3)
+    for name, value in expected.items():
+        torch.testing.assert_close(weights[name], value, rtol=1e-4, atol=1e-5)
+
+
+def test_numbers_follow_the_steps():
+    """What a step reads lies in one place, and holds what is due."""
+    now = {"weight": 1.0}
+    seen: list[tuple[int, float]] = []
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([parameter], 0.5)
+
+    def step(samples):
+        weight, rate = made.number("weight", lambda: now["weight"]), optimizer.param_groups[0]["lr"]
+        seen.append((weight.data_ptr(), weight.item(), rate.data_ptr(), rate.item(), samples.data.data_ptr()))
+        return {"sum": samples.data.sum() * weight}
+
+    made = static_step.StaticStep(step, [optimizer], [], torch.device("cpu"))
+    first = made(samples_of(torch.ones(2, 1, 3)))
+    now["weight"], optimizer.param_groups[0]["lr"] = 2.0, 0.25
+    second = made(samples_of(torch.full((2, 1, 3), 5.0)))
+    assert (first["sum"].item(), second["sum"].item()) == (6.0, 60.0)  # not overwritten
+    (place, weight, of_rate, rate, data), (place_2, weight_2, of_rate_2, rate_2, data_2) = seen
+    assert (place, of_rate, data) == (place_2, of_rate_2, data_2)
+    assert (weight, rate, weight_2, rate_2) == (1.0, 0.5, 2.0, 0.25)
+    assert optimizer.param_groups[0]["lr"] == 0.25
+
+
+def samples_of(data: torch.Tensor):
+    from alhvr_trainer.trainers.samples import Samples
+
+    mask = torch.ones(2, 3, dtype=torch.bool)
+    return Samples(data.clone(), [torch.zeros(1, 1, 3)], mask, mask[1:], 1, torch.tensor(3), ["a", "b"])
+
+
+def test_the_log_says_why_there_is_no_graph(tiny: Path):
+    change_settings(tiny, cuda_graph=True)
+    trainer = make_trainer(tiny, ALHVRTrainer)
+    trainer.on_train_start()
+    assert trainer.static_step is None
+    log = next(Path(trainer.output_folder).glob("training_log*.txt")).read_text()
+    assert "ALHVR: no CUDA graph: the device is cpu" in log
+
+
+def test_off_by_default(tiny: Path):
+    trainer = make_trainer(tiny, ALHVRTrainer)
+    trainer.on_train_start()
+    assert trainer.static_step is None
+    assert "CUDA graph" not in next(Path(trainer.output_folder).glob("training_log*.txt")).read_text()
