@@ -11,15 +11,17 @@ from functools import lru_cache, wraps
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 
 def _cached(build: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Keep the matrices of recent sizes; a compiled graph holds its own, and torch.compile warns of a cache inside."""
+    """Keep the matrices of recent sizes, but none made while torch compiles or a mode is on, as fake tensors are."""
     kept = lru_cache(maxsize=64)(build)
 
     @wraps(build)
     def matrix(size_in: int, size_out: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-        return (build if torch.compiler.is_compiling() else kept)(size_in, size_out, dtype, device)
+        anew = torch.compiler.is_compiling() or _get_current_dispatch_mode() is not None
+        return (build if anew else kept)(size_in, size_out, dtype, device)
 
     return matrix
 

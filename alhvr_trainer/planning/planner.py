@@ -18,6 +18,7 @@ from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from nnunetv2.utilities.json_export import recursive_fix_for_json_export
 
 from alhvr_trainer.config.names import PLANS_NAME, SETTINGS_KEY
+from alhvr_trainer.config.settings import split_batch
 from alhvr_trainer.data.dataset import Dataset, named_dataset
 from alhvr_trainer.data.fingerprint import (
     FINGERPRINT_FILE,
@@ -29,12 +30,9 @@ from alhvr_trainer.data.fingerprint import (
 from alhvr_trainer.data.splits import write_split_for_few_cases
 from alhvr_trainer.data.workers import default_processes
 from alhvr_trainer.errors import InputError
+from alhvr_trainer.planning.memory import predicted_peak, relative_cost
 from alhvr_trainer.planning.replanning import keep_changed_settings, plans_before
 from alhvr_trainer.planning.templates import Template, alhvr_block, apply_template
-
-NETWORKS = 2
-UNLABELED_SHARE = 0.5
-"""Share of a batch that passes through the decoder a second time, see ``settings.split_batch``."""
 
 
 class ALHVRPlanner(ExperimentPlanner):
@@ -42,7 +40,8 @@ class ALHVRPlanner(ExperimentPlanner):
 
     - Spacings and shapes come from labeled and unlabeled cases; intensity statistics from the labeled
       foreground.
-    - The GPU memory holds two networks, and the decoder's second pass on the unlabeled half of the batch.
+    - The GPU memory holds two networks, and the decoder's second pass on the unlabeled half of the batch; the peak
+      memory of a training step is predicted and printed.
     - ``batch_size`` counts labeled and unlabeled samples; an ``alhvr`` block in each configuration splits
       it.
 
@@ -114,7 +113,10 @@ class ALHVRPlanner(ExperimentPlanner):
         arch_kwargs: dict[str, Any],
         arch_kwargs_req_import: tuple[str, ...],
     ) -> float:
-        """Feature map values per sample: two networks, each with its share of second decoder passes."""
+        """Feature map values per sample, times what ALHVR takes more than nnU-Net: :func:`relative_cost`.
+
+        nnU-Net's targets leave room for what convolution libraries and torch's allocator take; so do ours.
+        """
         # nnU-Net's own estimate fails where nnUNet_n_proc_DA is 0, so its building blocks are called here
         with torch.device("meta"):  # only shapes are needed: no weights, no initialization
             network = get_network_from_plans(
@@ -125,9 +127,9 @@ class ALHVRPlanner(ExperimentPlanner):
                 output_channels,
                 allow_init=False,
             )
-        one_pass = network.compute_conv_feature_map_size(patch_size)
-        second_decoder_pass = network.decoder.compute_conv_feature_map_size(patch_size)
-        return NETWORKS * (one_pass + UNLABELED_SHARE * second_decoder_pass)
+        residual = "n_blocks_per_stage" in arch_kwargs
+        factor = relative_cost(len(patch_size), residual, output_channels)
+        return float(network.compute_conv_feature_map_size(patch_size) * factor)
 
     def get_plans_for_configuration(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """nnU-Net's plan of a configuration, and its ``alhvr`` block."""
@@ -152,8 +154,17 @@ class ALHVRPlanner(ExperimentPlanner):
                 f"{self.dataset_name} gets no configuration {', '.join(self.wanted)}; there are: {', '.join(there)}"
             )
         print(*keep_changed_settings(plans, before), sep="\n", end="")
+        for name, plan in plans["configurations"].items():
+            if "architecture" in plan and SETTINGS_KEY in plan:
+                print(f"{name}: a training step is predicted to take {self._predicted_gib(plan):.1f} GiB of GPU memory")
         super().save_plans(plans)
         write_split_for_few_cases(self.folder, list(self.dataset))
+
+    def _predicted_gib(self, plan: dict[str, Any]) -> float:
+        unlabeled = plan[SETTINGS_KEY].get("unlabeled_batch_size") or split_batch(plan["batch_size"])[1]
+        labels, channels = len(self.dataset_json["labels"]), len(self.dataset_json["channel_names"])
+        samples = max(1, plan["batch_size"] - unlabeled), unlabeled
+        return predicted_peak(plan["architecture"], plan["patch_size"], channels, labels, *samples) / 2**30
 
 
 class ALHVRPlannerResEncM(ALHVRPlanner, nnUNetPlannerResEncM):

@@ -23,6 +23,7 @@ from alhvr_trainer.data.dataset import find_dataset, named_dataset
 from alhvr_trainer.data.fingerprint import add_unlabeled_to_fingerprint
 from alhvr_trainer.errors import InputError
 from alhvr_trainer.planning.make_split import make_split
+from alhvr_trainer.planning.memory import relative_cost
 from alhvr_trainer.planning.plan_and_preprocess import plan_and_preprocess
 from alhvr_trainer.planning.planner import PLANNERS, ALHVRPlanner
 from alhvr_trainer.planning.replanning import AS_PLANNED, keep_changed_settings
@@ -163,14 +164,13 @@ def test_hidden_labels_are_taken_out_of_a_stock_fingerprint(planned: Path) -> No
     assert planner.dataset_json["numTraining"] == len(planner.dataset_fingerprint["spacings"]) == 9
 
 
-def test_two_networks_and_the_second_pass_are_counted() -> None:
+def test_the_estimate_is_nnunets_times_what_the_method_takes_more() -> None:
     network = PlainConvUNet(**architecture(), input_channels=1, num_classes=3)
-    patch = (32, 32)
-    second_pass = network.decoder.compute_conv_feature_map_size(patch)
-    both_passes = network.compute_conv_feature_map_size(patch) + second_pass / 2
     names = {**architecture(), "conv_op": "torch.nn.Conv2d"}
     path = "dynamic_network_architectures.architectures.unet.PlainConvUNet"
-    assert ALHVRPlanner.static_estimate_VRAM_usage(patch, 1, 3, path, names, ("conv_op",)) == 2 * both_passes
+    found = ALHVRPlanner.static_estimate_VRAM_usage((32, 32), 1, 3, path, names, ("conv_op",))
+    assert found / network.compute_conv_feature_map_size((32, 32)) == pytest.approx(relative_cost(2, False, 3))
+    assert 2 < relative_cost(2, False, 3) < 2.6
 
 
 def architecture() -> dict:
