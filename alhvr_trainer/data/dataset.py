@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 from alhvr_trainer.compatibility import nnunet_folder, nnunet_folder_if_set, require_nnunet_folders
-from alhvr_trainer.config.dataset_json import channel_names, check_dataset_json
 from alhvr_trainer.config.files import read_object
 from alhvr_trainer.config.lookup import dataset_in
 from alhvr_trainer.config.names import UNLABELED_FOLDER, UNLABELED_KEY
@@ -91,6 +90,9 @@ class Dataset:
             InputError: a folder that ``dataset.json`` names does not exist; a file has another ending or no channel
                 number; a case lacks a channel, has one too many, or is in two folders or also in ``imagesTr``.
         """
+        # here, for the commands' help does without pydantic
+        from alhvr_trainer.config.dataset_json import channel_names
+
         ending = self.dataset_json["file_ending"]
         # not the number of channels: one file may hold several (RGB images)
         files_per_case = max(map(len, self.images.values()), default=len(channel_names(self.dataset_json)))
@@ -253,6 +255,8 @@ def preprocessed_folder(name: str) -> str:
 
 def load_dataset_json(folder: str) -> dict[str, Any]:
     """``dataset.json`` in a folder; InputError if it is missing, broken, or not what nnU-Net documents."""
+    from alhvr_trainer.config.dataset_json import check_dataset_json
+
     file = Path(folder) / "dataset.json"
     content = read_object(file)
     check_dataset_json(content, str(file))

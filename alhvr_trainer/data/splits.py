@@ -6,13 +6,14 @@ import re
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from alhvr_trainer.config.files import is_list_of, is_name, read_json, write_json
 from alhvr_trainer.config.names import UNLABELED_KEY
 from alhvr_trainer.errors import InputError, did_you_mean, shown
+
+if TYPE_CHECKING:
+    import numpy as np
 
 SPLITS_FILE = "splits_final.json"
 Splits = list[dict[str, Any]]
@@ -134,6 +135,8 @@ def choose_splits(
         >>> choose_splits(["a_1", "a_2", "b_1", "b_2", "c_1"], labeled=1, validation=["c"], group="^.")
         [{'train': ['a_1', 'a_2'], 'unlabeled': ['b_1', 'b_2'], 'val': ['c_1']}]
     """
+    import numpy as np  # here, for the commands' help does without it
+
     groups = groups_of(cases, group)
     names = sorted(groups)
     shuffled = [names[index] for index in np.random.default_rng(seed).permutation(len(names))]
@@ -222,6 +225,8 @@ def groups_of(cases: Sequence[str], group: str | None) -> dict[str, list[str]]:
 def _validation_parts(
     shuffled: list[str], folds: int, validation: Amount | None, groups: dict[str, list[str]], seed: int
 ) -> list[list[str]]:
+    import numpy as np
+
     if validation is None and folds > 1:
         if folds > len(shuffled):
             raise InputError(f'"folds" is {folds}, but there are only {len(shuffled)} cases or groups')

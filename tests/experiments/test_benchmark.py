@@ -14,7 +14,7 @@ from alhvr_trainer.config.files import write_text
 from alhvr_trainer.config.names import SETTINGS_KEY
 from alhvr_trainer.config.settings import settings_from_plans
 from alhvr_trainer.errors import InputError
-from alhvr_trainer.experiments.benchmark import command, prepare
+from alhvr_trainer.experiments.benchmark import command, prepare, run_suite
 from alhvr_trainer.experiments.benchmark.command import benchmark
 from alhvr_trainer.experiments.benchmark.jobs import digest, is_done, jobs_of, read_results, result_file
 from alhvr_trainer.experiments.benchmark.suites import load_suite, parse_suite, shipped_suites
@@ -259,10 +259,10 @@ def test_runs_take_the_suites_environment_unless_the_user_set_it(monkeypatch):
     suite = parse_suite(suite_content(environment={"OMP_NUM_THREADS": "1", "nnUNet_n_proc_DA": "0"}), "suite")
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
     monkeypatch.delenv("nnUNet_n_proc_DA", raising=False)
-    monkeypatch.setenv(command.TRAINERS, "/my/methods")
-    environment = command._environment(suite)
+    monkeypatch.setenv(run_suite.TRAINERS, "/my/methods")
+    environment = run_suite._environment(suite)
     assert (environment["OMP_NUM_THREADS"], environment["nnUNet_n_proc_DA"]) == ("7", "0")
-    ours, theirs = environment[command.TRAINERS].split(os.pathsep)
+    ours, theirs = environment[run_suite.TRAINERS].split(os.pathsep)
     assert (Path(ours) / "alhvr.py").is_file() and theirs == "/my/methods"
 
 
