@@ -125,10 +125,10 @@ class Dataset:
             listed.update(dict.fromkeys(hidden))
         return self.with_hidden(listed, "the dataset")
 
-    @property
-    def hidden(self) -> set[str]:
+    @cached_property
+    def hidden(self) -> frozenset[str]:
         """Cases of ``imagesTr`` listed under ``"unlabeled"`` in some fold."""
-        return {case for number in range(len(self.splits)) for case in hidden_cases(self.splits, number)}
+        return frozenset(case for number in range(len(self.splits)) for case in hidden_cases(self.splits, number))
 
     def fold(self, number: int | str, train: Collection[str], validation: Collection[str]) -> Fold:
         """A fold with its labeled cases, as nnU-Net's ``do_split`` gives them."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from pathlib import Path
@@ -69,8 +70,8 @@ def check_splits(splits: object, file: str = SPLITS_FILE) -> None:
             cases = split.get(key, [] if key == UNLABELED_KEY else None)
             if not is_list_of(cases, is_name):
                 raise InputError(f'"{key}" of fold {fold} in {file} must be a list of case names, found {shown(cases)}')
-        hidden = split.get(UNLABELED_KEY, [])
-        twice = next((case for case in hidden if hidden.count(case) > 1), None)
+        times = Counter(split.get(UNLABELED_KEY, []))
+        twice = next((case for case in times if times[case] > 1), None)
         if twice is not None:
             raise InputError(f'case "{twice}" is listed twice under "{UNLABELED_KEY}" of fold {fold} in {file}')
 
@@ -143,9 +144,9 @@ def choose_splits(
     parts = _validation_parts(shuffled, folds, validation, groups, seed)
     splits = []
     for fold, val in enumerate(parts):
-        training = [name for name in names if name not in val]
+        training = _without(names, val)
         train = _chosen("labeled", labeled, training, groups, np.random.default_rng([seed, fold, 1]))
-        unlabeled = [name for name in training if name not in train]
+        unlabeled = _without(training, train)
         lists = {"train": train, "unlabeled": unlabeled, "val": val}
         splits.append({key: sorted(case for name in chosen for case in groups[name]) for key, chosen in lists.items()})
     return splits
@@ -222,6 +223,11 @@ def groups_of(cases: Sequence[str], group: str | None) -> dict[str, list[str]]:
     return groups
 
 
+def _without(names: list[str], others: list[str]) -> list[str]:
+    left_out = set(others)
+    return [name for name in names if name not in left_out]
+
+
 def _validation_parts(
     shuffled: list[str], folds: int, validation: Amount | None, groups: dict[str, list[str]], seed: int
 ) -> list[list[str]]:
@@ -256,10 +262,10 @@ def _chosen(
 
 
 def _listed(what: str, listed: list[str], names: list[str], groups: dict[str, list[str]]) -> list[str]:
-    group_of = {case: name for name in names for case in groups[name]}
+    group_of = {case: name for name in names for case in groups[name]} | {name: name for name in names}
     chosen = []
     for name in listed:
-        if name not in names and name not in group_of:
+        if name not in group_of:
             raise InputError(f'"{what}" names "{name}", which is not a case (left) to choose')
-        chosen.append(name if name in names else group_of[name])
+        chosen.append(group_of[name])
     return sorted(set(chosen))
