@@ -25,7 +25,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 unexport PYTHONPATH PYTHONHOME
 
 .DELETE_ON_ERROR:
-.PHONY: demo test test-oldest test-apps lint format install clean distclean
+.PHONY: demo test test-oldest test-apps bench lint format install clean distclean
 
 demo: $(STAMP)
 	$(BIN)/alhvr demo
@@ -40,6 +40,16 @@ test-oldest: $(OLDEST_STAMP)
 # an exported bundle in MONAI Label and in MONAI Deploy; 1 GB the first time
 test-apps: $(APPS_STAMP)
 	$(APPS)/bin/python -m pytest -m apps $(PYTEST_ARGS)
+
+# the benchmarks that two CPU cores repeat in 20 minutes, one after the other; one alone: make BENCH=scale bench
+BENCH := scale step_cost
+BENCH_scale := --sizes 10,100,1000
+BENCH_step_cost := --cases 2d_small,3d_small --seconds 20
+BENCH_OUTPUT := bench_output
+
+bench: $(STAMP)
+	mkdir -p $(BENCH_OUTPUT)
+	$(foreach name,$(BENCH),$(BIN)/python benchmarks/$(name).py $(BENCH_$(name)) --output $(BENCH_OUTPUT)/$(name).json &&) :
 
 lint: $(STAMP)
 	$(BIN)/python -m ruff check .
@@ -86,7 +96,7 @@ $(APPS_STAMP): $(STAMP) $(APPS_LISTS)
 	@touch $@
 
 clean:
-	rm -rf build dist *.egg-info demo_output .pytest_cache .mypy_cache .ruff_cache
+	rm -rf build dist *.egg-info demo_output $(BENCH_OUTPUT) .pytest_cache .mypy_cache .ruff_cache
 	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -exec rm -rf {} +
 
 distclean: clean

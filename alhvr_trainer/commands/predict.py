@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alhvr_trainer.bundle.scripts.overwriting import inside_raw_dataset, overwritten_input
-from alhvr_trainer.config.dataset_json import channel_names
 from alhvr_trainer.config.files import check_folder
 from alhvr_trainer.config.names import TRAINER_NAME, WEIGHTS_FILE
 from alhvr_trainer.data.dataset import Cases, files_by_case
@@ -140,6 +139,8 @@ def _cases(source: Path, model: TrainedModel) -> Cases:
 
 
 def _files_per_case(model: TrainedModel) -> int:
+    from alhvr_trainer.config.dataset_json import channel_names  # here, for the help does without pydantic
+
     channels = len(channel_names(model.dataset_json))
     # nnU-Net's reader of pictures takes all colors out of one file
     return 1 if model.plans["image_reader_writer"] == "NaturalImage2DIO" and channels in (3, 4) else channels

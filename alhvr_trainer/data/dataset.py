@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 from alhvr_trainer.compatibility import nnunet_folder, nnunet_folder_if_set, require_nnunet_folders
-from alhvr_trainer.config.dataset_json import channel_names, check_dataset_json
 from alhvr_trainer.config.files import read_object
 from alhvr_trainer.config.lookup import dataset_in
 from alhvr_trainer.config.names import UNLABELED_FOLDER, UNLABELED_KEY
@@ -91,6 +90,9 @@ class Dataset:
             InputError: a folder that ``dataset.json`` names does not exist; a file has another ending or no channel
                 number; a case lacks a channel, has one too many, or is in two folders or also in ``imagesTr``.
         """
+        # here, for the commands' help does without pydantic
+        from alhvr_trainer.config.dataset_json import channel_names
+
         ending = self.dataset_json["file_ending"]
         # not the number of channels: one file may hold several (RGB images)
         files_per_case = max(map(len, self.images.values()), default=len(channel_names(self.dataset_json)))
@@ -123,10 +125,10 @@ class Dataset:
             listed.update(dict.fromkeys(hidden))
         return self.with_hidden(listed, "the dataset")
 
-    @property
-    def hidden(self) -> set[str]:
+    @cached_property
+    def hidden(self) -> frozenset[str]:
         """Cases of ``imagesTr`` listed under ``"unlabeled"`` in some fold."""
-        return {case for number in range(len(self.splits)) for case in hidden_cases(self.splits, number)}
+        return frozenset(case for number in range(len(self.splits)) for case in hidden_cases(self.splits, number))
 
     def fold(self, number: int | str, train: Collection[str], validation: Collection[str]) -> Fold:
         """A fold with its labeled cases, as nnU-Net's ``do_split`` gives them."""
@@ -253,6 +255,8 @@ def preprocessed_folder(name: str) -> str:
 
 def load_dataset_json(folder: str) -> dict[str, Any]:
     """``dataset.json`` in a folder; InputError if it is missing, broken, or not what nnU-Net documents."""
+    from alhvr_trainer.config.dataset_json import check_dataset_json
+
     file = Path(folder) / "dataset.json"
     content = read_object(file)
     check_dataset_json(content, str(file))

@@ -22,7 +22,7 @@ from alhvr_trainer.config.files import read_object, write_json
 from alhvr_trainer.config.names import UNLABELED_KEY
 from alhvr_trainer.data.case_images import check_channel_count, read_case
 from alhvr_trainer.data.dataset import Cases, Dataset, named_dataset
-from alhvr_trainer.data.sources import same_sources, source_stamps
+from alhvr_trainer.data.sources import renewed_stamps, source_stamps
 from alhvr_trainer.data.workers import run_on_cases, useful_processes
 from alhvr_trainer.errors import InputError
 
@@ -62,8 +62,10 @@ class ALHVRFingerprintExtractor(DatasetFingerprintExtractor):
             overwrite_existing = _labeled_cases(load_fingerprint(file), self.source) != cases
         super().run(overwrite_existing)
         # what nnU-Net returns after extraction holds arrays; the file holds plain values
-        fingerprint = {**load_fingerprint(file), LABELED_CASES: cases}
-        write_json(fingerprint, file, indent=4)
+        fingerprint = load_fingerprint(file)
+        if fingerprint.get(LABELED_CASES) != cases:
+            fingerprint[LABELED_CASES] = cases
+            write_json(fingerprint, file, indent=4)
         return fingerprint
 
 
@@ -94,25 +96,25 @@ def add_unlabeled_to_fingerprint(dataset: Dataset, num_processes: int) -> dict[s
     covered = set(_labeled_cases(fingerprint, dataset))
     known = _by_case(fingerprint.get(UNLABELED_KEY, {}))
     entries = {case: known.get(case) for case in cases if case not in covered}
-    changed: Cases = {
-        case: cases[case]
-        for case, entry in entries.items()
-        if not entry or not same_sources(entry["files"], cases[case])
-    }
+    stamps = {case: renewed_stamps(entry["files"], cases[case]) if entry else None for case, entry in entries.items()}
+    entries = {case: entry and {**entry, "files": stamps[case]} for case, entry in entries.items()}
+    changed: Cases = {case: cases[case] for case in entries if stamps[case] is None}
     if changed:
         example = next(iter({**dataset.images, **cases}.values()))[0]
         reader = determine_reader_writer_from_dataset_json(dataset_json, example, verbose=False)
         arguments = {case: (files, reader, len(channel_names(dataset_json))) for case, files in changed.items()}
         processes = useful_processes(num_processes, changed)
         entries.update(run_on_cases(_analyze, arguments, processes, "Fingerprint of unlabeled cases"))
-    fingerprint[UNLABELED_KEY] = {
+    part = {
         "cases": list(entries),
         **{
             key: [entry[key] for entry in entries.values() if entry]
             for key in ("spacings", "shapes_after_crop", "files")
         },
     }
-    write_json(fingerprint, file, indent=4)
+    if fingerprint.get(UNLABELED_KEY) != part:
+        fingerprint[UNLABELED_KEY] = part
+        write_json(fingerprint, file, indent=4)
     return fingerprint
 
 

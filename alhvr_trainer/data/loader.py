@@ -136,9 +136,8 @@ class SemiSupervisedDataLoader(NumberedLoader):
 
     def get_indices(self) -> list[str]:
         self._data.batch = self.number
-        labeled = np.random.choice(self._data.labeled.identifiers, self._data.labeled_batch_size)
-        unlabeled = np.random.choice(self._data.unlabeled.identifiers, self._data.unlabeled_batch_size)
-        return [*labeled, *unlabeled]
+        labeled = _drawn(self._data.labeled.identifiers, self._data.labeled_batch_size)
+        return [*labeled, *_drawn(self._data.unlabeled.identifiers, self._data.unlabeled_batch_size)]
 
     def get_bbox(self, data_shape: Any, force_fg: bool, class_locations: Any, *args: Any, **kwargs: Any) -> Any:
         """nnU-Net's choice of a patch; unlabeled cases have no annotated voxels, and may show no foreground yet."""
@@ -148,6 +147,11 @@ class SemiSupervisedDataLoader(NumberedLoader):
             return super().get_bbox(data_shape, force_fg and bool(class_locations), class_locations, *args, **kwargs)
         finally:
             self.has_ignore = has_ignore
+
+
+def _drawn(cases: Sequence[str], number: int) -> list[str]:
+    """With replacement. By place: NumPy would copy thousands of names into an array for each batch."""
+    return [cases[place] for place in np.random.choice(len(cases), number)]
 
 
 def _loader_for(data: Any, *args: Any, **kwargs: Any) -> NumberedLoader:

@@ -17,17 +17,18 @@ import shutil
 import tempfile
 import time
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from alhvr_trainer.config.dataset_json import channel_names
+from alhvr_trainer.config.files import replacing
 from alhvr_trainer.config.names import UNLABELED_SUFFIX
 from alhvr_trainer.data.case_images import check_channel_count, read_case
 from alhvr_trainer.data.dataset import Cases
-from alhvr_trainer.data.sources import same_sources, source_stamps
+from alhvr_trainer.data.sources import renewed_stamps, source_stamps
 from alhvr_trainer.data.workers import run_on_cases, useful_processes
 from alhvr_trainer.errors import InputError
 
@@ -65,7 +66,10 @@ def unlabeled_folder(preprocessed_dataset_folder: str) -> str:
 def missing_cases(
     folder: str, cases: Cases, plans_manager: PlansManager, configuration_manager: ConfigurationManager
 ) -> list[str]:
-    """The cases that ``folder`` lacks, or holds from other images or with other settings in the plans."""
+    """The cases that ``folder`` lacks, or holds from other images or with other settings in the plans.
+
+    Images that have only been copied or touched are read once to see that; their new times are then written down.
+    """
     settings = _settings(plans_manager, configuration_manager)
     return [case for case, files in cases.items() if not _is_up_to_date(folder, case, settings, files)]
 
@@ -239,8 +243,14 @@ def _settings(plans_manager: PlansManager, configuration_manager: ConfigurationM
 
 
 def _is_up_to_date(folder: str, case: str, settings: dict[str, Any], files: list[str]) -> bool:
-    record = _stored_record(folder, case) or {}
-    return record.get("settings") == settings and same_sources(record.get("files"), files)
+    properties = _stored_properties(folder, case)
+    record = properties.get(RECORD) or {}
+    stamps = renewed_stamps(record.get("files"), files) if record.get("settings") == settings else None
+    if stamps is not None and stamps != record["files"]:
+        properties[RECORD] = {**record, "files": stamps}
+        with suppress(OSError), replacing(Path(folder) / f"{case}.pkl") as part:  # the folder may be read-only
+            part.write_bytes(pickle.dumps(properties))
+    return stamps is not None
 
 
 def _remove_leftovers(folder: str) -> None:
@@ -250,9 +260,9 @@ def _remove_leftovers(folder: str) -> None:
             shutil.rmtree(leftover, ignore_errors=True)
 
 
-def _stored_record(folder: str, case: str) -> dict[str, Any] | None:
+def _stored_properties(folder: str, case: str) -> dict[str, Any]:
     try:
         properties = pickle.loads((Path(folder) / f"{case}.pkl").read_bytes())  # as nnU-Net reads it
     except Exception:  # broken pickles raise anything: the case is preprocessed again
-        return None
-    return properties.get(RECORD) if isinstance(properties, dict) else None
+        return {}
+    return properties if isinstance(properties, dict) else {}

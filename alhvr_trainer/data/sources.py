@@ -29,14 +29,25 @@ def same_sources(stamps: Any, files: Sequence[str]) -> bool:
         >>> same_sources(source_stamps(["scan_0000.mhd"]), ["scan_0000.mhd"])  # and scan_0000.raw
         True
     """
+    return renewed_stamps(stamps, files) is not None
+
+
+def renewed_stamps(stamps: Any, files: Sequence[str]) -> list[list[Any]] | None:
+    """The stamps with today's times if the files are :func:`same_sources`, else None.
+
+    Files that were copied have new times. Whoever keeps the stamps should keep these instead: with the old ones, every
+    question would read all files again.
+    """
     sources = _sources(files)
     if not isinstance(stamps, list) or len(stamps) != len(sources):
-        return False
+        return None
+    renewed = []
     for old, file in zip(stamps, sources, strict=True):
         now = _stamp(file)
         if old[:2] != now[:2] or (old[2] != now[2] and old[3:] != [_digest(file)]):
-            return False
-    return True
+            return None
+        renewed.append([*now, *old[3:]])
+    return renewed
 
 
 def companions(file: str) -> list[str]:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from alhvr_trainer.config.files import is_list_of, is_name, read_json, write_json
 from alhvr_trainer.config.names import UNLABELED_KEY
 from alhvr_trainer.errors import InputError, did_you_mean, shown
+
+if TYPE_CHECKING:
+    import numpy as np
 
 SPLITS_FILE = "splits_final.json"
 Splits = list[dict[str, Any]]
@@ -68,8 +70,8 @@ def check_splits(splits: object, file: str = SPLITS_FILE) -> None:
             cases = split.get(key, [] if key == UNLABELED_KEY else None)
             if not is_list_of(cases, is_name):
                 raise InputError(f'"{key}" of fold {fold} in {file} must be a list of case names, found {shown(cases)}')
-        hidden = split.get(UNLABELED_KEY, [])
-        twice = next((case for case in hidden if hidden.count(case) > 1), None)
+        times = Counter(split.get(UNLABELED_KEY, []))
+        twice = next((case for case in times if times[case] > 1), None)
         if twice is not None:
             raise InputError(f'case "{twice}" is listed twice under "{UNLABELED_KEY}" of fold {fold} in {file}')
 
@@ -134,15 +136,17 @@ def choose_splits(
         >>> choose_splits(["a_1", "a_2", "b_1", "b_2", "c_1"], labeled=1, validation=["c"], group="^.")
         [{'train': ['a_1', 'a_2'], 'unlabeled': ['b_1', 'b_2'], 'val': ['c_1']}]
     """
+    import numpy as np  # here, for the commands' help does without it
+
     groups = groups_of(cases, group)
     names = sorted(groups)
     shuffled = [names[index] for index in np.random.default_rng(seed).permutation(len(names))]
     parts = _validation_parts(shuffled, folds, validation, groups, seed)
     splits = []
     for fold, val in enumerate(parts):
-        training = [name for name in names if name not in val]
+        training = _without(names, val)
         train = _chosen("labeled", labeled, training, groups, np.random.default_rng([seed, fold, 1]))
-        unlabeled = [name for name in training if name not in train]
+        unlabeled = _without(training, train)
         lists = {"train": train, "unlabeled": unlabeled, "val": val}
         splits.append({key: sorted(case for name in chosen for case in groups[name]) for key, chosen in lists.items()})
     return splits
@@ -219,9 +223,16 @@ def groups_of(cases: Sequence[str], group: str | None) -> dict[str, list[str]]:
     return groups
 
 
+def _without(names: list[str], others: list[str]) -> list[str]:
+    left_out = set(others)
+    return [name for name in names if name not in left_out]
+
+
 def _validation_parts(
     shuffled: list[str], folds: int, validation: Amount | None, groups: dict[str, list[str]], seed: int
 ) -> list[list[str]]:
+    import numpy as np
+
     if validation is None and folds > 1:
         if folds > len(shuffled):
             raise InputError(f'"folds" is {folds}, but there are only {len(shuffled)} cases or groups')
@@ -251,10 +262,10 @@ def _chosen(
 
 
 def _listed(what: str, listed: list[str], names: list[str], groups: dict[str, list[str]]) -> list[str]:
-    group_of = {case: name for name in names for case in groups[name]}
+    group_of = {case: name for name in names for case in groups[name]} | {name: name for name in names}
     chosen = []
     for name in listed:
-        if name not in names and name not in group_of:
+        if name not in group_of:
             raise InputError(f'"{what}" names "{name}", which is not a case (left) to choose')
-        chosen.append(name if name in names else group_of[name])
+        chosen.append(group_of[name])
     return sorted(set(chosen))

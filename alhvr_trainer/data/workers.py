@@ -10,7 +10,6 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, nullcontext
 from typing import Any, TypeVar
 
-from nnunetv2.configuration import default_num_processes
 from tqdm import tqdm
 
 from alhvr_trainer.cluster import cluster_executor
@@ -24,6 +23,8 @@ BYTES_WORTH_A_PROCESS = 8_000_000
 
 def default_processes() -> int:
     """nnU-Net's default number of processes (``nnUNet_def_n_proc``), but no more than CPU cores."""
+    from nnunetv2.configuration import default_num_processes  # here, for the commands' help does without nnU-Net
+
     return min(default_num_processes, os.cpu_count() or 1)
 
 

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from alhvr_trainer.bundle.scripts.label_files import Labels, common_unit, labels_of, listed, read_pair
-from alhvr_trainer.bundle.scripts.metrics import case_metrics, metrics_files, summarize, table, write_metrics
 from alhvr_trainer.bundle.scripts.overwriting import inside_raw_dataset, overwritten_input
-from alhvr_trainer.config.dataset_json import LabelsAndEnding
 from alhvr_trainer.config.files import check_folder, read_object
-from alhvr_trainer.config.validation import validated
 from alhvr_trainer.errors import InputError
+
+if TYPE_CHECKING:
+    from alhvr_trainer.bundle.scripts.label_files import Labels
 
 
 def evaluate(
@@ -66,6 +65,10 @@ def evaluate(
     """
     from tqdm import tqdm
 
+    # here, for the help does without NumPy and nibabel
+    from alhvr_trainer.bundle.scripts.label_files import common_unit, read_pair
+    from alhvr_trainer.bundle.scripts.metrics import case_metrics, metrics_files, summarize, table, write_metrics
+
     labels, content = _read_dataset_json(dataset_json)
     pairs = _matched_cases(Path(predictions), Path(references), content["file_ending"], only_predicted)
     if output is not None:
@@ -95,6 +98,10 @@ def _read_dataset_json(source: str | Path | dict[str, Any]) -> tuple[Labels, dic
     Raises:
         InputError: unreadable, or a key is missing or of the wrong form.
     """
+    from alhvr_trainer.bundle.scripts.label_files import labels_of
+    from alhvr_trainer.config.dataset_json import LabelsAndEnding
+    from alhvr_trainer.config.validation import validated
+
     where, content = ("dataset.json", source) if isinstance(source, dict) else (str(source), read_object(source))
     validated(LabelsAndEnding, content, where)
     labels = labels_of(content["labels"])
@@ -112,6 +119,8 @@ def _matched_cases(
         InputError: a folder is missing or empty, nothing matches, or (unless ``only_predicted``) a reference
             has no prediction.
     """
+    from alhvr_trainer.bundle.scripts.label_files import listed
+
     predicted = _cases(predictions, "predictions", ending)
     reference = _cases(references, "references", ending)
     if predictions.samefile(references):

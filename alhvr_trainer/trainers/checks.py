@@ -80,6 +80,8 @@ def hidden_intensities(dataset: Dataset, plans: dict[str, Any]) -> str | None:
     """
     file, planner = Path(dataset.preprocessed) / FINGERPRINT_FILE, plans.get("experiment_planner_used")
     hidden = set(hidden_cases(dataset.splits, "all"))
+    if not hidden:  # the file holds every unlabeled case
+        return None
     fingerprint = read_object(file) if file.is_file() else {}
     seen = hidden if not str(planner).startswith(PLANNER_NAME) else hidden & set(fingerprint.get(LABELED_CASES, []))
     if not seen:

@@ -1,38 +1,16 @@
-"""``alhvr benchmark``: run a suite, one process per run, and write its tables and plots."""
+"""``alhvr benchmark``: run a suite, and write its tables and plots.
+
+What it needs is imported inside the function: pydantic, YAML and NumPy take a while, and ``--help`` should not.
+"""
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from alhvr_trainer.cluster import cluster_executor
 from alhvr_trainer.cluster import scheduler as on_cluster
-from alhvr_trainer.commands.link import check_nnunet_finds_us
-from alhvr_trainer.config.files import check_folder, check_whole_number, read_object
-from alhvr_trainer.devices import check_device
 from alhvr_trainer.errors import InputError
-from alhvr_trainer.experiments.benchmark.jobs import (
-    LOGS,
-    RUNS,
-    chosen_part,
-    digest,
-    is_done,
-    jobs_of,
-    read_results,
-)
-from alhvr_trainer.experiments.benchmark.prepare import (
-    dataset_of,
-    plans_file,
-    prepare,
-    set_folders,
-    splits_of,
-)
-from alhvr_trainer.experiments.benchmark.report import write_report
-from alhvr_trainer.experiments.benchmark.running import How, environment_of, run_all
-from alhvr_trainer.experiments.benchmark.suites import Suite, load_suite
-from alhvr_trainer.experiments.processes import interrupted_by
 
 
 def benchmark(
@@ -77,6 +55,11 @@ def benchmark(
         alhvr benchmark --suite phantom-quick --device cpu
         alhvr benchmark --suite hippocampus-cpu --device cpu --methods Supervised,ALHVR --seeds 0
     """
+    from alhvr_trainer.config.files import check_whole_number
+    from alhvr_trainer.experiments.benchmark.jobs import RUNS, read_results
+    from alhvr_trainer.experiments.benchmark.running import run_suite
+    from alhvr_trainer.experiments.benchmark.suites import load_suite
+
     chosen = load_suite(suite)
     folder = Path(output or f"benchmark_{chosen.name}").resolve()
     failures: list[str] = []
@@ -87,6 +70,8 @@ def benchmark(
             failures = run_suite(chosen, folder, device, remove_checkpoints, parallel, **part)
     results = read_results(folder, chosen.name)
     if results:
+        from alhvr_trainer.experiments.benchmark.report import write_report
+
         report = write_report(chosen, results, folder)
         print(f"report: {report}", flush=True)
     if failures:
@@ -103,46 +88,3 @@ def _list(value: Any) -> list[Any] | None:
     if isinstance(value, str):
         return [part.strip() for part in value.split(",") if part.strip()]
     return list(value) if isinstance(value, (list, tuple)) else [value]
-
-
-def run_suite(
-    suite: Suite,
-    output: Path,
-    device: str,
-    remove_checkpoints: bool = False,
-    parallel: int = 1,
-    **part: list[Any] | None,
-) -> list[str]:
-    """All runs of the suite that have no result yet.
-
-    Args:
-        suite: what to run.
-        output: folder for runs and logs.
-        device: "cuda", "cpu" or "mps".
-        remove_checkpoints: of each run when it is done.
-        parallel: runs at a time.
-        part: methods, seeds and folds, as :func:`jobs_of` takes them.
-
-    Returns:
-        What failed: run, reason and log, one line each.
-
-    Raises:
-        InputError: nothing could be run, as data, plans or the suite are wrong.
-    """
-    if cluster_executor() is None:
-        check_device(device)
-    check_nnunet_finds_us()
-    chosen_part(suite, **part)  # for its error, before anything is written
-    check_folder(output)
-    set_folders(suite, output)
-    dataset = dataset_of(suite)
-    splits = splits_of(suite, dataset)
-    jobs = jobs_of(suite, dataset, splits, digest(read_object(plans_file(suite))), **part)
-    waiting = [job for job in jobs if not is_done(output, job)]
-    print(f"{suite.name}: {len(jobs)} runs, {len(jobs) - len(waiting)} of them done, in {output}", flush=True)
-    if not waiting:
-        return []
-    environment = environment_of(suite, device, parallel)
-    with interrupted_by(signal.SIGTERM, signal.SIGHUP):
-        plans_name = prepare(suite, dataset, splits, output / LOGS / "plan.log", environment)
-        return run_all(waiting, parallel, How(plans_name, output, device, environment, remove_checkpoints))

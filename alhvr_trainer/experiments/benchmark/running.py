@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import threading
 import time
@@ -12,14 +13,26 @@ from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 from tqdm import tqdm
 
 from alhvr_trainer.cluster import cluster_executor
-from alhvr_trainer.experiments.benchmark.jobs import LOGS, Job, is_done, model_folder
-from alhvr_trainer.experiments.benchmark.prepare import locked, plans_of
+from alhvr_trainer.commands.link import check_nnunet_finds_us
+from alhvr_trainer.config.files import check_folder, read_object
+from alhvr_trainer.devices import check_device
+from alhvr_trainer.experiments.benchmark.jobs import LOGS, Job, chosen_part, digest, is_done, jobs_of, model_folder
+from alhvr_trainer.experiments.benchmark.prepare import (
+    dataset_of,
+    locked,
+    plans_file,
+    plans_of,
+    prepare,
+    set_folders,
+    splits_of,
+)
 from alhvr_trainer.experiments.benchmark.suites import Suite
-from alhvr_trainer.experiments.processes import run_logged
+from alhvr_trainer.experiments.processes import interrupted_by, run_logged
 from alhvr_trainer.resources import ext_trainer_folder
 
 TRAINERS = "nnUNet_extTrainer"
@@ -38,6 +51,49 @@ class How:
     """Of the processes."""
     remove_checkpoints: bool
     """Of each run when it is done."""
+
+
+def run_suite(
+    suite: Suite,
+    output: Path,
+    device: str,
+    remove_checkpoints: bool = False,
+    parallel: int = 1,
+    **part: list[Any] | None,
+) -> list[str]:
+    """All runs of the suite that have no result yet.
+
+    Args:
+        suite: what to run.
+        output: folder for runs and logs.
+        device: "cuda", "cpu" or "mps".
+        remove_checkpoints: of each run when it is done.
+        parallel: runs at a time.
+        part: methods, seeds and folds, as :func:`jobs_of` takes them.
+
+    Returns:
+        What failed: run, reason and log, one line each.
+
+    Raises:
+        InputError: nothing could be run, as data, plans or the suite are wrong.
+    """
+    if cluster_executor() is None:
+        check_device(device)
+    check_nnunet_finds_us()
+    chosen_part(suite, **part)  # for its error, before anything is written
+    check_folder(output)
+    set_folders(suite, output)
+    dataset = dataset_of(suite)
+    splits = splits_of(suite, dataset)
+    jobs = jobs_of(suite, dataset, splits, digest(read_object(plans_file(suite))), **part)
+    waiting = [job for job in jobs if not is_done(output, job)]
+    print(f"{suite.name}: {len(jobs)} runs, {len(jobs) - len(waiting)} of them done, in {output}", flush=True)
+    if not waiting:
+        return []
+    environment = environment_of(suite, device, parallel)
+    with interrupted_by(signal.SIGTERM, signal.SIGHUP):
+        plans_name = prepare(suite, dataset, splits, output / LOGS / "plan.log", environment)
+        return run_all(waiting, parallel, How(plans_name, output, device, environment, remove_checkpoints))
 
 
 def run_all(jobs: list[Job], parallel: int, how: How) -> list[str]:

@@ -20,11 +20,11 @@ import SimpleITK as sitk
 
 from alhvr_trainer.config.files import write_json
 from alhvr_trainer.config.names import UNLABELED_FOLDER
+from alhvr_trainer.experiments.demo import DATASET_ID
 from alhvr_trainer.experiments.demo.anatomy import LABELS, draw_heart, draw_organs, draw_tones, paint_slice
 
 SHAPE = (5, 48, 48)
 SPACING = (8.0, 3.0, 3.0)
-DATASET_ID = 901
 CASE_NAME = "phantom_{:03d}"
 
 

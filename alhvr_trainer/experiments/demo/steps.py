@@ -13,7 +13,7 @@ from pathlib import Path
 
 from alhvr_trainer.config.names import TRAINER_NAME
 from alhvr_trainer.errors import InputError
-from alhvr_trainer.experiments.demo.phantom import DATASET_ID
+from alhvr_trainer.experiments.demo import DATASET_ID
 from alhvr_trainer.resources import ext_trainer_folder
 
 BASELINE_NAME = "SupervisedTrainer"
