@@ -42,7 +42,9 @@ test-apps: $(APPS_STAMP)
 	$(APPS)/bin/python -m pytest -m apps $(PYTEST_ARGS)
 
 # the benchmarks that two CPU cores repeat in 20 minutes, one after the other; one alone: make BENCH=scale bench
-BENCH := scale step_cost
+BENCH := loader memory scale step_cost
+BENCH_loader := --rounds 3
+BENCH_memory := measure --cases "2d;2d, ResEnc M;3d"
 BENCH_scale := --sizes 10,100,1000
 BENCH_step_cost := --cases 2d_small,3d_small --seconds 20
 BENCH_OUTPUT := bench_output

@@ -120,9 +120,10 @@ class DeviceLoader(nnUNetDataLoader):
             for place, row in enumerate(turned):
                 boxes.append(self._cut(cases[row], row, corners[row], large[place], large_segmentation[place]))
             matrices = torch.tensor(np.stack([affine for affine in affines if affine is not None]), dtype=torch.float32)
+            labeled = sum(row < self._labeled for row in turned)
+            large, large_segmentation = self._to_device(large), self._to_device(large_segmentation)
             rows = torch.tensor(turned, device=self._device)
-            made = self._resampled(self._to_device(large), self._to_device(large_segmentation), matrices, rows, boxes)
-            images[rows], segmentation[rows] = made
+            images[rows], segmentation[rows] = self._resampled(large, large_segmentation, matrices, labeled, boxes)
         if self.patch_size_was_2d:
             images, segmentation = images.squeeze(2), segmentation.squeeze(2)
         return Patches(images, segmentation, self._labeled)
@@ -150,13 +151,12 @@ class DeviceLoader(nnUNetDataLoader):
         return low, high
 
     def _resampled(
-        self, images: Tensor, segmentation: Tensor, affines: Tensor, rows: Tensor, boxes: list[Any]
+        self, images: Tensor, segmentation: Tensor, affines: Tensor, labeled: int, boxes: list[Any]
     ) -> tuple[Tensor, Tensor]:
-        """Turned and scaled patches of the final size."""
+        """Turned and scaled patches of the final size; the first ``labeled`` of them have a label."""
         size, shape = tuple(self.final_patch_size), tuple(images.shape[2:])
         flat = self.patch_size_was_2d or self.augment.slice_by_slice
         places = coordinates(affines.to(images.device), size[flat:], shape[flat:])
-        labeled = int((rows < self._labeled).sum()) if self._unlabeled_too else len(rows)
 
         def folded(x: Tensor) -> Tensor:
             return x.flatten(1, 2) if flat else x  # slices become channels, for all are turned alike
