@@ -103,6 +103,9 @@ class ALHVRTrainer(SemiSupervisedTrainer):
             name: FeaturePerturbation(self.seed + 2 * get_rank() + number, self.device)
             for number, name in enumerate(self.passes)
         }
+        terms = alhvr_channel_terms if self.label_manager.has_regions else alhvr_terms
+        compiled = self._do_i_compile() and not self.is_ddp
+        self.method_terms = torch.compile(terms, dynamic=False) if compiled else terms
         dimensions = len(self.configuration_manager.patch_size)
         self.threshold_proportion = self.settings.threshold_proportion or paper_proportion(dimensions)
 
@@ -124,8 +127,7 @@ class ALHVRTrainer(SemiSupervisedTrainer):
         settings, valid, group = self.settings, samples.unlabeled_valid, predictions.group
         maps = predictions.maps
         a, b = ([maps[f"{key}_{name}"] for key in TwoPasses._fields] for name in "ab")
-        method = alhvr_channel_terms if self.label_manager.has_regions else alhvr_terms
-        terms = method(
+        terms = self.method_terms(
             *a,
             *b,
             threshold_proportion=self.threshold_proportion,
