@@ -34,6 +34,9 @@ from alhvr_trainer.planning.memory import predicted_peak, relative_cost
 from alhvr_trainer.planning.replanning import keep_changed_settings, plans_before
 from alhvr_trainer.planning.templates import Template, alhvr_block, apply_template
 
+FITS = 0.95
+"""Share of the memory target that the predicted peak may take; the rest is for what a dry run does not see."""
+
 
 class ALHVRPlanner(ExperimentPlanner):
     """Plans patch size, batch size and network as nnU-Net does, with three differences.
@@ -143,6 +146,9 @@ class ALHVRPlanner(ExperimentPlanner):
         Raises:
             InputError: the ready plans do not fit the dataset, or none of the wanted configurations is there.
         """
+        for plan in plans["configurations"].values():
+            if "architecture" in plan:
+                self.fit_batch(plan)
         if self.template is not None:
             recursive_fix_for_json_export(plans)
             plans.update(apply_template(self.template, json.loads(json.dumps(plans)), self.dataset_json))
@@ -159,6 +165,17 @@ class ALHVRPlanner(ExperimentPlanner):
                 print(f"{name}: a training step is predicted to take {self._predicted_gib(plan):.1f} GiB of GPU memory")
         super().save_plans(plans)
         write_split_for_few_cases(self.folder, list(self.dataset))
+
+    def fit_batch(self, plan: dict[str, Any]) -> None:
+        """Make the batch of a configuration smaller until a training step is predicted to fit the memory target.
+
+        nnU-Net's residual presets are calibrated so closely that two networks would not always.
+        """
+        most = FITS * self.UNet_vram_target_GB
+        while plan["batch_size"] > self.UNet_min_batch_size and (predicted := self._predicted_gib(plan)) > most:
+            smaller = min(plan["batch_size"] - 1, int(plan["batch_size"] * most / predicted))
+            plan["batch_size"] = max(self.UNet_min_batch_size, smaller)
+            plan[SETTINGS_KEY] = alhvr_block(plan["batch_size"], len(plan["patch_size"]))
 
     def _predicted_gib(self, plan: dict[str, Any]) -> float:
         unlabeled = plan[SETTINGS_KEY].get("unlabeled_batch_size") or split_batch(plan["batch_size"])[1]

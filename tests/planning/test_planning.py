@@ -190,6 +190,21 @@ def test_batch_is_smaller_than_stock_nnunets(stock_planner: ExperimentPlanner, s
     assert stock["batch_size"] / 2 * 0.7 < ours["batch_size"] < stock["batch_size"] / 2
 
 
+def test_a_batch_that_would_not_fit_becomes_smaller(planned: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = ([1.0, 1.0, 1.0], (96, 96, 96), "x", 1e12)
+    planner = ALHVRPlanner(NAME, 11)
+    plan = planner.get_plans_for_configuration(*arguments, {})
+    before, batch = dict(plan), plan["batch_size"]
+    planner.fit_batch(plan)
+    assert plan == before  # it fits
+    planner.UNet_vram_target_GB = 0.6 * planner._predicted_gib(plan)
+    planner.fit_batch(plan)
+    assert planner.UNet_min_batch_size <= plan["batch_size"] < batch
+    assert plan["alhvr"]["unlabeled_batch_size"] == plan["batch_size"] // 2
+    fits = planner._predicted_gib(plan) <= 0.95 * planner.UNet_vram_target_GB
+    assert fits or plan["batch_size"] == planner.UNet_min_batch_size
+
+
 def test_memory_target_is_kept(planned: Path) -> None:
     arguments = ([1.0, 1.0], (512, 512), "x", 1e12)
     plans = [ALHVRPlanner(NAME, memory).get_plans_for_configuration(*arguments, {}) for memory in (8, 16)]

@@ -13,8 +13,13 @@ from alhvr_trainer.trainers.alhvr import ALHVRTrainer
 
 
 def make_trainer(
-    root: Path, kind: type[nnUNetTrainer] = ALHVRTrainer, plans: str = "ALHVRPlans", resume: bool = False, fold: Any = 0
+    root: Path,
+    kind: type[nnUNetTrainer] = ALHVRTrainer,
+    plans: str = "ALHVRPlans",
+    resume: bool = False,
+    fold: Any = 0,
+    device: str = "cpu",
 ) -> nnUNetTrainer:
     """What ``nnUNetv2_train 901 2d 0 -tr KIND -p PLANS -device cpu`` builds."""
     content = read_json(root, f"{plans}.json") | {"continue_training": resume}
-    return kind(content, "2d", fold, read_json(root, "dataset.json"), torch.device("cpu"))
+    return kind(content, "2d", fold, read_json(root, "dataset.json"), torch.device(device))

@@ -51,6 +51,30 @@ def test_it_trains_as_the_usual_step_does(kind: type, tiny: Path, monkeypatch: p
         torch.testing.assert_close(weights[name], value, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.parametrize("kind", TRAINERS)
+@pytest.mark.parametrize("precision", ["float16", "bfloat16"])
+def test_on_a_gpu_nothing_is_waited_for_and_a_graph_gives_the_same(kind: type, precision: str, tiny: Path):
+    """Augmentation on the GPU as well. The first steps run before the capture, the others are replayed."""
+    found = []
+    for graph in (False, True):
+        change_settings(tiny, augmentation="device", cuda_graph=graph, mixed_precision=precision, seed=11)
+        trainer = make_trainer(tiny, kind, device="cuda")
+        trainer._do_i_compile = lambda: False
+        trainer.on_train_start()
+        trainer.on_train_epoch_start()
+        batches = [next(trainer.dataloader_train) for _ in range(8)]
+        records = [trainer.train_step(batch)["record"] for batch in batches[:5]]
+        torch.cuda.set_sync_debug_mode("error" if graph or precision == "bfloat16" else "default")  # a scaler waits
+        try:
+            records += [trainer.train_step(batch)["record"] for batch in batches[5:]]
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        found.append([record.values for record in records])
+    for one, other in zip(*found, strict=True):
+        assert other == pytest.approx(one, rel=0.02, abs=0.02)
+
+
 def test_numbers_follow_the_steps():
     """What a step reads lies in one place, and holds what is due."""
     now = {"weight": 1.0}
