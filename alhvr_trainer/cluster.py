@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 from collections.abc import Iterator
 from concurrent.futures import Executor
 from contextlib import contextmanager
@@ -14,8 +15,7 @@ from alhvr_trainer.errors import InputError, one_line
 RETRIES = 3
 """How often a part is started again whose worker died or failed."""
 _PATIENCE = "15s"
-_executor: ContextVar[Executor | None] = ContextVar("executor", default=None)
-_workers: ContextVar[int] = ContextVar("workers", default=0)
+_executor: ContextVar[ClusterExecutor | None] = ContextVar("executor", default=None)
 
 
 @contextmanager
@@ -45,48 +45,50 @@ def scheduler(address: str | None) -> Iterator[None]:
     except (OSError, ValueError) as error:
         raise InputError(f"no Dask scheduler answers at {address}: {one_line(error)}") from error
     with client:
-        if not client.scheduler_info()["workers"]:
+        workers = len(client.scheduler_info()["workers"])
+        if not workers:
             raise InputError(f"the Dask scheduler at {address} has no workers: start some (dask worker {address})")
-        _workers.set(len(client.scheduler_info()["workers"]))
-        token = _executor.set(_WithEnvironment(client.get_executor(pure=False, retries=RETRIES)))
+        token = _executor.set(ClusterExecutor(client.get_executor(pure=False, retries=RETRIES), workers))
         try:
             yield
         finally:
             _executor.reset(token)
 
 
-def cluster_executor() -> Executor | None:
+def cluster_executor() -> ClusterExecutor | None:
     """Of the cluster that :func:`scheduler` named; None outside of it."""
     return _executor.get()
 
 
-def workers() -> int:
-    """How many the cluster had when :func:`scheduler` reached it."""
-    return _workers.get()
+class ClusterExecutor(Executor):
+    """Gives the workers nnU-Net's variables and the working directory as they are here, so that paths mean the same.
 
+    Args:
+        executor: Dask's.
+        workers: of the cluster.
+    """
 
-class _WithEnvironment(Executor):
-    """Gives the workers nnU-Net's variables as they are here, before they import it."""
-
-    def __init__(self, executor: Any) -> None:
+    def __init__(self, executor: Any, workers: int) -> None:
         self._executor = executor
+        self.workers = workers
 
     def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Any:
         import cloudpickle
 
         variables = {name: value for name, value in os.environ.items() if name.startswith("nnUNet_")}
-        return self._executor.submit(run, variables, cloudpickle.dumps((fn, args, kwargs)))
+        return self._executor.submit(run, os.getcwd(), variables, cloudpickle.dumps((fn, args, kwargs)))
 
 
-def run(variables: dict[str, str], call: bytes) -> Any:
-    """On a worker: the call, with these environment variables.
+def run(folder: str, variables: dict[str, str], call: bytes) -> Any:
+    """On a worker: the call, in this folder and with these environment variables.
 
     Args:
+        folder: the working directory.
         variables: nnU-Net reads its folders from them when it is imported, so that they come first.
         call: function, arguments and keywords, pickled.
     """
+    os.chdir(folder)
     os.environ.update(variables)
-    import pickle
 
     function, args, kwargs = pickle.loads(call)  # what the client sent: whoever reaches the scheduler runs code anyway
     return function(*args, **kwargs)

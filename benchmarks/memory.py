@@ -21,7 +21,7 @@ import torch
 from step_cost import _status_bytes, versions
 
 from alhvr_trainer.losses import ALHVRLoss, FeaturePerturbation
-from alhvr_trainer.planning.memory import _network, _shapes, _typical, predicted_peak
+from alhvr_trainer.planning.memory import network_of, nnunet_loss, output_shapes, predicted_peak, typical_architecture
 from alhvr_trainer.trainers.two_passes import TwoPass
 
 CASES: dict[str, dict[str, Any]] = {
@@ -61,13 +61,13 @@ def steps(name: str) -> None:
 
 def train(case: dict[str, Any], number: int = 2) -> None:
     """Training steps of ALHVR, as its trainer takes them."""
-    architecture, labeled = _typical(len(case["patch"]), case.get("residual", False)), case["labeled"]
-    networks = [_network(architecture, 1, case["classes"]) for _ in range(2)]
+    architecture, labeled = typical_architecture(len(case["patch"]), case.get("residual", False)), case["labeled"]
+    networks = [network_of(architecture, 1, case["classes"]) for _ in range(2)]
     runs = [TwoPass(network) for network in networks]
     perturbations = [FeaturePerturbation(seed) for seed in (0, 1)]
     optimizers = [torch.optim.SGD(n.parameters(), 1e-2, momentum=0.99, nesterov=True) for n in networks]
     data = torch.randn(labeled + case["unlabeled"], 1, *case["patch"])
-    labels = [torch.zeros(labeled, 1, *shape) for shape in _shapes(architecture, case["patch"])]
+    labels = [torch.zeros(labeled, 1, *shape) for shape in output_shapes(architecture, case["patch"])]
     loss = nnunet_loss(len(labels))
     for _ in range(number):
         for optimizer in optimizers:
@@ -82,16 +82,6 @@ def train(case: dict[str, Any], number: int = 2) -> None:
             optimizer.step()
 
 
-def nnunet_loss(levels: int) -> torch.nn.Module:
-    from nnunetv2.training.loss.compound_losses import DC_and_CE_loss
-    from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
-    from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
-
-    dice = {"batch_dice": True, "smooth": 1e-5, "do_bg": False, "ddp": False}
-    of_scale = DC_and_CE_loss(dice, {}, weight_ce=1, weight_dice=1, dice_class=MemoryEfficientSoftDiceLoss)
-    return DeepSupervisionWrapper(of_scale, [1 / 2**level for level in range(levels)])
-
-
 def measure(cases: str = ",".join(CASES), output: str | None = None) -> None:
     """Predicted and measured peaks on the CPU, in float32; each measured in a process of its own.
 
@@ -102,7 +92,7 @@ def measure(cases: str = ",".join(CASES), output: str | None = None) -> None:
     rows = {}
     for name in CASES if cases == ",".join(CASES) else cases.split(";"):
         case = CASES[name]
-        architecture = _typical(len(case["patch"]), case.get("residual", False))
+        architecture = typical_architecture(len(case["patch"]), case.get("residual", False))
         samples = case["labeled"], case["unlabeled"]
         predicted = predicted_peak(architecture, case["patch"], 1, case["classes"], *samples, half_precision=False)
         # glibc would keep freed tensors; mapped blocks go back at once

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -203,10 +202,8 @@ class Predicting:
         predictor = nnUNetPredictor(tile_step_size=self.step_size, use_mirroring=self.mirroring, device=device)
         try:
             predictor.initialize_from_trained_model_folder(str(model.folder), model.folds, model.weights_file)
-        except (
-            RuntimeError,
-            KeyError,
-        ) as error:  # nnU-Net does not know the trainer, or the weights are of other plans
+        # nnU-Net does not know the trainer, or the weights are of other plans
+        except (RuntimeError, KeyError) as error:
             raise InputError(f"nnU-Net cannot load {model.folder}: {one_line(error)}") from error
         if members:
             predictor.list_of_parameters = [member.weights for member in members]
@@ -215,17 +212,16 @@ class Predicting:
 
 def _predict_on_cluster(address: str, how: Predicting, cases: Cases, target: Path, *options: Any) -> Path:
     """A few parts for each worker, so that the quick ones take more; a part whose worker dies is done again."""
-    from alhvr_trainer.cluster import scheduler, workers
+    from alhvr_trainer.cluster import ClusterExecutor, cluster_executor, scheduler
     from alhvr_trainer.data.workers import run_on_cases
 
     target.mkdir(parents=True, exist_ok=True)
-    # workers have other working directories
-    images = [(case, [os.path.abspath(file) for file in files]) for case, files in cases.items()]
+    images = list(cases.items())
     with scheduler(address):
-        parts = min(len(cases), PARTS_PER_WORKER * workers())
-        arguments = {
-            f"part {part}": (how, dict(images[part::parts]), target.absolute(), *options) for part in range(parts)
-        }
+        executor = cluster_executor()
+        assert isinstance(executor, ClusterExecutor)
+        parts = min(len(cases), PARTS_PER_WORKER * executor.workers)
+        arguments = {f"part {part}": (how, dict(images[part::parts]), target, *options) for part in range(parts)}
         run_on_cases(predict_part, arguments, parts, "Segment cases")
     return target
 

@@ -60,16 +60,16 @@ def predicted_peak(
         3762
     """
     with _looking_at_nothing(), FakeTensorMode():
-        networks = [_network(architecture, input_channels, classes) for _ in range(2 if co_training else 1)]
+        networks = [network_of(architecture, input_channels, classes) for _ in range(2 if co_training else 1)]
         optimizers = [SGD(n.parameters(), 0.01, momentum=0.99, nesterov=True, foreach=True) for n in networks]
         step = _step(networks, optimizers, labeled, co_training, half_precision)
         data = torch.empty(labeled + unlabeled * co_training, input_channels, *patch_size)
-        labels = [torch.empty(labeled, 1, *shape) for shape in _shapes(architecture, patch_size)]
+        labels = [torch.empty(labeled, 1, *shape) for shape in output_shapes(architecture, patch_size)]
         step(data, labels)  # the optimizers' momentum is there from now on
         for optimizer in optimizers:
             optimizer.zero_grad(set_to_none=True)
         momentum = [state["momentum_buffer"] for each in optimizers for state in each.state.values()]
-        with _Peak([*_parameters(networks), *momentum, data, *labels]) as found:
+        with PeakBytes([*_parameters(networks), *momentum, data, *labels]) as found:
             step(data, labels)
     return found.peak
 
@@ -85,12 +85,12 @@ def relative_cost(dimensions: int, residual: bool, classes: int) -> float:
         residual: encoder of residual blocks (nnU-Net's ResEnc presets).
         classes: background included.
     """
-    architecture, patch = _typical(dimensions, residual), (256,) * 2 if dimensions == 2 else (96,) * 3
+    architecture, patch = typical_architecture(dimensions, residual), (256,) * 2 if dimensions == 2 else (96,) * 3
     ours = predicted_peak(architecture, patch, 1, classes, labeled=2, unlabeled=2)
     return ours / predicted_peak(architecture, patch, 1, classes, labeled=4, unlabeled=0, co_training=False)
 
 
-def _typical(dimensions: int, residual: bool) -> dict[str, Any]:
+def typical_architecture(dimensions: int, residual: bool) -> dict[str, Any]:
     stages = 5
     blocks = {"n_blocks_per_stage": [1, 3, 4, 6, 6]} if residual else {"n_conv_per_stage": [2] * stages}
     kind = "ResidualEncoderUNet" if residual else "PlainConvUNet"
@@ -116,7 +116,7 @@ def _typical(dimensions: int, residual: bool) -> dict[str, Any]:
     }
 
 
-def _network(architecture: dict[str, Any], input_channels: int, classes: int) -> Any:
+def network_of(architecture: dict[str, Any], input_channels: int, classes: int) -> Any:
     return get_network_from_plans(
         architecture["network_class_name"],
         architecture["arch_kwargs"],
@@ -128,7 +128,7 @@ def _network(architecture: dict[str, Any], input_channels: int, classes: int) ->
     )
 
 
-def _shapes(architecture: dict[str, Any], patch_size: Sequence[int]) -> list[list[int]]:
+def output_shapes(architecture: dict[str, Any], patch_size: Sequence[int]) -> list[list[int]]:
     """Of the outputs of deep supervision, full resolution first."""
     strides = architecture["arch_kwargs"]["strides"][:-1]
     factors = np.cumprod([np.broadcast_to(stride, len(patch_size)) for stride in strides], axis=0)
@@ -139,14 +139,18 @@ def _parameters(networks: Iterable[nn.Module]) -> list[Tensor]:
     return [parameter for network in networks for parameter in network.parameters()]
 
 
+def nnunet_loss(levels: int) -> nn.Module:
+    """nnU-Net's loss with so many outputs of deep supervision."""
+    dice = {"batch_dice": True, "smooth": 1e-5, "do_bg": False, "ddp": False}
+    of_scale = DC_and_CE_loss(dice, {}, weight_ce=1, weight_dice=1, dice_class=MemoryEfficientSoftDiceLoss)
+    return DeepSupervisionWrapper(of_scale, [1 / 2**level for level in range(levels)])
+
+
 def _step(
     networks: list[Any], optimizers: list[SGD], labeled: int, co_training: bool, half_precision: bool
 ) -> Callable[[Tensor, list[Tensor]], None]:
-    dice = {"batch_dice": True, "smooth": 1e-5, "do_bg": False, "ddp": False}
-    of_scale = DC_and_CE_loss(dice, {}, weight_ce=1, weight_dice=1, dice_class=MemoryEfficientSoftDiceLoss)
-
     def step(data: Tensor, labels: list[Tensor]) -> None:
-        loss = DeepSupervisionWrapper(of_scale, [1 / 2**level for level in range(len(labels))])
+        loss = nnunet_loss(len(labels))
         for optimizer in optimizers:
             optimizer.zero_grad(set_to_none=True)
         # fake tensors on the CPU: those on a GPU need one for the backward pass
@@ -180,7 +184,7 @@ def _passes(network: Any, data: Tensor, labeled: int, both: bool) -> tuple[list[
     return outputs, TwoPasses(outputs[0][labeled:], again, features, features)
 
 
-class _Peak(TorchDispatchMode):
+class PeakBytes(TorchDispatchMode):
     """Counts the bytes of all storages that are alive."""
 
     def __init__(self, held: Iterable[Tensor]) -> None:

@@ -87,7 +87,8 @@ class UAMTTrainer(MeanTeacherTrainer):
     def unsupervised(self, predictions: Predictions, samples: Samples) -> dict[str, Tensor]:
         student, teacher = predictions.logits["a"], predictions.logits["teacher"]
         mean = predictions.maps["mean"]
-        threshold = self.number("threshold", lambda: entropy_threshold(self.progress, classes=mean.shape[1]))
+        classes = mean.shape[1]  # the function is kept, the maps must not be
+        threshold = self.number("threshold", lambda: entropy_threshold(self.progress, classes))
         certain = certain_voxels(predictive_entropy(mean), threshold, predictions.valid)
         return {
             "consistency": certain_consistency_term(student, teacher, certain, predictions.group),

@@ -20,7 +20,7 @@ from nnunet_environment import set_nnunet
 from trained_models import assert_same_files, make_images, make_model, predict_with_nnunet
 
 from alhvr_trainer import predict
-from alhvr_trainer.cluster import cluster_executor, scheduler, workers
+from alhvr_trainer.cluster import cluster_executor, scheduler
 from alhvr_trainer.data.workers import run_on_cases
 from alhvr_trainer.errors import InputError
 from alhvr_trainer.planning.plan_and_preprocess import plan_and_preprocess
@@ -53,7 +53,7 @@ def fail(number: int) -> None:
 def test_nothing_is_lost_when_a_worker_is_killed(cluster: LocalCluster, tmp_path: Path):
     arguments = {f"case_{n}": (str(tmp_path), n) for n in range(8)}
     with scheduler(cluster.scheduler_address):
-        assert workers() == 2
+        assert cluster_executor().workers == 2
         found = run_on_cases(kill_once, arguments, 1, "square", show_progress=False)
     assert found == {f"case_{n}": n**2 for n in range(8)} and list(found) == list(arguments)
     assert int((tmp_path / "killed").read_text()) != os.getpid()
@@ -111,7 +111,7 @@ def test_prediction_gives_nnunets_voxels(cluster: LocalCluster, tmp_path: Path, 
     images = make_images(tmp_path / "scans")
     monkeypatch.setenv("nnUNet_extTrainer", str(ext_trainer_folder()))
     monkeypatch.chdir(tmp_path)  # the workers are elsewhere
-    options = {"device": "cpu", "model_folder": model, "fold": (0, 1)}
+    options = {"device": "cpu", "model_folder": model.relative_to(tmp_path), "fold": (0, 1)}
     predict(input="scans", output="out", scheduler=cluster.scheduler_address, **options)
     assert_same_files(tmp_path / "out", predict_with_nnunet(model, images, tmp_path / "expected", (0, 1)))
 

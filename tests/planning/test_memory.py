@@ -10,7 +10,7 @@ import torch
 
 from alhvr_trainer.losses import ALHVRLoss, FeaturePerturbation
 from alhvr_trainer.losses.interpolation import axis_matrix
-from alhvr_trainer.planning.memory import _network, _Peak, _shapes, _typical, predicted_peak
+from alhvr_trainer.planning.memory import PeakBytes, network_of, output_shapes, predicted_peak, typical_architecture
 from alhvr_trainer.trainers.two_passes import TwoPass
 
 RESULTS = Path(__file__).resolve().parents[2] / "benchmarks" / "results"
@@ -26,7 +26,7 @@ ON_H200 = [  # MiB, float16, eager, measured with earlier versions: patch, L, U,
 
 def acdc_like(dimensions: int) -> dict:
     """nnU-Net's plans for ACDC."""
-    made = _typical(dimensions, residual=False)
+    made = typical_architecture(dimensions, residual=False)
     if dimensions == 2:
         features, strides = [32, 64, 128, 256, 512, 512, 512], [[1, 1], *[[2, 2]] * 5, [2, 1]]
     else:
@@ -54,8 +54,8 @@ def test_what_a_gpu_took_is_predicted(patch, labeled, unlabeled, co_training, me
 @pytest.mark.parametrize("patch", [(64, 64), (32, 32, 32)])
 def test_what_a_real_step_holds_is_predicted(patch, residual):
     """Counted the same way, in a real step of the trainer's own parts."""
-    architecture = _typical(len(patch), residual)
-    networks = [_network(architecture, 1, 3) for _ in range(2)]
+    architecture = typical_architecture(len(patch), residual)
+    networks = [network_of(architecture, 1, 3) for _ in range(2)]
     runs = [TwoPass(network) for network in networks]
     perturbations = [FeaturePerturbation(seed) for seed in (0, 1)]
     optimizers = [torch.optim.SGD(n.parameters(), 0.01, momentum=0.99, nesterov=True) for n in networks]
@@ -76,7 +76,7 @@ def test_what_a_real_step_holds_is_predicted(patch, residual):
     for optimizer in optimizers:
         optimizer.zero_grad(set_to_none=True)
     momentum = [state["momentum_buffer"] for each in optimizers for state in each.state.values()]
-    with _Peak([*(p for n in networks for p in n.parameters()), *momentum, data]) as counted:
+    with PeakBytes([*(p for n in networks for p in n.parameters()), *momentum, data]) as counted:
         step()
     found = predicted_peak(architecture, patch, 1, 3, 1, 1, half_precision=False)
     assert found == pytest.approx(counted.peak, rel=0.15)
@@ -84,7 +84,7 @@ def test_what_a_real_step_holds_is_predicted(patch, residual):
 
 def test_it_grows_with_everything():
     def peak(patch=(64, 64), classes=3, labeled=2, unlabeled=2, **options):
-        return predicted_peak(_typical(2, False), patch, 1, classes, labeled, unlabeled, **options)
+        return predicted_peak(typical_architecture(2, False), patch, 1, classes, labeled, unlabeled, **options)
 
     least = peak()
     for more in (peak((96, 64)), peak(classes=9), peak(labeled=3), peak(unlabeled=3), peak(half_precision=False)):
@@ -93,13 +93,13 @@ def test_it_grows_with_everything():
 
 
 def test_the_dry_run_leaves_no_fake_tensor_behind():
-    predicted_peak(_typical(2, False), (32, 32), 1, 2, 1, 1)
+    predicted_peak(typical_architecture(2, False), (32, 32), 1, 2, 1, 1)
     matrix = axis_matrix(4, 32, torch.float32, torch.device("cpu"))
     assert type(matrix) is torch.Tensor and matrix.sum().item() == pytest.approx(32)
 
 
 def test_outputs_of_deep_supervision_follow_the_strides():
-    assert _shapes(acdc_like(3), (16, 160, 160)) == [
+    assert output_shapes(acdc_like(3), (16, 160, 160)) == [
         [16, 160, 160],
         [16, 80, 80],
         [16, 40, 40],
