@@ -6,6 +6,9 @@ loss. The two alternate step by step, so that drifts of the machine hit both ali
 
     python benchmarks/step_cost.py --output benchmarks/results/step_cost.json
     python benchmarks/step_cost.py --against nnunet --output benchmarks/results/step_cost_nnunet.json
+
+On a GPU, ``--graph`` replays each step as a CUDA graph, as the setting ``cuda_graph`` does; nnU-Net's step is compiled,
+as nnU-Net has it there.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,6 +36,7 @@ CASES: dict[str, dict[str, Any]] = {
     "2d": {"patch": (256, 256), "features": (16, 32, 64, 128, 256), "labeled": 8, "unlabeled": 8},
     "3d": {"patch": (96, 96, 96), "features": (16, 32, 64, 128, 256), "labeled": 2, "unlabeled": 2},
     "2d_small": {"patch": (56, 40), "features": (16, 32, 64, 128), "labeled": 16, "unlabeled": 16},
+    "2d_acdc": {"patch": (256, 224), "features": (32, 64, 128, 256, 512, 512), "labeled": 8, "unlabeled": 8},
     "3d_small": {"patch": (40, 56, 40), "features": (16, 32, 64, 128), "labeled": 2, "unlabeled": 2},
 }
 CLASSES = 4
@@ -70,21 +74,53 @@ def build(case: dict[str, Any], seed: int) -> torch.nn.Module:
 
 
 class Step:
-    """One training step: "alhvr", "floor" (ALHVR without its terms) or "nnunet" (one network, all samples alike)."""
+    """One training step: "alhvr", "floor" (ALHVR without its terms) or "nnunet" (one network, all samples alike).
 
-    def __init__(self, case: dict[str, Any], device: torch.device) -> None:
+    Args:
+        case: one of CASES.
+        device: CUDA or CPU.
+        graph: whether the step is captured once and replayed then.
+        compiled: whether networks and terms are, too.
+        precision: of the networks, under autocast on CUDA.
+    """
+
+    def __init__(
+        self,
+        case: dict[str, Any],
+        device: torch.device,
+        graph: bool = False,
+        compiled: bool = False,
+        precision: torch.dtype = torch.float32,
+    ) -> None:
+        self.graph, self.graphs = graph, dict[str, Any]()
+        self.autocast = partial(torch.autocast, device.type, precision, precision != torch.float32)
         self.labeled = case["labeled"]
         self.networks = [build(case, seed).to(device) for seed in (0, 1)]
-        self.two_passes = [TwoPass(network) for network in self.networks]
+        self.two_passes = [TwoPass(network, compiled=compiled) for network in self.networks]
+        self.terms = torch.compile(ALHVRLoss(), dynamic=False) if compiled else ALHVRLoss()
         self.optimizers = [torch.optim.SGD(n.parameters(), 1e-2, momentum=0.99, nesterov=True) for n in self.networks]
         self.perturbations = [FeaturePerturbation(seed, device) for seed in (0, 1)]
         self.data = torch.randn(self.labeled + case["unlabeled"], 1, *case["patch"], device=device)
+        self.nnunet = torch.compile(self.networks[0]) if device.type == "cuda" else self.networks[0]
+        if device.type == "cuda":
+            for optimizer in self.optimizers:
+                optimizer.param_groups[0].update(fused=True, foreach=False)
 
     def __call__(self, kind: str) -> None:
+        if not self.graph or kind == "nnunet":
+            self._eagerly(kind)
+            return
+        if kind not in self.graphs:
+            generators = [perturbation.generator for perturbation in self.perturbations]
+            self.graphs[kind] = captured(partial(self._eagerly, kind), generators)
+        self.graphs[kind]()
+
+    def _eagerly(self, kind: str) -> None:
         optimizers = self.optimizers[:1] if kind == "nnunet" else self.optimizers
         for optimizer in optimizers:
             optimizer.zero_grad(set_to_none=True)
-        loss = self.networks[0](self.data).mean() if kind == "nnunet" else self._co_training(kind == "alhvr")
+        with self.autocast():
+            loss = self.nnunet(self.data).mean() if kind == "nnunet" else self._co_training(kind == "alhvr")
         loss.backward()
         for optimizer in optimizers:
             optimizer.step()
@@ -92,7 +128,22 @@ class Step:
     def _co_training(self, with_terms: bool) -> torch.Tensor:
         found = [run(self.data, self.labeled, p) for run, p in zip(self.two_passes, self.perturbations, strict=True)]
         loss = torch.stack([logits.mean() + passes.perturbed_logits.mean() for logits, passes in found]).sum()
-        return loss + 0.1 * ALHVRLoss()(*(passes for _, passes in found)) if with_terms else loss
+        return loss + 0.1 * self.terms(*(passes for _, passes in found)) if with_terms else loss
+
+
+def captured(step: Callable[[], None], generators: Sequence[torch.Generator] = ()) -> Callable[[], None]:
+    """A step as a CUDA graph."""
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            step()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    for generator in generators:
+        graph.register_generator_state(generator)
+    with torch.cuda.graph(graph):
+        step()
+    return graph.replay
 
 
 def timed(step: Callable[[], None], device: torch.device) -> float:
@@ -151,6 +202,9 @@ def compare(
     against: str = "floor",
     seconds: float = 60,
     threads: int = 0,
+    graph: bool = False,
+    compiled: bool = False,
+    precision: str = "float32",
     output: str | None = None,
 ) -> None:
     """Print, and write as JSON, ratios of our step to another.
@@ -160,6 +214,9 @@ def compare(
         against: "floor" or "nnunet".
         seconds: how long to time each case, after a pair of steps that is not counted; at least MIN_PAIRS pairs.
         threads: CPU threads (0: torch's default).
+        compiled: compile networks and terms; nnU-Net's network is on a GPU, always.
+        graph: replay CUDA graphs; memory is that of the steps as they are.
+        precision: "float32" or "bfloat16".
         output: JSON file.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -167,7 +224,7 @@ def compare(
         torch.set_num_threads(threads)
     rows = {}
     for name in cases.split(",") if isinstance(cases, str) else cases:
-        step = Step(CASES[name], device)
+        step = Step(CASES[name], device, graph, compiled, getattr(torch, precision))
         pairs = timed_pairs(step, against, seconds, device)
         del step
         other, ours = np.median(pairs, axis=0)
@@ -186,7 +243,10 @@ def compare(
         print(name, json.dumps(rows[name]), flush=True)
     if output:
         Path(output).write_text(
-            json.dumps({"command": " ".join(sys.argv), **versions(device), "cases": rows}, indent=2) + "\n"
+            json.dumps(
+                {"command": " ".join(sys.argv), **versions(device), "precision": precision, "cases": rows}, indent=2
+            )
+            + "\n"
         )
 
 

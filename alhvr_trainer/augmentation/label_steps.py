@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from alhvr_trainer.augmentation.draws import happens
-from alhvr_trainer.augmentation.patches import Patches, Step, change_rows
+from alhvr_trainer.augmentation.patches import Patches, Step, change_rows, constant
 from alhvr_trainer.augmentation.spatial import OUTSIDE
 
 
@@ -68,8 +68,8 @@ def _mirror(t: MirrorTransform) -> Step:
 def _mask(t: MaskImageTransform) -> Step:
     def step(patches: Patches, _generator: torch.Generator) -> Patches:
         outside = patches.segmentation[:, t.channel_idx_in_seg : t.channel_idx_in_seg + 1] < 0
-        masked = torch.zeros(patches.images.shape[1], dtype=torch.bool, device=outside.device)
-        masked[list(t.apply_to_channels)] = True
+        acted_on = tuple(channel in set(t.apply_to_channels) for channel in range(patches.images.shape[1]))
+        masked = constant(acted_on, outside.device, torch.bool)
         outside = outside & masked.view(1, -1, *[1] * (outside.ndim - 2))
         return replace(patches, images=patches.images.masked_fill(outside, t.set_outside_to))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TypeAlias
 
 import torch
@@ -48,6 +49,12 @@ def change_rows(x: Tensor, chosen: Tensor, function: Callable[..., Tensor], *num
     if len(index):
         x.index_copy_(0, index, function(x.index_select(0, index), *[each.index_select(0, index) for each in numbers]))
     return x
+
+
+@lru_cache(maxsize=64)
+def constant(values: tuple[float, ...], device: torch.device, kind: torch.dtype) -> Tensor:
+    """Numbers on a device, sent there once: sending makes the CPU wait for the GPU."""
+    return torch.tensor(values, device=device, dtype=kind)
 
 
 Step: TypeAlias = Callable[[Patches, torch.Generator], Patches]

@@ -17,6 +17,7 @@ from batchgeneratorsv2.transforms.spatial.spatial import (
 from torch import Tensor
 from torch.nn.functional import grid_sample
 
+from alhvr_trainer.augmentation.patches import constant
 from alhvr_trainer.losses.host import host_may_look
 
 OUTSIDE = -1
@@ -104,7 +105,7 @@ def resample_labels(labels: Tensor, places: list[Tensor], values: Sequence[int])
     if host_may_look(labels):
         maps, repeated = labels.flatten(0, 1), [p.repeat_interleave(labels.shape[1], dim=0) for p in places]
         return resample_label_maps(maps, repeated, values).view(*labels.shape[:2], *places[0].shape[1:])
-    of_class = torch.tensor(values, device=labels.device, dtype=labels.dtype)
+    of_class = constant(tuple(values), labels.device, labels.dtype)
     indicator = labels.unsqueeze(2) == of_class.view(1, 1, -1, *[1] * (labels.ndim - 2))
     # outside, the share of OUTSIDE is 1, but grid_sample pads with 0
     offset = torch.where(of_class == OUTSIDE, _SCORE, 0.0).view(1, 1, -1, *[1] * (labels.ndim - 2))

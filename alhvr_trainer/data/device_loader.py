@@ -122,8 +122,10 @@ class DeviceLoader(nnUNetDataLoader):
             matrices = torch.tensor(np.stack([affine for affine in affines if affine is not None]), dtype=torch.float32)
             labeled = sum(row < self._labeled for row in turned)
             large, large_segmentation = self._to_device(large), self._to_device(large_segmentation)
-            rows = torch.tensor(turned, device=self._device)
-            images[rows], segmentation[rows] = self._resampled(large, large_segmentation, matrices, labeled, boxes)
+            rows = self._to_device(torch.tensor(turned))
+            turned_images, turned_segmentation = self._resampled(large, large_segmentation, matrices, labeled, boxes)
+            images.index_copy_(0, rows, turned_images)
+            segmentation.index_copy_(0, rows, turned_segmentation)
         if self.patch_size_was_2d:
             images, segmentation = images.squeeze(2), segmentation.squeeze(2)
         return Patches(images, segmentation, self._labeled)
@@ -156,7 +158,7 @@ class DeviceLoader(nnUNetDataLoader):
         """Turned and scaled patches of the final size; the first ``labeled`` of them have a label."""
         size, shape = tuple(self.final_patch_size), tuple(images.shape[2:])
         flat = self.patch_size_was_2d or self.augment.slice_by_slice
-        places = coordinates(affines.to(images.device), size[flat:], shape[flat:])
+        places = coordinates(self._to_device(affines), size[flat:], shape[flat:])
 
         def folded(x: Tensor) -> Tensor:
             return x.flatten(1, 2) if flat else x  # slices become channels, for all are turned alike
@@ -173,7 +175,7 @@ class DeviceLoader(nnUNetDataLoader):
         parts = [torch.cat([labels(0, slice(labeled), self._values), masked])]
         parts += [labels(1, slice(None), self._values)] if segmentation.shape[1] > 1 + self._unlabeled_too else []
         if self._unlabeled_too:
-            low, high = (torch.tensor(x, device=images.device) for x in zip(*boxes, strict=True))
+            low, high = self._to_device(torch.tensor(boxes)).unbind(1)
             inside = resample_box(low[:, flat:], high[:, flat:], places)
             if flat:  # slices before and behind the image
                 slices = torch.arange(size[0], device=images.device).view(1, -1, 1, 1)
@@ -184,7 +186,9 @@ class DeviceLoader(nnUNetDataLoader):
         return turned, torch.cat(parts, dim=1)
 
     def _to_device(self, x: Tensor) -> Tensor:
-        return x.to(self._device, non_blocking=True)
+        """Without waiting for what the device still computes: that takes pinned memory."""
+        pinned = x.pin_memory() if self._device.type == "cuda" and x.device.type == "cpu" else x
+        return pinned.to(self._device, non_blocking=True)
 
 
 def _ignore(labels: LabelManager) -> list[int]:

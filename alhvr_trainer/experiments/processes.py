@@ -63,6 +63,21 @@ def _end(process: subprocess.Popen) -> None:
                 process.wait(timeout=10)
 
 
+def end_with_parent() -> None:
+    """Let this process and its workers end when the process that started it is killed.
+
+    It would go on beside the one that takes up its work.
+    """
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os.killpg(os.getpgrp(), signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 @contextmanager
 def interrupted_by(*signals: signal.Signals) -> Iterator[None]:
     """Being ended from outside counts as Ctrl-C, so that the running command ends as well."""

@@ -102,7 +102,8 @@ class StaticStep:
         graph = torch.cuda.CUDAGraph()
         for generator in self._generators:
             graph.register_generator_state(generator)
-        with torch.cuda.graph(graph):
+        # thread_local: nnU-Net's threads pin validation batches meanwhile
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
             self._outputs = self._with_rates()
         self._graph = graph
         graph.replay()  # capturing runs nothing

@@ -5,12 +5,17 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 import yaml
+from distributed import LocalCluster
 
 SUITE = {
     "name": "tiny",
@@ -30,6 +35,12 @@ SUITE = {
 }
 
 
+def write_suite(folder: Path, suite: dict) -> None:
+    ids = [f"phantom_{number:03d}" for number in range(5)]
+    (folder / "splits.json").write_text(json.dumps([{"train": ids[:2], "unlabeled": ids[2:4], "val": ids[4:]}]))
+    (folder / "suite.yaml").write_text(yaml.safe_dump({**suite, "splits": str(folder / "splits.json")}))
+
+
 def run(folder: Path, *flags: str) -> subprocess.CompletedProcess:
     """The command, with nnU-Net's folders where it puts them by itself."""
     variables = {name: value for name, value in os.environ.items() if not name.startswith("nnUNet_")}
@@ -41,9 +52,7 @@ def run(folder: Path, *flags: str) -> subprocess.CompletedProcess:
 
 @pytest.mark.slow
 def test_benchmark_goes_on_where_it_stopped(tmp_path):
-    ids = [f"phantom_{number:03d}" for number in range(5)]
-    (tmp_path / "splits.json").write_text(json.dumps([{"train": ids[:2], "unlabeled": ids[2:4], "val": ids[4:]}]))
-    (tmp_path / "suite.yaml").write_text(yaml.safe_dump({**SUITE, "splits": str(tmp_path / "splits.json")}))
+    write_suite(tmp_path, SUITE)
     first = run(tmp_path, "--parallel", "2")
     assert first.returncode == 1, first.stdout + first.stderr
     assert "1 run(s) failed, all others are done: Broken, 2 labeled, seed 0" in first.stderr
@@ -79,3 +88,54 @@ def test_benchmark_goes_on_where_it_stopped(tmp_path):
         shutil.rmtree(folder)
     assert run(tmp_path, "--methods", "Supervised").returncode == 0
     assert json.loads(files["supervised__2_labeled__seed0.json"].read_text())["metrics"] == alone["metrics"]
+
+
+def kill_the_worker_of_a_run(folder: Path, found: list[psutil.Process]) -> None:
+    """The Dask worker that started the first training, as soon as that is there."""
+    end = time.monotonic() + 300
+    while time.monotonic() < end and not found:
+        found += [p for p in psutil.process_iter() if "alhvr_trainer.experiments.benchmark" in words_of(p, folder)]
+        time.sleep(0.2)
+    time.sleep(3)  # it imports nnU-Net
+    os.kill(found[0].ppid(), signal.SIGKILL)
+
+
+def words_of(process: psutil.Process, folder: Path) -> list[str]:
+    try:
+        words = process.cmdline()
+    except psutil.Error:
+        return []
+    return words if str(folder / "out") in words else []
+
+
+@pytest.mark.slow
+def test_on_a_cluster_whose_worker_is_killed(tmp_path):
+    """Another worker does the run anew, and the first training does not go on beside it."""
+    write_suite(tmp_path, {**SUITE, "methods": [SUITE["methods"][0], SUITE["methods"][2]]})
+    trainings: list[psutil.Process] = []
+    killer = threading.Thread(target=kill_the_worker_of_a_run, args=(tmp_path, trainings))
+    with LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None) as cluster:
+        killer.start()
+        done = run(tmp_path, "--scheduler", cluster.scheduler_address)
+        killer.join()
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert not trainings[0].is_running()
+    results = sorted(path.name for path in (tmp_path / "out" / "runs").iterdir())
+    assert results == ["alhvr__2_labeled__seed0.json", "supervised__2_labeled__seed0.json"]
+    assert (tmp_path / "out" / "report.md").is_file()
+
+
+def test_a_process_ends_with_its_parent(tmp_path):
+    """And what it started."""
+    child = "import subprocess, sys, time; from alhvr_trainer.experiments.processes import end_with_parent; "
+    child += "end_with_parent(); subprocess.Popen(['sleep', '60']); print(1, flush=True); time.sleep(60)"
+    parent = "import subprocess, sys, time; "
+    parent += f"subprocess.Popen([sys.executable, '-c', {child!r}], start_new_session=True); time.sleep(60)"
+    process = subprocess.Popen([sys.executable, "-c", parent], stdout=subprocess.PIPE, text=True)
+    process.stdout.readline()
+    left = psutil.Process(process.pid).children(recursive=True)
+    assert len(left) == 2
+    process.kill()
+    process.wait()
+    _gone, alive = psutil.wait_procs(left, timeout=10)
+    assert not alive

@@ -8,10 +8,20 @@ import sys
 from pathlib import Path
 
 from alhvr_trainer.errors import InputError
-from alhvr_trainer.experiments.benchmark.jobs import Job
-from alhvr_trainer.experiments.benchmark.one_run import run
+from alhvr_trainer.experiments.processes import end_with_parent
 
-try:
-    run(Job(**json.loads(sys.argv[1])), sys.argv[2], Path(sys.argv[3]), sys.argv[4])
-except InputError as error:
-    sys.exit(str(error))
+
+def main(job: str, plans: str, output: str, device: str) -> None:
+    """Run it; importing what that takes lasts seconds."""
+    from alhvr_trainer.experiments.benchmark.jobs import Job
+    from alhvr_trainer.experiments.benchmark.one_run import run
+
+    try:
+        run(Job(**json.loads(job)), plans, Path(output), device)
+    except InputError as error:
+        sys.exit(str(error))
+
+
+if __name__ == "__main__":
+    end_with_parent()
+    main(*sys.argv[1:5])
