@@ -5,15 +5,13 @@ from __future__ import annotations
 import io
 import shutil
 from abc import abstractmethod
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
-from torch.optim import Optimizer
+from torch import Tensor
 
 from alhvr_trainer.config.names import SETTINGS_KEY
 from alhvr_trainer.data.foreground import FOLDER
@@ -21,14 +19,13 @@ from alhvr_trainer.data.loader import LabeledAndUnlabeled
 from alhvr_trainer.data.stream import unlabeled_dataset
 from alhvr_trainer.errors import InputError, one_line
 from alhvr_trainer.losses.schedules import consistency_weight
-from alhvr_trainer.trainers.base import BaseTrainer
 from alhvr_trainer.trainers.cascade import check_previous_stage, previous_stage_folder, save_next_stage
 from alhvr_trainer.trainers.checkpoints import read_checkpoint
 from alhvr_trainer.trainers.history import step_values
 from alhvr_trainer.trainers.history_plot import Panels
 from alhvr_trainer.trainers.monitor import Monitor
 from alhvr_trainer.trainers.parallel import get_rank, get_world_size, rank_0_first
-from alhvr_trainer.trainers.partners import SEGMENTATION_LAYERS, follow_loaded_weights, take_steps, unwrapped
+from alhvr_trainer.trainers.partners import take_steps
 from alhvr_trainer.trainers.prediction import predicted_foreground, update_foreground
 from alhvr_trainer.trainers.samples import (
     Forward,
@@ -43,9 +40,10 @@ from alhvr_trainer.trainers.samples import (
 from alhvr_trainer.trainers.state import restore_random_states, restore_training_state, save_with_state
 from alhvr_trainer.trainers.static_step import StaticStep, static_step_of
 from alhvr_trainer.trainers.step_record import StepRecord, read
+from alhvr_trainer.trainers.with_partners import TrainerWithPartners
 
 
-class SemiSupervisedTrainer(BaseTrainer):
+class SemiSupervisedTrainer(TrainerWithPartners):
     """A semi-supervised method inside nnU-Net's training: ``nnUNetv2_train D C F -tr ...``.
 
     ``loss = sum of the supervised losses + w(t) * sum of the unsupervised terms``
@@ -53,11 +51,8 @@ class SemiSupervisedTrainer(BaseTrainer):
     A method is a subclass. Its class attributes (below) name its settings, losses and terms; its methods build the
     networks that it needs in addition to nnU-Net's (:meth:`build_partners`), run them on a batch (:meth:`forward`) and
     compute the terms (:meth:`unsupervised`). ``docs/new_method.md`` shows an example. This class and
-    :class:`BaseTrainer` do the rest: the stream of unlabeled cases, several ranks, mixed precision, logs, plots,
-    warnings, checkpoints and exact resumption.
-
-    ``self.network``, called "a", is nnU-Net's. A partner whose parameters require gradients is trained, with an
-    optimizer and a learning rate schedule of its own, as nnU-Net sets them up. Checkpoints hold all partners.
+    its bases do the rest: the stream of unlabeled cases, several ranks, mixed precision, logs, plots, warnings,
+    checkpoints and exact resumption.
 
     Raises:
         InputError: the plans, the dataset or the unlabeled cases do not allow training (before it starts).
@@ -75,15 +70,9 @@ class SemiSupervisedTrainer(BaseTrainer):
     """Whether the terms take in the labeled samples; :attr:`Forward.logits` are then those of all samples."""
     predicts_with: str = "a"
     """The network that nnU-Net validates, saves as ``network_weights`` and predicts with."""
-    trained_with_a: tuple[str, ...] = ()
-    """Partners that are parts of one model with network a: one optimizer, one gradient norm."""
     panels: Panels = ()
     """Plots of the terms and the observed values: title, names; empty: one of the terms, one per observed value."""
 
-    network: nn.Module
-    partners: dict[str, nn.Module]
-    optimizers: dict[str, Optimizer]
-    """Of "a" and of the partners that are trained on their own."""
     monitor: Monitor
     data: LabeledAndUnlabeled | None = None
     """Of training, once it has started."""
@@ -94,13 +83,6 @@ class SemiSupervisedTrainer(BaseTrainer):
     _random_states: dict[str, Any] | None = None
 
     # --- what a method overrides ------------------------------------------------------------------------------------
-
-    def build_partners(self) -> dict[str, nn.Module]:
-        """Modules that the method needs in addition to ``self.network``, by name, on ``self.device``.
-
-        Called once ``self.network`` is built; :meth:`another_network` and :meth:`averaged_network` make the usual ones.
-        """
-        return {}
 
     def forward(self, samples: Samples) -> Forward:
         """Run the networks; under autocast on CUDA. Default: each network of :attr:`supervised` on all samples."""
@@ -140,77 +122,9 @@ class SemiSupervisedTrainer(BaseTrainer):
     def load_rank_state(self, state: dict[str, Any]) -> None:
         """Restore :meth:`rank_state`."""
 
-    # --- networks ---------------------------------------------------------------------------------------------------
-
     def initialize(self) -> None:
         super().initialize()
-        self.partners = self.build_partners()
-        self.optimizers = {"a": self.optimizer}
-        self._schedulers: dict[str, Any] = {}
-        for name, partner in self.partners.items():
-            if name in self.trained_with_a:
-                self.optimizer.add_param_group({"params": list(partner.parameters())})
-            elif any(parameter.requires_grad for parameter in partner.parameters()):
-                with self.acting_on(name):
-                    self.optimizers[name], self._schedulers[name] = self.configure_optimizers()
         self.monitor = Monitor(self)
-
-    def another_network(self) -> nn.Module:
-        """A second network of the plans, with random weights of its own."""
-        network = self.build_network()
-        follow_loaded_weights(unwrapped(self.network), unwrapped(network), except_for=SEGMENTATION_LAYERS)
-        return network
-
-    def averaged_network(self) -> nn.Module:
-        """A copy of network a without gradients, for ``move_average``."""
-        network = self.build_network()
-        unwrapped(network).load_state_dict(unwrapped(self.network).state_dict())
-        follow_loaded_weights(unwrapped(self.network), unwrapped(network))
-        return network.requires_grad_(False)
-
-    def build_network(self) -> nn.Module:
-        """A network as nnU-Net built network a."""
-        network = self.build_network_architecture(
-            self.plans_manager,
-            self.configuration_manager,
-            self.num_input_channels,
-            self.label_manager.num_segmentation_heads,
-            self.enable_deep_supervision,
-        ).to(self.device)
-        if self._do_i_compile():
-            network = torch.compile(network)
-        return self.distributed(nn.SyncBatchNorm.convert_sync_batchnorm(network)) if self.is_ddp else network
-
-    def networks(self) -> dict[str, nn.Module]:
-        """All networks, by name."""
-        return {"a": self.network, **self.partners}
-
-    def run(self, name: str, data: Tensor) -> Any:
-        """A network's outputs in training.
-
-        Not through ``DistributedDataParallel``: gradients are added up over the ranks after the backward pass.
-        """
-        network = self.networks()[name]
-        return (network.module if isinstance(network, DistributedDataParallel) else network)(data)
-
-    @contextmanager
-    def acting_on(self, name: str) -> Iterator[None]:
-        """nnU-Net's hooks act on ``self.network``; while the context is open, that is the named one."""
-        if name == "a":
-            yield
-            return
-        own, self.network = self.network, self.partners[name]
-        try:
-            yield
-        finally:
-            self.network = own
-
-    def set_deep_supervision_enabled(self, enabled: bool) -> None:
-        super().set_deep_supervision_enabled(enabled)
-        for partner in self.partners.values():
-            decoder: Any = getattr(unwrapped(partner), "decoder", None)
-            if decoder is not None:
-                decoder.deep_supervision = enabled
 
     # --- the two streams --------------------------------------------------------------------------------------------
 
