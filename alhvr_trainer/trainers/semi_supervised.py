@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import shutil
 from abc import abstractmethod
 from collections.abc import Callable
@@ -224,6 +225,11 @@ class SemiSupervisedTrainer(TrainerWithPartners):
     def autocast(self) -> AbstractContextManager[Any]:
         """For the networks and nnU-Net's loss, on CUDA alone, as in nnU-Net."""
         return torch.autocast("cuda") if self.device.type == "cuda" else nullcontext()
+
+    def _do_i_compile(self) -> bool:
+        """As nnU-Net decides, but unasked not beside a CUDA graph: both do not go together."""
+        graph = self.settings.cuda_graph and not self.is_ddp
+        return super()._do_i_compile() and not (graph and "nnUNet_compile" not in os.environ)
 
     def on_train_start(self) -> None:
         super().on_train_start()

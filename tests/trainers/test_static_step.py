@@ -126,6 +126,21 @@ def test_the_log_says_why_there_is_no_graph(tiny: Path):
     assert "ALHVR: no CUDA graph: the device is cpu" in log
 
 
+@pytest.mark.parametrize(
+    ("graph", "asked", "compiles"),
+    [(True, None, False), (True, "true", True), (True, "f", False), (False, None, True), (False, "f", False)],
+)
+def test_a_graph_comes_before_compiling_by_default(graph, asked, compiles, tiny: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("nnUNet_compile", raising=False)
+    if asked:
+        monkeypatch.setenv("nnUNet_compile", asked)
+    change_settings(tiny, cuda_graph=graph)
+    trainer = make_trainer(tiny, ALHVRTrainer)
+    assert not trainer._do_i_compile()  # never on the CPU
+    trainer.device = torch.device("cuda")
+    assert trainer._do_i_compile() == compiles
+
+
 def test_off_by_default(tiny: Path):
     trainer = make_trainer(tiny, ALHVRTrainer)
     trainer.on_train_start()
