@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import sys
 from collections.abc import Iterator
 from concurrent.futures import Executor
 from contextlib import contextmanager
@@ -12,8 +13,6 @@ from typing import Any
 
 from alhvr_trainer.errors import InputError, one_line
 
-RETRIES = 3
-"""How often a part is started again whose worker died or failed."""
 _PATIENCE = "15s"
 _executor: ContextVar[ClusterExecutor | None] = ContextVar("executor", default=None)
 
@@ -38,9 +37,11 @@ def scheduler(address: str | None) -> Iterator[None]:
         return
     try:
         from distributed import Client
+        from distributed.comm import resolve_address
     except ImportError as error:
         raise InputError('"--scheduler" needs Dask: pip install "alhvr-trainer[cluster]"') from error
     try:
+        resolve_address(address)  # where it is none, a client says so, too, but half a minute later
         client = Client(address, timeout=_PATIENCE, set_as_default=False)
     except (OSError, ValueError) as error:
         raise InputError(f"no Dask scheduler answers at {address}: {one_line(error)}") from error
@@ -48,7 +49,7 @@ def scheduler(address: str | None) -> Iterator[None]:
         workers = len(client.scheduler_info()["workers"])
         if not workers:
             raise InputError(f"the Dask scheduler at {address} has no workers: start some (dask worker {address})")
-        token = _executor.set(ClusterExecutor(client.get_executor(pure=False, retries=RETRIES), workers))
+        token = _executor.set(ClusterExecutor(client.get_executor(pure=False), workers))
         try:
             yield
         finally:
@@ -60,8 +61,23 @@ def cluster_executor() -> ClusterExecutor | None:
     return _executor.get()
 
 
+def is_cancelled() -> bool:
+    """Whether this code runs as a part on a worker, and nobody waits for it: its client was interrupted, or is gone."""
+    if "distributed" not in sys.modules:
+        return False
+    from distributed.worker import get_worker, thread_state
+
+    key = getattr(thread_state, "key", None)
+    if key is None:
+        return False
+    task = get_worker().state.tasks.get(key)
+    return task is None or task.state == "cancelled"
+
+
 class ClusterExecutor(Executor):
     """Gives the workers nnU-Net's variables and the working directory as they are here, so that paths mean the same.
+
+    A part whose worker dies is done again by another; one that ended three workers before is given up.
 
     Args:
         executor: Dask's.
@@ -71,6 +87,15 @@ class ClusterExecutor(Executor):
     def __init__(self, executor: Any, workers: int) -> None:
         self._executor = executor
         self.workers = workers
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        from distributed.scheduler import KilledWorker
+
+        super().__exit__(kind, error, trace)
+        if isinstance(error, KilledWorker):
+            raise InputError(
+                "a part of the work was given up, for each worker that had it died, most likely for lack of memory"
+            ) from error
 
     def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Any:
         import cloudpickle

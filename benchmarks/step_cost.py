@@ -214,8 +214,8 @@ def compare(
         against: "floor" or "nnunet".
         seconds: how long to time each case, after a pair of steps that is not counted; at least MIN_PAIRS pairs.
         threads: CPU threads (0: torch's default).
-        compiled: compile networks and terms; nnU-Net's network is on a GPU, always.
         graph: replay CUDA graphs; memory is that of the steps as they are.
+        compiled: compile networks and terms; on a GPU, nnU-Net's network always is.
         precision: "float32" or "bfloat16".
         output: JSON file.
     """
@@ -242,12 +242,8 @@ def compare(
         }
         print(name, json.dumps(rows[name]), flush=True)
     if output:
-        Path(output).write_text(
-            json.dumps(
-                {"command": " ".join(sys.argv), **versions(device), "precision": precision, "cases": rows}, indent=2
-            )
-            + "\n"
-        )
+        how = {"command": " ".join(sys.argv), **versions(device), "precision": precision}
+        Path(output).write_text(json.dumps({**how, "cases": rows}, indent=2) + "\n")
 
 
 def versions(device: torch.device) -> dict[str, Any]:

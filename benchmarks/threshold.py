@@ -1,4 +1,4 @@
-"""Ways to find gamma's voxels, the least confident ones, among all: milliseconds on the CPU or a GPU.
+"""Ways to find gamma's voxels, the least confident ones, among all: milliseconds on the CPU or a GPU::
 
 python benchmarks/threshold.py --output benchmarks/results/threshold.json
 """
@@ -34,9 +34,7 @@ WAYS: dict[str, Callable[[Tensor, int], Tensor]] = {
     "kthvalue": lambda values, count: values[values <= values.kthvalue(count).values].mean(),
     "sort": lambda values, count: values.sort().values[:count].mean(),
     "histogram": by_histogram,
-    "NumPy's partition": lambda values, count: torch.from_numpy(
-        np.partition(values.cpu().numpy(), count)[:count]
-    ).mean(),
+    "NumPy's partition": lambda values, count: torch.as_tensor(np.partition(values.cpu(), count)[:count]).mean(),
 }
 
 

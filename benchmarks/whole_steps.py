@@ -14,6 +14,7 @@ import os
 import sys
 import tempfile
 import time
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -97,13 +98,12 @@ def main(
         for variant in chosen:
             settings = {**VARIANTS[variant], "mixed_precision": precision, "seed": 0}
             os.environ.update(nnUNet_compile=str(settings.pop("compile", False)))
-            block = content["configurations"][configuration].setdefault("alhvr", {})
-            block |= settings
+            own = deepcopy(content) | {"continue_training": False}
+            own["configurations"][configuration].setdefault("alhvr", {}).update(settings)
             with tempfile.TemporaryDirectory() as results:
                 os.environ.update(nnUNet_results=results)
                 kind = methods()[name].trainer
-                plans_of_run = {**content, "continue_training": False}
-                trainer = kind(plans_of_run, configuration, fold, found_dataset.dataset_json, device)
+                trainer = kind(own, configuration, fold, found_dataset.dataset_json, device)
                 if device.type == "cuda":
                     torch.cuda.reset_peak_memory_stats()
                 try:

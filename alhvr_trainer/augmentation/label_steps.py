@@ -68,7 +68,7 @@ def _mirror(t: MirrorTransform) -> Step:
 def _mask(t: MaskImageTransform) -> Step:
     def step(patches: Patches, _generator: torch.Generator) -> Patches:
         outside = patches.segmentation[:, t.channel_idx_in_seg : t.channel_idx_in_seg + 1] < 0
-        acted_on = tuple(channel in set(t.apply_to_channels) for channel in range(patches.images.shape[1]))
+        acted_on = tuple(channel in t.apply_to_channels for channel in range(patches.images.shape[1]))
         masked = constant(acted_on, outside.device, torch.bool)
         outside = outside & masked.view(1, -1, *[1] * (outside.ndim - 2))
         return replace(patches, images=patches.images.masked_fill(outside, t.set_outside_to))

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from tqdm import tqdm
@@ -59,7 +59,7 @@ def run_on_cases(
                 results[case] = function(*values)
                 progress.update()
             return results
-        with nullcontext(cluster) if cluster else _executor(processes) as executor:
+        with cluster or _executor(processes) as executor:
             futures = {case: executor.submit(function, *values) for case, values in arguments.items()}
             for future in futures.values():
                 future.add_done_callback(lambda done: progress.update(0 if done.cancelled() else 1))

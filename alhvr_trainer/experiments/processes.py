@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import signal
+import stat
 import subprocess
 import threading
 import time
@@ -25,7 +26,7 @@ def run_logged(
         meanwhile: called several times per second while the command runs.
 
     Returns:
-        None if it succeeded, else the last line that it said.
+        None if it succeeded, else the last line that it said, or the signal that ended it.
 
     Example:
         >>> run_logged(["ls", "/nowhere"], Path("ls.log"), dict(os.environ))
@@ -38,7 +39,7 @@ def run_logged(
         process = subprocess.Popen(
             command,
             env=environment,
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE,  # never written to: it closes when this process ends, see end_with_parent
             stdout=file,
             stderr=subprocess.STDOUT,
             start_new_session=True,
@@ -50,32 +51,34 @@ def run_logged(
                 time.sleep(0.2)
         finally:
             _end(process)
+    if process.returncode < 0:
+        return f"ended by {signal.Signals(-process.returncode).name}; the system sends SIGKILL when memory runs out"
     return None if process.returncode == 0 else last_line(log)
 
 
 def _end(process: subprocess.Popen) -> None:
-    """End a command that still runs, with its worker processes."""
+    """End what is left of a command: itself, and its worker processes even where it is gone."""
     for ending in (signal.SIGTERM, signal.SIGKILL):
-        if process.poll() is None:
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, ending)
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(timeout=10)
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, ending)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=10)
+    if process.stdin:
+        process.stdin.close()
 
 
 def end_with_parent() -> None:
-    """Let this process and its workers end when the process that started it is killed.
+    """Let this process and its workers end when the one whose :func:`run_logged` started it is gone, even long before.
 
     It would go on beside the one that takes up its work.
     """
-    parent = os.getppid()
 
     def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(0.5)
-        os.killpg(os.getpgrp(), signal.SIGTERM)
+        os.read(0, 1)  # nothing comes: it returns when the other end is closed
+        os.killpg(os.getpgrp(), signal.SIGKILL)
 
-    threading.Thread(target=watch, daemon=True).start()
+    if stat.S_ISFIFO(os.fstat(0).st_mode):  # a user may start it by hand
+        threading.Thread(target=watch, daemon=True).start()
 
 
 @contextmanager

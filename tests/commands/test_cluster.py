@@ -19,7 +19,7 @@ from distributed import LocalCluster
 from nnunet_environment import set_nnunet
 from trained_models import assert_same_files, make_images, make_model, predict_with_nnunet
 
-from alhvr_trainer import predict
+from alhvr_trainer import benchmark, predict
 from alhvr_trainer.cluster import cluster_executor, scheduler
 from alhvr_trainer.data.workers import run_on_cases
 from alhvr_trainer.errors import InputError
@@ -45,7 +45,12 @@ def kill_once(folder: str, number: int) -> int:
     return number**2
 
 
-def fail(number: int) -> None:
+def die(_number: int) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def fail(folder: str, number: int) -> None:
+    (Path(folder) / str(time.monotonic_ns())).touch()
     raise InputError(f"case {number} is bad")
 
 
@@ -61,9 +66,25 @@ def test_nothing_is_lost_when_a_worker_is_killed(cluster: LocalCluster, tmp_path
 
 
 @pytest.mark.slow
-def test_an_error_on_a_worker_is_the_error_here(cluster: LocalCluster):
+def test_an_error_on_a_worker_is_the_error_here(cluster: LocalCluster, tmp_path: Path):
+    """At once: a bad case is no better the second time."""
     with scheduler(cluster.scheduler_address), pytest.raises(InputError, match="case 1 is bad"):
-        run_on_cases(fail, {"case_1": (1,)}, 1, "fail", show_progress=False)
+        run_on_cases(fail, {"case_1": (str(tmp_path), 1)}, 1, "fail", show_progress=False)
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.slow
+def test_what_kills_every_worker_is_given_up(cluster: LocalCluster):
+    message = "a part of the work was given up, for each worker that had it died"
+    with scheduler(cluster.scheduler_address), pytest.raises(InputError, match=message):
+        run_on_cases(die, {"case_1": (1,)}, 1, "die", show_progress=False)
+
+
+@pytest.mark.slow
+def test_runs_at_a_time_are_for_one_machine(cluster: LocalCluster, tmp_path: Path):
+    with pytest.raises(InputError, match="--parallel is for one machine"):
+        benchmark("phantom-quick", output=str(tmp_path), parallel=2, scheduler=cluster.scheduler_address)
+    assert not list(tmp_path.iterdir())
 
 
 def kill_a_worker_after(folder: Path, cluster: LocalCluster, killed: list[int]) -> None:
@@ -116,7 +137,7 @@ def test_prediction_gives_nnunets_voxels(cluster: LocalCluster, tmp_path: Path, 
     assert_same_files(tmp_path / "out", predict_with_nnunet(model, images, tmp_path / "expected", (0, 1)))
 
 
-@pytest.mark.parametrize("address", ["tcp://127.0.0.1:9", "nonsense://x"])
+@pytest.mark.parametrize("address", ["tcp://127.0.0.1:9", "nonsense://x", "foo", "http://127.0.0.1:8786"])
 def test_what_cannot_be_reached_is_named(address: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("alhvr_trainer.cluster._PATIENCE", "1s")
     with pytest.raises(InputError, match=f"no Dask scheduler answers at {address}: "), scheduler(address):

@@ -274,6 +274,17 @@ def test_runs_take_the_suites_environment_unless_the_user_set_it(monkeypatch):
     assert (Path(ours) / "alhvr.py").is_file() and theirs == "/my/methods"
 
 
+def test_an_error_in_one_run_is_its_failure_alone(tmp_path, monkeypatch):
+    def run_job(job, _how, _stop):
+        if job == "first":
+            raise OSError("no space left")
+        return None, 1.0
+
+    monkeypatch.setattr(running, "run_job", run_job)
+    how = running.How("plans", tmp_path, "cpu", {}, remove_checkpoints=False)
+    assert running.run_all(["first", "second"], 1, how) == ["first: OSError: no space left"]
+
+
 def test_trainings_side_by_side_share_the_cores(monkeypatch):
     """On the CPU alone, and unless suite or user say how many threads each has."""
     suite = parse_suite(suite_content(), "suite")

@@ -10,12 +10,15 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
 import pytest
 import yaml
 from distributed import LocalCluster
+
+from alhvr_trainer.experiments.processes import run_logged
 
 SUITE = {
     "name": "tiny",
@@ -41,13 +44,20 @@ def write_suite(folder: Path, suite: dict) -> None:
     (folder / "suite.yaml").write_text(yaml.safe_dump({**suite, "splits": str(folder / "splits.json")}))
 
 
-def run(folder: Path, *flags: str) -> subprocess.CompletedProcess:
+def start(folder: Path, *flags: str) -> subprocess.Popen:
     """The command, with nnU-Net's folders where it puts them by itself."""
     variables = {name: value for name, value in os.environ.items() if not name.startswith("nnUNet_")}
     variables |= {"nnUNet_def_n_proc": "1", "nnUNet_n_proc_DA": "0", "OMP_NUM_THREADS": "1"}
     words = ["benchmark", "--suite", str(folder / "suite.yaml"), "-o", str(folder / "out"), "--device", "cpu", *flags]
     command = [sys.executable, "-m", "alhvr_trainer", *words]
-    return subprocess.run(command, env=variables, capture_output=True, text=True, timeout=500)
+    return subprocess.Popen(command, env=variables, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def run(folder: Path, *flags: str) -> subprocess.CompletedProcess:
+    """The command to its end."""
+    process = start(folder, *flags)
+    output = process.communicate(timeout=500)
+    return subprocess.CompletedProcess(process.args, process.returncode, *output)
 
 
 @pytest.mark.slow
@@ -90,52 +100,107 @@ def test_benchmark_goes_on_where_it_stopped(tmp_path):
     assert json.loads(files["supervised__2_labeled__seed0.json"].read_text())["metrics"] == alone["metrics"]
 
 
-def kill_the_worker_of_a_run(folder: Path, found: list[psutil.Process]) -> None:
-    """The Dask worker that started the first training, as soon as that is there."""
+def trainings(folder: Path) -> list[psutil.Process]:
+    """The runs' processes, without their workers."""
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            words = process.cmdline()
+            if "alhvr_trainer.experiments.benchmark" in words and str(folder / "out") in words:
+                found.append(process)
+    return found
+
+
+def first_trainings(folder: Path) -> list[psutil.Process]:
+    """Once they have started."""
     end = time.monotonic() + 300
-    while time.monotonic() < end and not found:
-        found += [p for p in psutil.process_iter() if "alhvr_trainer.experiments.benchmark" in words_of(p, folder)]
-        time.sleep(0.2)
-    time.sleep(3)  # it imports nnU-Net
-    os.kill(found[0].ppid(), signal.SIGKILL)
-
-
-def words_of(process: psutil.Process, folder: Path) -> list[str]:
-    try:
-        words = process.cmdline()
-    except psutil.Error:
-        return []
-    return words if str(folder / "out") in words else []
+    while time.monotonic() < end:
+        found = trainings(folder)
+        if found:
+            return found
+        time.sleep(0.05)
+    raise AssertionError("no training started")
 
 
 @pytest.mark.slow
-def test_on_a_cluster_whose_worker_is_killed(tmp_path):
+@pytest.mark.parametrize("after", [0, 3], ids=["at once", "while it imports"])
+def test_on_a_cluster_whose_worker_is_killed(tmp_path, after):
     """Another worker does the run anew, and the first training does not go on beside it."""
-    write_suite(tmp_path, {**SUITE, "methods": [SUITE["methods"][0], SUITE["methods"][2]]})
-    trainings: list[psutil.Process] = []
-    killer = threading.Thread(target=kill_the_worker_of_a_run, args=(tmp_path, trainings))
+    write_suite(tmp_path, {**SUITE, "methods": [SUITE["methods"][0]]})
+    killed: list[psutil.Process] = []
+
+    def kill() -> None:
+        killed.extend(first_trainings(tmp_path))
+        worker = killed[0].ppid()
+        time.sleep(after)
+        os.kill(worker, signal.SIGKILL)
+
+    killer = threading.Thread(target=kill)
     with LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None) as cluster:
         killer.start()
         done = run(tmp_path, "--scheduler", cluster.scheduler_address)
         killer.join()
     assert done.returncode == 0, done.stdout + done.stderr
-    assert not trainings[0].is_running()
-    results = sorted(path.name for path in (tmp_path / "out" / "runs").iterdir())
-    assert results == ["alhvr__2_labeled__seed0.json", "supervised__2_labeled__seed0.json"]
+    assert not killed[0].is_running() and not trainings(tmp_path)
+    assert [path.name for path in (tmp_path / "out" / "runs").iterdir()] == ["supervised__2_labeled__seed0.json"]
     assert (tmp_path / "out" / "report.md").is_file()
 
 
-def test_a_process_ends_with_its_parent(tmp_path):
+@pytest.mark.slow
+def test_on_a_cluster_trainings_are_the_workers_and_end_with_the_command(tmp_path, monkeypatch):
+    """They have the environment of their worker, its GPU for instance; Ctrl-C ends them."""
+    write_suite(tmp_path, {**SUITE, "settings": {"num_epochs": 1000}, "methods": [SUITE["methods"][0]]})
+    monkeypatch.setenv("MARK", "the client's")
+    own = {"MARK": "the worker's", "CUDA_VISIBLE_DEVICES": "7"}
+    with LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=None, env=own) as cluster:
+        command = start(tmp_path, "--scheduler", cluster.scheduler_address)
+        running = first_trainings(tmp_path)[0]
+        found = running.environ()
+        command.send_signal(signal.SIGINT)
+        assert command.wait(timeout=60) == 130
+        psutil.wait_procs([running], timeout=30)
+        assert not running.is_running() and len(cluster.workers) == 1
+    assert {name: found[name] for name in own} == own
+    assert found["nnUNet_n_proc_DA"] == "0" and found["OMP_NUM_THREADS"] == "1"  # the client's
+
+
+CHILD = """
+import subprocess, sys, time
+from alhvr_trainer.experiments.processes import end_with_parent
+subprocess.Popen(["sleep", "60"])
+print(1, flush=True)
+time.sleep({busy})
+end_with_parent()
+time.sleep(60)
+"""
+PARENT = """
+import os, sys
+from pathlib import Path
+from alhvr_trainer.experiments.processes import run_logged
+run_logged([sys.executable, "-c", {child!r}], Path({log!r}), dict(os.environ))
+"""
+
+
+@pytest.mark.parametrize("busy", [0, 2], ids=["it waits", "it has just started"])
+def test_a_process_ends_with_the_one_that_started_it(tmp_path, busy):
     """And what it started."""
-    child = "import subprocess, sys, time; from alhvr_trainer.experiments.processes import end_with_parent; "
-    child += "end_with_parent(); subprocess.Popen(['sleep', '60']); print(1, flush=True); time.sleep(60)"
-    parent = "import subprocess, sys, time; "
-    parent += f"subprocess.Popen([sys.executable, '-c', {child!r}], start_new_session=True); time.sleep(60)"
-    process = subprocess.Popen([sys.executable, "-c", parent], stdout=subprocess.PIPE, text=True)
-    process.stdout.readline()
-    left = psutil.Process(process.pid).children(recursive=True)
+    log = tmp_path / "log"
+    code = PARENT.format(child=CHILD.format(busy=busy), log=str(log))
+    parent = subprocess.Popen([sys.executable, "-c", code])
+    while not log.is_file() or log.read_text().splitlines()[-1:] != ["1"]:
+        time.sleep(0.05)
+    left = psutil.Process(parent.pid).children(recursive=True)
     assert len(left) == 2
-    process.kill()
-    process.wait()
-    _gone, alive = psutil.wait_procs(left, timeout=10)
+    parent.kill()
+    parent.wait()
+    _gone, alive = psutil.wait_procs(left, timeout=20)
     assert not alive
+
+
+def test_what_a_killed_process_started_ends_as_well(tmp_path):
+    """The reason is the signal, not the last line of the log."""
+    code = "import os, subprocess; print(subprocess.Popen(['sleep', '60']).pid, flush=True); os.kill(os.getpid(), 9)"
+    problem = run_logged([sys.executable, "-c", code], tmp_path / "log", dict(os.environ))
+    assert problem == "ended by SIGKILL; the system sends SIGKILL when memory runs out"
+    worker = int((tmp_path / "log").read_text().split()[-1])
+    assert not psutil.pid_exists(worker) or psutil.Process(worker).status() == psutil.STATUS_ZOMBIE

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import sys
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import nullcontext
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
@@ -17,10 +17,11 @@ from typing import Any
 
 from tqdm import tqdm
 
-from alhvr_trainer.cluster import cluster_executor
+from alhvr_trainer.cluster import cluster_executor, is_cancelled
 from alhvr_trainer.commands.link import check_nnunet_finds_us
 from alhvr_trainer.config.files import check_folder, read_object
 from alhvr_trainer.devices import check_device
+from alhvr_trainer.errors import InputError, one_line
 from alhvr_trainer.experiments.benchmark.jobs import LOGS, Job, chosen_part, digest, is_done, jobs_of, model_folder
 from alhvr_trainer.experiments.benchmark.prepare import (
     dataset_of,
@@ -31,7 +32,7 @@ from alhvr_trainer.experiments.benchmark.prepare import (
     set_folders,
     splits_of,
 )
-from alhvr_trainer.experiments.benchmark.suites import Suite
+from alhvr_trainer.experiments.benchmark.suites import ENVIRONMENT, Suite
 from alhvr_trainer.experiments.processes import interrupted_by, run_logged
 from alhvr_trainer.resources import ext_trainer_folder
 
@@ -48,7 +49,7 @@ class How:
     output: Path
     device: str
     environment: dict[str, str]
-    """Of the processes."""
+    """What the processes have in place of, or besides, the variables of the machine that they run on."""
     remove_checkpoints: bool
     """Of each run when it is done."""
 
@@ -79,6 +80,8 @@ def run_suite(
     """
     if cluster_executor() is None:
         check_device(device)
+    elif parallel > 1:
+        raise InputError("--parallel is for one machine; with --scheduler, each worker of the cluster has one run")
     check_nnunet_finds_us()
     chosen_part(suite, **part)  # for its error, before anything is written
     check_folder(output)
@@ -92,7 +95,7 @@ def run_suite(
         return []
     environment = environment_of(suite, device, parallel)
     with interrupted_by(signal.SIGTERM, signal.SIGHUP):
-        plans_name = prepare(suite, dataset, splits, output / LOGS / "plan.log", environment)
+        plans_name = prepare(suite, dataset, splits, output / LOGS / "plan.log", os.environ | environment)
         return run_all(waiting, parallel, How(plans_name, output, device, environment, remove_checkpoints))
 
 
@@ -103,14 +106,15 @@ def run_all(jobs: list[Job], parallel: int, how: How) -> list[str]:
         What failed: run, reason and log, one line each.
     """
     stop, cluster = threading.Event(), cluster_executor()
+    at_once = cluster.workers if cluster else parallel
     failures, took = [], []
-    with nullcontext(cluster) if cluster else ThreadPoolExecutor(parallel) as executor:
+    with cluster or ThreadPoolExecutor(parallel) as executor:
         futures = {executor.submit(run_job, job, how, None if cluster else stop): job for job in jobs}
         try:
             for number, future in enumerate(as_completed(futures), 1):
-                job, (problem, seconds) = futures[future], future.result()
+                job, (problem, seconds) = futures[future], _outcome(future)
                 took.append(seconds)
-                left = tqdm.format_interval(fmean(took) * (len(jobs) - number) / (len(jobs) if cluster else parallel))
+                left = tqdm.format_interval(fmean(took) * math.ceil((len(jobs) - number) / at_once))
                 print(f"run {number} of {len(jobs)}: {job}: {_went(problem, seconds)}, about {left} left", flush=True)
                 if problem and problem != ELSEWHERE:
                     failures.append(f"{job}: {problem}")
@@ -120,6 +124,14 @@ def run_all(jobs: list[Job], parallel: int, how: How) -> list[str]:
                 future.cancel()
             raise
     return failures
+
+
+def _outcome(future: Future[tuple[str | None, float]]) -> tuple[str | None, float]:
+    """Of :func:`run_job`; an error in it, or the death of each worker that had the run, is that run's failure alone."""
+    try:
+        return future.result()
+    except Exception as error:
+        return f"{type(error).__name__}: {one_line(error)}", 0.0
 
 
 def _went(problem: str | None, seconds: float) -> str:
@@ -134,7 +146,7 @@ def run_job(job: Job, how: How, stop: threading.Event | None = None) -> tuple[st
     Args:
         job: what to run.
         how: the rest.
-        stop: once set, the process is ended.
+        stop: once set, the process is ended; on a cluster, once nobody waits for the run.
 
     Returns:
         None or what went wrong, and the seconds that it took.
@@ -142,8 +154,8 @@ def run_job(job: Job, how: How, stop: threading.Event | None = None) -> tuple[st
     log, start = how.output / LOGS / f"{job.name}.log", time.monotonic()
 
     def end_if_stopped() -> None:
-        if stop is not None and stop.is_set():
-            raise KeyboardInterrupt
+        if (stop is not None and stop.is_set()) or is_cancelled():
+            raise CancelledError
 
     with locked(log.with_suffix(".lock"), wait=False) as mine:
         if not mine:
@@ -154,7 +166,7 @@ def run_job(job: Job, how: How, stop: threading.Event | None = None) -> tuple[st
         plans = plans_of(job, how.plans_name)
         module = [sys.executable, "-m", "alhvr_trainer.experiments.benchmark"]
         command = [*module, json.dumps(asdict(job)), plans, str(how.output), how.device]
-        problem = run_logged(command, log, how.environment, meanwhile=end_if_stopped)
+        problem = run_logged(command, log, os.environ | how.environment, meanwhile=end_if_stopped)
         if problem is None and how.remove_checkpoints:
             for file in (model_folder(job, plans) / f"fold_{job.fold}").glob("checkpoint_*.pth"):
                 file.unlink()
@@ -162,7 +174,7 @@ def run_job(job: Job, how: How, stop: threading.Event | None = None) -> tuple[st
 
 
 def environment_of(suite: Suite, device: str, parallel: int) -> dict[str, str]:
-    """The user's variables, and the suite's for what the user has not set; nnU-Net finds our trainers and the user's.
+    """What speed depends on, as the user or else the suite has set it; nnU-Net finds our trainers and the user's.
 
     On the CPU, trainings side by side share the cores, unless suite or user say how many threads each has.
     """
@@ -170,4 +182,5 @@ def environment_of(suite: Suite, device: str, parallel: int) -> dict[str, str]:
     trainers = os.pathsep.join(dict.fromkeys(folder for folder in folders if folder))
     shared = device == "cpu" and parallel > 1
     threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // parallel))} if shared else {}
-    return {**threads, **suite.environment, **os.environ, TRAINERS: trainers, "PYTHONUNBUFFERED": "1"}
+    users = {name: os.environ[name] for name in ENVIRONMENT if name in os.environ}
+    return {**threads, **suite.environment, **users, TRAINERS: trainers, "PYTHONUNBUFFERED": "1"}
