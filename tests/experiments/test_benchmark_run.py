@@ -122,6 +122,22 @@ def first_trainings(folder: Path) -> list[psutil.Process]:
     raise AssertionError("no training started")
 
 
+def ended(process: psutil.Process) -> bool:
+    """Whether it runs no more, even if nobody has waited for it yet."""
+    try:
+        return process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
+def all_end(processes: list[psutil.Process]) -> bool:
+    """Whether they end soon: on a busy machine a signal takes its time."""
+    end = time.monotonic() + 30
+    while time.monotonic() < end and not all(map(ended, processes)):
+        time.sleep(0.05)
+    return all(map(ended, processes))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("after", [0, 3], ids=["at once", "while it imports"])
 def test_on_a_cluster_whose_worker_is_killed(tmp_path, after):
@@ -141,7 +157,7 @@ def test_on_a_cluster_whose_worker_is_killed(tmp_path, after):
         done = run(tmp_path, "--scheduler", cluster.scheduler_address)
         killer.join()
     assert done.returncode == 0, done.stdout + done.stderr
-    assert not killed[0].is_running() and not trainings(tmp_path)
+    assert all_end(killed) and not trainings(tmp_path)
     assert [path.name for path in (tmp_path / "out" / "runs").iterdir()] == ["supervised__2_labeled__seed0.json"]
     assert (tmp_path / "out" / "report.md").is_file()
 
@@ -158,8 +174,7 @@ def test_on_a_cluster_trainings_are_the_workers_and_end_with_the_command(tmp_pat
         found = running.environ()
         command.send_signal(signal.SIGINT)
         assert command.wait(timeout=60) == 130
-        psutil.wait_procs([running], timeout=30)
-        assert not running.is_running() and len(cluster.workers) == 1
+        assert all_end([running]) and len(cluster.workers) == 1
     assert {name: found[name] for name in own} == own
     assert found["nnUNet_n_proc_DA"] == "0" and found["OMP_NUM_THREADS"] == "1"  # the client's
 
@@ -193,14 +208,14 @@ def test_a_process_ends_with_the_one_that_started_it(tmp_path, busy):
     assert len(left) == 2
     parent.kill()
     parent.wait()
-    _gone, alive = psutil.wait_procs(left, timeout=20)
-    assert not alive
+    assert all_end(left)
 
 
 def test_what_a_killed_process_started_ends_as_well(tmp_path):
     """The reason is the signal, not the last line of the log."""
-    code = "import os, subprocess; print(subprocess.Popen(['sleep', '60']).pid, flush=True); os.kill(os.getpid(), 9)"
+    code = "import os, subprocess; print(subprocess.Popen(['sleep', '600']).pid, flush=True); os.kill(os.getpid(), 9)"
     problem = run_logged([sys.executable, "-c", code], tmp_path / "log", dict(os.environ))
     assert problem == "ended by SIGKILL; the system sends SIGKILL when memory runs out"
     worker = int((tmp_path / "log").read_text().split()[-1])
-    assert not psutil.pid_exists(worker) or psutil.Process(worker).status() == psutil.STATUS_ZOMBIE
+    with suppress(psutil.NoSuchProcess):
+        assert all_end([psutil.Process(worker)])
