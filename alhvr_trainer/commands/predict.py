@@ -63,7 +63,7 @@ def predict(
         previous_stage: for the second stage of a cascade, the folder with the segmentations of the first
             (-prev_stage_predictions).
         continue_prediction: leave out cases that are segmented already.
-        num_processes: worker processes for preprocessing, and as many for writing.
+        num_processes: worker processes for preprocessing, and as many for writing; none on a cluster's workers.
         verify: read every image first, so that a damaged one is named before anything is computed.
         scheduler: address of a Dask cluster, whose workers share the cases: docs/cluster.md. They must see the folders
             under the same paths.
@@ -99,7 +99,7 @@ def predict(
     how = Predicting(model, network, device, step_size, mirroring)
     if scheduler is not None:
         return _predict_on_cluster(
-            scheduler, how, cases, target, save_probabilities, continue_prediction, previous_stage
+            scheduler, how, cases, target, verify, save_probabilities, continue_prediction, previous_stage
         )
     predictor = how.predictor()
     if verify:
@@ -230,6 +230,7 @@ def predict_part(
     how: Predicting,
     cases: Cases,
     target: Path,
+    verify: bool,
     save_probabilities: bool,
     continue_prediction: bool,
     previous_stage: str | Path | None,
@@ -239,12 +240,13 @@ def predict_part(
     Args:
         how: the model predicts.
         cases: their images.
-        target, save_probabilities, continue_prediction, previous_stage: see :func:`predict`.
+        target, verify, save_probabilities, continue_prediction, previous_stage: see :func:`predict`.
     """
     from alhvr_trainer.devices import check_device
 
     check_device(how.device)
-    _verify(cases, how.model)
+    if verify:
+        _verify(cases, how.model)
     how.predictor().predict_from_files_sequential(
         list(cases.values()),
         [str(target / case) for case in cases],

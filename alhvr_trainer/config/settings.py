@@ -36,7 +36,10 @@ class Settings(BaseModel):
     augmentation: Literal["stock", "device"] = "stock"
     """Who augments: "stock", nnU-Net's worker processes, or "device", the training's device, batch by batch."""
     cache: Literal["device", "host", "disk"] | None = None
-    """With augmentation on the device, where cases stay once they were read; default: where they fit."""
+    """With augmentation on the device, where cases stay once they were read; default: where they fit.
+
+    The device of a training on the CPU is the host.
+    """
     cuda_graph: bool = False
     """Run each training step as one CUDA graph."""
     mixed_precision: Literal["float16", "bfloat16"] = "float16"

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import psutil
 import torch
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetBaseDataset
 
@@ -93,17 +97,31 @@ def chosen_place(wanted: Place | None, needed: int, device: torch.device, proces
 
 
 def free_host_memory() -> int:
-    """Bytes that Linux calls available, within the limit of the control group (a cluster's job, a container)."""
-    with open("/proc/meminfo") as file:
-        kibibytes = next(int(line.split()[1]) for line in file if line.startswith("MemAvailable"))
-    free = kibibytes * 1024
-    for limit, used in (
-        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+    """Bytes that this process may still take: what the machine has available, within the limits of its control groups.
+
+    A container or a job of a cluster has such limits.
+    """
+    return min([psutil.virtual_memory().available, *map(_free_in_group, _control_groups())])
+
+
+def _control_groups(listing: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> Iterator[Path]:
+    """Folders of this process's control groups of memory and of the groups around them; none but on Linux."""
+    lines = listing.read_text().splitlines() if listing.is_file() else []
+    for _, controllers, place in (line.split(":", 2) for line in lines):
+        if controllers in ("", "memory"):  # version 2 has one group for all, version 1 one of its own
+            top = root / controllers
+            folder = top / place.lstrip("/")
+            yield from (each for each in (folder, *folder.parents) if each.is_relative_to(top))
+
+
+def _free_in_group(folder: Path) -> float:
+    """Bytes up to the limit of a control group; what the files cached for it take can be had back."""
+    for limit, used, cached in (
+        ("memory.max", "memory.current", "inactive_file"),
+        ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
     ):
-        try:
-            with open(limit) as most, open(used) as now:
-                free = min(free, int(most.read()) - int(now.read()))
-        except (OSError, ValueError):  # no such control group, or "max": no limit
-            continue
-    return free
+        with suppress(OSError, ValueError, KeyError):  # no such group, or "max": no limit
+            most, now = (int((folder / name).read_text()) for name in (limit, used))
+            statistics = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+            return most - now + int(statistics[cached])
+    return math.inf

@@ -177,6 +177,8 @@ class BaseTrainer(nnUNetTrainer):
         if self.settings.augmentation == "device":
             processes = int(os.environ.get("LOCAL_WORLD_SIZE", get_world_size()))
             training.on_device = OnDevice(self.device, self.settings.cache, processes, self.print_to_log_file)
+        elif self.settings.cache is not None:
+            self.print_to_log_file('ALHVR: "cache" does nothing, for it goes with "augmentation": "device"')
         training.draws = Draws((self.seed, get_rank(), 0), self.current_epoch * self.num_iterations_per_epoch, forced)
         # validate on the whole batch size of the plans, as nnU-Net does, however few samples are labeled in training
         forced = self._forced(sum(self._split_batch()))

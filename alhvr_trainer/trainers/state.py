@@ -64,6 +64,8 @@ def restore_training_state(trainer: Any, checkpoint: dict[str, Any]) -> dict[str
     for name, optimizer in trainer.optimizers.items():
         if name != "a":
             optimizer.load_state_dict(state[f"optimizer_{name}_state"])
+        for group in optimizer.param_groups:
+            group.update(fused=None, foreach=None)  # how it computes: a matter of this training, see static_step
     trainer.seed = state["seed"]
     trainer.monitor.resume(state["history"], trainer.current_epoch)
     by_rank = state.get("ranks", [state])  # version 0.1.0 knew one process

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from alhvr_trainer.errors import InputError, one_line
 from alhvr_trainer.trainers.samples import Samples
 
 Step = Callable[[Samples], dict[str, Tensor]]
@@ -103,8 +104,13 @@ class StaticStep:
         for generator in self._generators:
             graph.register_generator_state(generator)
         # thread_local: nnU-Net's threads pin validation batches meanwhile
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-            self._outputs = self._with_rates()
+        try:
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+                self._outputs = self._with_rates()
+        except RuntimeError as error:  # a method of the user's own, for example, that looks at a number
+            raise InputError(
+                f'the step cannot be a CUDA graph ({one_line(error)}): set "cuda_graph" to false in the plans'
+            ) from error
         self._graph = graph
         graph.replay()  # capturing runs nothing
 

@@ -16,6 +16,11 @@ class SupervisedTrainer(BaseTrainer):
     def samples_per_step(self) -> tuple[int, int]:
         return super().samples_per_step()[0], 0
 
+    def on_train_start(self) -> None:
+        super().on_train_start()
+        if self.settings.cuda_graph:
+            self.print_to_log_file("ALHVR: no CUDA graph: a step without unlabeled samples is nnU-Net's own")
+
     def train_step(self, batch: dict) -> dict:
         values: dict = super().train_step(batch)
         self.show_step()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -200,3 +201,24 @@ def test_cases_stay_where_they_fit(wanted, needed, processes, place, monkeypatch
 
 def test_free_memory_is_read():
     assert 2**20 < case_cache.free_host_memory() < 2**50
+
+
+@pytest.mark.parametrize(
+    ("version", "limit", "used", "cached"),
+    [(2, "memory.max", "memory.current", "inactive_file"),
+     (1, "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")],
+)  # fmt: skip
+def test_a_job_has_what_its_control_groups_leave_it(version, limit, used, cached, tmp_path):
+    """The job's own limit, 1000, is below that of the groups around it; cached files give way."""
+    top = tmp_path / ("" if version == 2 else "memory")
+    for folder, most in (("", "max"), ("slurm", "5000"), ("slurm/job_7", "1000"), ("slurm/job_8", "10")):
+        (top / folder).mkdir(parents=True, exist_ok=True)
+        (top / folder / limit).write_text(f"{most}\n")
+        (top / folder / used).write_text("300\n")
+        (top / folder / "memory.stat").write_text(f"anon 100\n{cached} 200\n")
+    listing = tmp_path / "cgroup"
+    listing.write_text("0::/slurm/job_7\n" if version == 2 else "4:cpu:/else\n9:memory:/slurm/job_7\n")
+    groups = list(case_cache._control_groups(listing, tmp_path))
+    assert groups == [top / "slurm/job_7", top / "slurm", top]
+    assert [case_cache._free_in_group(group) for group in groups] == [900, 4900, math.inf]
+    assert list(case_cache._control_groups(tmp_path / "none", tmp_path)) == []

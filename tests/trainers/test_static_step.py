@@ -11,9 +11,11 @@ from data_builders import change_settings
 from tiny_training import make_trainer
 
 from alhvr_trainer.config.methods import methods
+from alhvr_trainer.errors import InputError
 from alhvr_trainer.losses import host
 from alhvr_trainer.trainers import static_step
 from alhvr_trainer.trainers.alhvr import ALHVRTrainer
+from alhvr_trainer.trainers.supervised import SupervisedTrainer
 
 pytest_plugins = ["planned_dataset"]
 
@@ -124,6 +126,43 @@ def test_the_log_says_why_there_is_no_graph(tiny: Path):
     assert trainer.static_step is None
     log = next(Path(trainer.output_folder).glob("training_log*.txt")).read_text()
     assert "ALHVR: no CUDA graph: the device is cpu" in log
+
+
+@pytest.mark.parametrize(
+    ("settings", "line"),
+    [({"cuda_graph": True}, "no CUDA graph: a step without unlabeled samples is nnU-Net's own"),
+     ({"cache": "host"}, '"cache" does nothing, for it goes with "augmentation": "device"')],
+)  # fmt: skip
+def test_the_log_says_what_a_setting_does_not_do(settings: dict, line: str, tiny: Path):
+    change_settings(tiny, **settings)
+    trainer = make_trainer(tiny, SupervisedTrainer)
+    trainer.on_train_start()
+    assert f"ALHVR: {line}" in next(Path(trainer.output_folder).glob("training_log*.txt")).read_text()
+
+
+def test_a_training_that_goes_on_without_a_graph_has_the_usual_optimizers(tiny: Path):
+    trainer = make_trainer(tiny, ALHVRTrainer)
+    trainer.initialize()
+    for optimizer in trainer.optimizers.values():
+        static_step._fuse(optimizer)
+    trainer.save_checkpoint(str(tiny / "captured.pth"))
+    resumed = make_trainer(tiny, ALHVRTrainer, resume=True)
+    resumed.load_checkpoint(str(tiny / "captured.pth"))
+    groups = [group for optimizer in resumed.optimizers.values() for group in optimizer.param_groups]
+    assert len(groups) == 2 and all(group["fused"] is None and group["foreach"] is None for group in groups)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_a_step_that_cannot_be_captured_says_so(tiny: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("nnUNet_compile", "false")
+    monkeypatch.setattr(ALHVRTrainer, "after_step", lambda self: float(next(self.network.parameters()).sum()))
+    change_settings(tiny, cuda_graph=True)
+    trainer = make_trainer(tiny, ALHVRTrainer, device="cuda")
+    trainer.on_train_start()
+    trainer.on_train_epoch_start()
+    with pytest.raises(InputError, match=r'the step cannot be a CUDA graph \(.*: set "cuda_graph" to false'):
+        for _ in range(4):
+            trainer.train_step(next(trainer.dataloader_train))
 
 
 @pytest.mark.parametrize(

@@ -107,7 +107,7 @@ def run_all(jobs: list[Job], parallel: int, how: How) -> list[str]:
     """
     stop, cluster = threading.Event(), cluster_executor()
     at_once = cluster.workers if cluster else parallel
-    failures, took = [], []
+    failures, elsewhere, took = [], [], []
     with cluster or ThreadPoolExecutor(parallel) as executor:
         futures = {executor.submit(run_job, job, how, None if cluster else stop): job for job in jobs}
         try:
@@ -116,13 +116,17 @@ def run_all(jobs: list[Job], parallel: int, how: How) -> list[str]:
                 took.append(seconds)
                 left = tqdm.format_interval(fmean(took) * math.ceil((len(jobs) - number) / at_once))
                 print(f"run {number} of {len(jobs)}: {job}: {_went(problem, seconds)}, about {left} left", flush=True)
-                if problem and problem != ELSEWHERE:
+                if problem == ELSEWHERE:
+                    elsewhere.append(job)
+                elif problem:
                     failures.append(f"{job}: {problem}")
         except BaseException:
             stop.set()  # each thread ends its process
             for future in futures:
                 future.cancel()
             raise
+    if elsewhere:
+        print(f"{len(elsewhere)} run(s) are still with another process, which adds them to the tables", flush=True)
     return failures
 
 
