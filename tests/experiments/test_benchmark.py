@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import asdict, replace
+from itertools import combinations, product
 from pathlib import Path
 
 import pytest
@@ -81,6 +82,22 @@ def test_settings_of_shipped_suites_are_the_methods_own(name):
         settings = settings_from_plans({SETTINGS_KEY: suite.settings_of(method, 7)}, kind).as_dict()
         assert settings["seed"] == 7
         assert method.settings == {key: settings[key] for key in method.settings}
+
+
+@pytest.mark.parametrize("name", ["acdc", "hippocampus-cpu"])
+def test_the_papers_ablation_and_the_slides_regions_are_one_command_each(name):
+    suite = load_suite(name)
+    settings = {method.name: method.settings for method in suite.methods}
+    switched_off = {
+        (settings[row].get("dtct_regions") == [], settings[row].get("cgcpcl_regions") == [])
+        for row in suite.methods_of("ablation")
+        if row.startswith("ALHVR") and "weight" not in row
+    }
+    assert switched_off == set(product((True, False), repeat=2))
+    everything = ("omega1", "omega2", "omega3")
+    masks = [tuple(settings[row].get("cps_regions", everything)) for row in suite.methods_of("regions")]
+    assert sorted(masks) == sorted(each for size in (1, 2, 3) for each in combinations(everything, size))
+    assert all(settings[row]["cps_samples"] == "unlabeled" for row in suite.methods_of("regions"))
 
 
 @pytest.mark.parametrize(
@@ -199,6 +216,13 @@ def test_digest_tells_content_apart():
 def test_lists_of_the_command_line():
     assert command._list("A b, C") == ["A b", "C"]
     assert (command._list(None), command._list(0), command._list((0, 1))) == (None, [0], [0, 1])
+
+
+def test_a_table_that_the_suite_does_not_have(tmp_path):
+    with pytest.raises(InputError, match="suite acdc-quick has no table 'regions'; there are comparison"):
+        benchmark("acdc-quick", table="regions", output=str(tmp_path), device="cpu")
+    with pytest.raises(InputError, match="name either --methods or the --table"):
+        benchmark("acdc-quick", table="comparison", methods="ALHVR", output=str(tmp_path), device="cpu")
 
 
 def test_nothing_to_tabulate(tmp_path):

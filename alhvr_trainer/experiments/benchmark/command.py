@@ -17,6 +17,7 @@ def benchmark(
     suite: str,
     output: str | None = None,
     methods: str | Sequence[str] | None = None,
+    table: str | None = None,
     seeds: int | Sequence[int] | None = None,
     folds: str | Sequence[str] | None = None,
     device: str = "cuda",
@@ -37,6 +38,7 @@ def benchmark(
             YAML file.
         output: folder for runs, logs, tables and plots; default: benchmark_SUITE.
         methods: only these, separated by commas.
+        table: only the methods of this table: comparison, ablation or regions.
         seeds: only these.
         folds: only these labeled fractions, by name.
         device: "cuda", "cpu" or "mps".
@@ -54,6 +56,7 @@ def benchmark(
     Example:
         alhvr benchmark --suite phantom-quick --device cpu
         alhvr benchmark --suite hippocampus-cpu --device cpu --methods Supervised,ALHVR --seeds 0
+        alhvr benchmark --suite hippocampus-cpu --device cpu --table ablation
     """
     from alhvr_trainer.config.files import check_whole_number
     from alhvr_trainer.experiments.benchmark.jobs import RUNS, read_results
@@ -64,7 +67,10 @@ def benchmark(
     folder = Path(output or f"benchmark_{chosen.name}").resolve()
     failures: list[str] = []
     if not tables_only:
-        part = {"methods": _list(methods), "seeds": _list(seeds), "folds": _list(folds)}
+        if table is not None and methods is not None:
+            raise InputError("name either --methods or the --table whose methods to run")
+        names = _list(methods) if table is None else chosen.methods_of(table)
+        part = {"methods": names, "seeds": _list(seeds), "folds": _list(folds)}
         check_whole_number("parallel", parallel)
         with on_cluster(scheduler):
             failures = run_suite(chosen, folder, device, remove_checkpoints, parallel, **part)

@@ -27,7 +27,7 @@ from pydantic import Field
 
 from alhvr_trainer.config.files import is_name
 from alhvr_trainer.config.validation import Entries, must, validated
-from alhvr_trainer.errors import InputError, one_line
+from alhvr_trainer.errors import InputError, one_line, shown
 
 FOLDER = Path(__file__).resolve().parent / "suites"
 PHANTOM = "phantom"
@@ -116,6 +116,18 @@ class Suite(Entries):
     @property
     def all_folds(self) -> dict[str, int]:
         return {**self.folds, **self.fully_labeled}
+
+    def methods_of(self, table: str) -> list[str]:
+        """Names of the methods that a table compares.
+
+        Raises:
+            InputError: the suite has no such table.
+        """
+        if table not in self.tables:
+            raise InputError(
+                f"suite {self.name} has no table {shown(table)}; there are {', '.join(self.tables) or 'none'}"
+            )
+        return self.tables[table]
 
     def settings_of(self, method: Method, seed: int) -> dict[str, Any]:
         """The keys of the plans' ``alhvr`` block that a run sets: the suite's, then the method's, then the seed."""
