@@ -1,9 +1,12 @@
-"""Milliseconds per step of real trainings, batches included: by nnU-Net's workers or on the training's device, and
-the step as it is, compiled, or as one CUDA graph.
+"""Milliseconds per step of real trainings, batches included, and their peak memory: any methods, augmentation by
+nnU-Net's workers or on the training's device, the step as it is, compiled, or as one CUDA graph.
 
 Trains in one process on a data set that ``alhvr plan_and_preprocess`` has prepared; what it writes is thrown away.
 
     python benchmarks/whole_steps.py --dataset 27 --plans ALHVRPlansACDC --output benchmarks/results/whole_steps.json
+
+On the CPU, peak memory is what the training's process holds beyond what it held before, without nnU-Net's workers; set
+MALLOC_MMAP_THRESHOLD_=65536, or glibc keeps what one training has freed and the next one takes.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ from typing import Any
 import fire
 import numpy as np
 import torch
-from step_cost import versions
+from step_cost import _status_bytes, versions
 
 from alhvr_trainer.config.methods import methods
 from alhvr_trainer.data.dataset import find_dataset
@@ -62,6 +65,20 @@ def train(trainer: Any, steps: int) -> None:
         torch.cuda.synchronize()
 
 
+def start_of_peak(device: torch.device) -> int:
+    """Let the peak start anew; bytes held now."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        return torch.cuda.memory_allocated()
+    Path("/proc/self/clear_refs").write_text("5")  # Linux
+    return _status_bytes("VmRSS")
+
+
+def peak(device: torch.device) -> int:
+    """Bytes held at most since :func:`start_of_peak`."""
+    return torch.cuda.max_memory_allocated() if device.type == "cuda" else _status_bytes("VmHWM")
+
+
 def main(
     dataset: str,
     plans: str,
@@ -74,7 +91,7 @@ def main(
     precision: str = "float16",
     output: str | None = None,
 ) -> None:
-    """Print, and write as JSON, milliseconds per step.
+    """Print, and write as JSON, milliseconds per step and peak memory.
 
     Args:
         dataset: its number or name, planned and preprocessed.
@@ -104,8 +121,7 @@ def main(
                 os.environ.update(nnUNet_results=results)
                 kind = methods()[name].trainer
                 trainer = kind(own, configuration, fold, found_dataset.dataset_json, device)
-                if device.type == "cuda":
-                    torch.cuda.reset_peak_memory_stats()
+                before = start_of_peak(device)
                 try:
                     took, warm_up = milliseconds(trainer, steps, rounds)
                 except Exception as error:  # one that does not run must not cost the others their time
@@ -113,8 +129,7 @@ def main(
                 else:
                     row = {"ms": round(float(np.median(took)), 2), "ms_of_rounds": np.round(took, 2).tolist()}
                     rows.setdefault(name, {})[variant] = {**row, "seconds_to_step_20": round(warm_up, 1)}
-                    if device.type == "cuda":
-                        rows[name][variant]["peak_mib"] = torch.cuda.max_memory_allocated() >> 20
+                    rows[name][variant]["peak_mib"] = (peak(device) - before) >> 20
                 del trainer
                 gc.collect()
                 torch._dynamo.reset()
