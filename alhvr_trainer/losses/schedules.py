@@ -5,6 +5,19 @@ from __future__ import annotations
 import math
 
 
+def ramp_up(share: float) -> float:
+    """``exp(-5 * (1 - share)^2)``, from nearly 0 to 1: the Gaussian ramp-up of Laine & Aila (ICLR 2017).
+
+    Args:
+        share: of the ramp that is done, from 0 to 1.
+
+    Example:
+        >>> round(ramp_up(0.0), 4), round(ramp_up(0.5), 4), ramp_up(1.0)
+        (0.0067, 0.2865, 1.0)
+    """
+    return math.exp(-5.0 * (1.0 - share) ** 2)
+
+
 def consistency_weight(step: int, ramp_steps: float, maximum: float = 0.1) -> float:
     """Weight of the unsupervised terms at a training step.
 
@@ -21,8 +34,7 @@ def consistency_weight(step: int, ramp_steps: float, maximum: float = 0.1) -> fl
     """
     if ramp_steps <= 0:
         return maximum
-    remaining = 1.0 - min(step, ramp_steps) / ramp_steps
-    return maximum * math.exp(-5.0 * remaining**2)
+    return maximum * ramp_up(min(step, ramp_steps) / ramp_steps)
 
 
 def average_decay(step: int, decay: float) -> float:

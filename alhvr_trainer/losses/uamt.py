@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .mean_teacher import squared_distance
+from .schedules import ramp_up
 from .sums import Group, total
 
 
@@ -47,7 +48,7 @@ def entropy_threshold(progress: float, classes: int) -> float:
         >>> round(entropy_threshold(0.0, 2) / math.log(2), 3), entropy_threshold(1.0, 2) == math.log(2)
         (0.752, True)
     """
-    return (0.75 + 0.25 * math.exp(-5.0 * (1.0 - progress) ** 2)) * math.log(classes)
+    return (0.75 + 0.25 * ramp_up(progress)) * math.log(classes)
 
 
 def certain_voxels(entropy: Tensor, threshold: float | Tensor, valid: Tensor | None = None) -> Tensor:

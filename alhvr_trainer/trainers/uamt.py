@@ -72,15 +72,15 @@ class UAMTTrainer(MeanTeacherTrainer):
             maps={"mean": mean},
         )
 
-    def mean_prediction(self, data: Tensor) -> Tensor:
-        """mu of Eq. 2: the teacher's probabilities, mean of T passes, each with noise and dropout of its own.
+    def mean_prediction(self, data: Tensor, name: str = "teacher") -> Tensor:
+        """mu of Eq. 2: a network's probabilities, mean of T passes, each with noise and dropout of its own.
 
         One pass after the other, so that T costs no memory; the authors run two at a time, which draws alike.
         """
         passes = self.settings.uncertainty_passes
         mean = torch.zeros((), device=data.device)
         for _ in range(passes):
-            logits = full_resolution(self.run("teacher", self.perturbed(data)))
+            logits = full_resolution(self.run(name, self.perturbed(data)))
             mean = mean + torch.softmax(as_classes(logits, self.label_manager.has_regions), dim=1) / passes
         return mean
 

@@ -44,6 +44,7 @@ METHODS = {
     "FixMatchTrainer": {"confidence_threshold": 0.34},
     "CPSTrainer": {},
     "MCNetTrainer": {},
+    "ACMTTrainer": {"input_noise": 0.0, "dropout": 0.0},
 }
 """The other methods, and settings for them."""
 LABELS_OF = {"MCNetTrainer": "regions_ignore"}

@@ -15,6 +15,7 @@ from data_builders import change_settings, make_tiny, read_json, set_environment
 from tiny_training import make_trainer
 
 from alhvr_trainer.losses.cps import region_mask
+from alhvr_trainer.trainers.acmt import ACMTTrainer
 from alhvr_trainer.trainers.checkpoints import read_checkpoint
 from alhvr_trainer.trainers.cps import CPSTrainer
 from alhvr_trainer.trainers.fixmatch import FixMatchTrainer
@@ -29,8 +30,13 @@ from alhvr_trainer.trainers.variants import trainer_named
 
 pytest_plugins = ["planned_dataset"]
 
-RIVALS = (MeanTeacherTrainer, UAMTTrainer, FixMatchTrainer, CPSTrainer, MCNetTrainer)
-AVERAGES = {MeanTeacherTrainer: "teacher", UAMTTrainer: "teacher", FixMatchTrainer: "average"}
+RIVALS = (MeanTeacherTrainer, UAMTTrainer, FixMatchTrainer, CPSTrainer, MCNetTrainer, ACMTTrainer)
+AVERAGES = {
+    MeanTeacherTrainer: "teacher",
+    UAMTTrainer: "teacher",
+    FixMatchTrainer: "average",
+    ACMTTrainer: "teacher",
+}
 """Partners that are moving averages of network a."""
 TEACH_AT_ONCE = {"confidence_threshold": 0.0, "uncertainty_passes": 2}
 """Untrained networks are sure of nothing."""
