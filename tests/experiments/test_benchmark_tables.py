@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 from math import isnan
 
 import numpy as np
@@ -243,6 +244,19 @@ def test_report_holds_tables_plots_and_what_is_missing(three_methods, tmp_path):
     assert all(name in text for name in files[:2])
     without_c = write_report(parse_suite(SUITE, "suite"), three_methods[:4], tmp_path).read_text()
     assert "| C | 5 labeled | none | | | |" in without_c
+
+
+def test_what_a_step_costs_is_one_more_column_of_the_comparison(three_methods, tmp_path):
+    cost = {"command": "method_cost.py", "device": "CPU", "relative_to": "A"}
+    cost["methods"] = {"A": {"relative": 1.0, "peak_mib": 20}, "B": {"relative": 2.96, "peak_mib": 64}}
+    (tmp_path / "cost.json").write_text(json.dumps(cost))
+    text = write_report(parse_suite(SUITE, "suite"), three_methods, tmp_path).read_text()
+    assert "Training step: time relative to A's and peak memory" in text and "(`method_cost.py`; CPU)" in text
+    heading, _, *rows = (tmp_path / "tables" / "comparison_final.md").read_text().splitlines()
+    assert heading.endswith("| p | Training step |")
+    found = {row.split(" | ")[0].removeprefix("| "): row.split(" | ")[-1] for row in rows[:3]}
+    assert found == {"A": "1.0 ×, 20 MiB |", "B": "3.0 ×, 64 MiB |", "C": "not measured |"}
+    assert "Training step" not in (tmp_path / "tables" / "classes_final.md").read_text()
 
 
 def test_table_of_distances_that_no_method_has(tmp_path):

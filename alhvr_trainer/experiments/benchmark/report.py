@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 
-from alhvr_trainer.config.files import write_text
+from alhvr_trainer.config.files import read_object, write_text
 from alhvr_trainer.experiments.benchmark.aggregate import Result, Row, class_names, rows_of
 from alhvr_trainer.experiments.benchmark.plots import box_plots
 from alhvr_trainer.experiments.benchmark.suites import Suite
@@ -33,17 +33,25 @@ value is its mean over classes, then over the seeds that both methods have, so p
 not of other seeds. {independent} p is not corrected for the number of methods, nor for the choice of the runner-up,
 which was made on these same cases.
 """
+_COST_LEGEND = """\
+Training step: time relative to {relative_to}'s and peak memory, on the same batches in turns (`{command}`; {device}).
+"""
+COST_FILE = "cost.json"
+"""In the output folder, of ``benchmarks/method_cost.py``."""
 
 
 def write_report(suite: Suite, results: Sequence[Result], output: Path) -> Path:
     """Write ``tables/*.md``, ``tables/*.csv``, ``plots/*.png`` and ``report.md``; the latter's path."""
     methods = suite.tables.get("comparison", [method.name for method in suite.methods])
     parts = [f"# {suite.name}", suite.description, _measured(suite), _LEGEND.format(independent=_independent(suite))]
+    cost = read_object(output / COST_FILE) if (output / COST_FILE).is_file() else {}
+    costs = {name: f"{row['relative']:.1f} ×, {row['peak_mib']} MiB" for name, row in cost.get("methods", {}).items()}
+    parts += [_COST_LEGEND.format(**cost)] if cost else []
     for checkpoint, title in CHECKPOINTS.items():
         parts.append(f"## {title.capitalize()}")
         for table, rows in _tables(suite, results, checkpoint, methods).items():
             if rows:
-                text = markdown(table, rows)
+                text = markdown(table, rows, costs if table == "comparison" else None)
                 write_text(output / "tables" / f"{table}_{checkpoint}.md", text)
                 write_text(output / "tables" / f"{table}_{checkpoint}.csv", comma_separated(rows))
                 parts += [f"### {_TITLES[table]}, {title}", text]

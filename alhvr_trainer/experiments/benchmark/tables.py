@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
@@ -53,22 +53,25 @@ COLUMNS: dict[str, tuple[Column, ...]] = {
 slides' Table 1, cross pseudo-supervision on a union of regions."""
 
 
-def markdown(table: str, rows: Sequence[Row]) -> str:
+def markdown(table: str, rows: Sequence[Row], costs: Mapping[str, str] | None = None) -> str:
     """A table as Markdown: per fraction (and class) the best mean of each metric bold, the second underlined.
 
     Args:
         table: key of :data:`COLUMNS`.
         rows: see :func:`alhvr_trainer.experiments.benchmark.aggregate.rows_of`.
+        costs: what a training step of each method costs, for one more column.
     """
     columns = COLUMNS[table]
     metrics = [metric for metric in METRICS if any(metric in row.statistics for row in rows)]
     headings = [*(heading for heading, _ in columns), "Seeds", *(HEADINGS[metric] for metric in metrics), "p"]
+    headings += ["Training step"] if costs else []
     lines = [headings, ["---"] * len(headings)]
     for _, group in groupby(rows, key=_block):
         block = list(group)
         for row in block:
             cells = [_emphasized(metric, row, block) for metric in metrics]
-            lines.append([*(cell(row) for _, cell in columns), str(len(row.seeds)), *cells, p_cell(row)])
+            cost = [costs.get(row.method, NOT_MEASURED)] if costs else []
+            lines.append([*(cell(row) for _, cell in columns), str(len(row.seeds)), *cells, p_cell(row), *cost])
     return "\n".join([*(f"| {' | '.join(line)} |" for line in lines), *_notes(rows)]) + "\n"
 
 
