@@ -1,6 +1,6 @@
 """Time and peak memory of a training step of every method of a suite, on the same batches, in turns.
 
-``alhvr benchmark`` must have planned the suite. Where the file lies beside its runs, their comparison has one more column.
+``alhvr benchmark`` must have planned the suite. Beside the runs, the file gives their comparison one more column.
 
     MALLOC_MMAP_THRESHOLD_=65536 python benchmarks/method_cost.py --suite hippocampus-cpu \
         --output benchmarks/results/hippocampus-cpu/cost.json
