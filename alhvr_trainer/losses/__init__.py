@@ -10,6 +10,7 @@ from .cps import CPSLoss, cps_terms
 from .fixmatch import FixMatchLoss
 from .mcnet import MCNetLoss
 from .mean_teacher import MeanTeacherLoss
+from .mlrp import MLRPLoss, mlrp_terms
 from .perturbation import FeaturePerturbation
 from .schedules import average_decay, consistency_weight
 from .uamt import UAMTLoss
@@ -22,6 +23,7 @@ __all__ = [
     "FeaturePerturbation",
     "FixMatchLoss",
     "MCNetLoss",
+    "MLRPLoss",
     "MeanTeacherLoss",
     "TwoPasses",
     "UAMTLoss",
@@ -30,4 +32,5 @@ __all__ = [
     "average_decay",
     "consistency_weight",
     "cps_terms",
+    "mlrp_terms",
 ]

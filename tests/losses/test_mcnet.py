@@ -9,7 +9,8 @@ from torch import nn
 from torch.nn.functional import interpolate
 
 from alhvr_trainer.losses.mcnet import mutual_consistency
-from alhvr_trainer.trainers.mcnet import LinearUpsampling, make_auxiliary
+from alhvr_trainer.trainers.mcnet import LinearUpsampling
+from alhvr_trainer.trainers.two_decoders import make_auxiliary
 
 pytestmark = pytest.mark.any_nnunet
 
@@ -84,7 +85,7 @@ def test_padding_counts_nowhere():
 def test_auxiliary_decoder_stands_in_for_nnunets(dimensions, deep_supervision):
     network, spare = (small_unet(dimensions, deep_supervision) for _ in range(2))
     plain = {name: parameter.shape for name, parameter in spare.decoder.named_parameters()}
-    auxiliary = make_auxiliary(spare.decoder)
+    auxiliary = make_auxiliary(spare.decoder, LinearUpsampling)
     skips = network.encoder(torch.randn(2, 1, *(8, 16, 16)[-dimensions:]))
     ours, theirs = auxiliary(skips), network.decoder(skips)
     if not deep_supervision:

@@ -45,9 +45,10 @@ METHODS = {
     "CPSTrainer": {},
     "MCNetTrainer": {},
     "ACMTTrainer": {"input_noise": 0.0, "dropout": 0.0},
+    "MLRPTrainer": {},
 }
 """The other methods, and settings for them."""
-LABELS_OF = {"MCNetTrainer": "regions_ignore"}
+LABELS_OF = {"MCNetTrainer": "regions_ignore", "MLRPTrainer": "regions_ignore"}
 
 
 @pytest.fixture

@@ -21,6 +21,7 @@ from alhvr_trainer.trainers.cps import CPSTrainer
 from alhvr_trainer.trainers.fixmatch import FixMatchTrainer
 from alhvr_trainer.trainers.mcnet import MCNetTrainer
 from alhvr_trainer.trainers.mean_teacher import MeanTeacherTrainer
+from alhvr_trainer.trainers.mlrp import MLRPTrainer
 from alhvr_trainer.trainers.partners import unwrapped
 from alhvr_trainer.trainers.samples import predictions, take_apart
 from alhvr_trainer.trainers.semi_supervised import SemiSupervisedTrainer
@@ -30,7 +31,15 @@ from alhvr_trainer.trainers.variants import trainer_named
 
 pytest_plugins = ["planned_dataset"]
 
-RIVALS = (MeanTeacherTrainer, UAMTTrainer, FixMatchTrainer, CPSTrainer, MCNetTrainer, ACMTTrainer)
+RIVALS = (
+    MeanTeacherTrainer,
+    UAMTTrainer,
+    FixMatchTrainer,
+    CPSTrainer,
+    MCNetTrainer,
+    ACMTTrainer,
+    MLRPTrainer,
+)
 AVERAGES = {
     MeanTeacherTrainer: "teacher",
     UAMTTrainer: "teacher",
