@@ -116,12 +116,11 @@ def test_the_weight_is_the_authors_unless_set(tiny: Path):
 
 
 def test_a_network_without_decoder_stages_is_refused(tiny: Path, monkeypatch: pytest.MonkeyPatch):
+    def one_layer(plans_manager, configuration_manager, num_input_channels, num_output_channels, *_: Any) -> nn.Module:
+        return nn.Conv2d(num_input_channels, num_output_channels, 1)
+
     trainer: Any = make_trainer(tiny, MLRPTrainer)
-    monkeypatch.setattr(
-        trainer,
-        "build_network_architecture",
-        lambda _plans, _configuration, _inputs, _outputs, _deep: nn.Conv2d(1, 3, 1),
-    )
+    monkeypatch.setattr(trainer, "build_network_architecture", one_layer)
     monkeypatch.setattr(trainer, "set_deep_supervision_enabled", lambda _: None)
     with pytest.raises(InputError, match="Conv2d has no encoder and staged decoder"):
         trainer.initialize()
