@@ -13,6 +13,7 @@ from .mean_teacher import MeanTeacherLoss
 from .perturbation import FeaturePerturbation
 from .schedules import average_decay, consistency_weight
 from .uamt import UAMTLoss
+from .ugmcl import UGMCLLoss
 
 __all__ = [
     "ACMTLoss",
@@ -25,6 +26,7 @@ __all__ = [
     "MeanTeacherLoss",
     "TwoPasses",
     "UAMTLoss",
+    "UGMCLLoss",
     "alhvr_channel_terms",
     "alhvr_terms",
     "average_decay",

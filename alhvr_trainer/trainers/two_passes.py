@@ -44,7 +44,7 @@ class TwoPass:
         stage = default_feature_stage(network) if feature_stage is None else feature_stage
         self._decoder = network.decoder
         self._encode: Callable[[Tensor], list[Tensor]] = network.encoder
-        self._decode: Callable[[list[Tensor]], tuple[Any, Tensor]] = _TappedDecoder(network.decoder, stage)
+        self._decode: Callable[[list[Tensor]], tuple[Any, Tensor]] = TappedDecoder(network.decoder, stage)
         if compiled:  # static shapes: the two passes differ in batch size, and each gets a graph of its own
             options = {"dynamic": False, **compile_options}
             self._encode = torch.compile(self._encode, **options)
@@ -69,8 +69,12 @@ class TwoPass:
         return outputs, TwoPasses(logits, perturbed_logits, features[labeled:], perturbed_features)
 
 
-class _TappedDecoder:
+class TappedDecoder:
     """A decoder that also returns the output of one of its stages: ``(outputs, features)``.
+
+    Args:
+        decoder: of nnU-Net's U-Nets.
+        stage: 0 is the deepest, -1 the one at full resolution.
 
     The hook is there for good and acts only while this object calls: one that came and went with each call would be
     compiled anew every time.
