@@ -45,9 +45,10 @@ METHODS = {
     "CPSTrainer": {},
     "MCNetTrainer": {},
     "ACMTTrainer": {"input_noise": 0.0, "dropout": 0.0},
+    "UGMCLTrainer": {"input_noise": 0.0, "dropout": 0.0, "uncertainty_passes": 1},
 }
 """The other methods, and settings for them."""
-LABELS_OF = {"MCNetTrainer": "regions_ignore"}
+LABELS_OF = {"MCNetTrainer": "regions_ignore", "UGMCLTrainer": "ignore"}
 
 
 @pytest.fixture
