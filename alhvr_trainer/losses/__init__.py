@@ -14,6 +14,7 @@ from .mlrp import MLRPLoss, mlrp_terms
 from .perturbation import FeaturePerturbation
 from .schedules import average_decay, consistency_weight
 from .uamt import UAMTLoss
+from .ugmcl import UGMCLLoss
 
 __all__ = [
     "ACMTLoss",
@@ -27,6 +28,7 @@ __all__ = [
     "MeanTeacherLoss",
     "TwoPasses",
     "UAMTLoss",
+    "UGMCLLoss",
     "alhvr_channel_terms",
     "alhvr_terms",
     "average_decay",

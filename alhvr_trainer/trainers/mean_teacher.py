@@ -59,7 +59,7 @@ class MeanTeacherTrainer(SemiSupervisedTrainer):
 
     settings_class: type[MeanTeacherSettings] = MeanTeacherSettings
     settings: MeanTeacherSettings
-    terms = ("consistency",)
+    terms: tuple[str, ...] = ("consistency",)
     predicts_with = "teacher"
 
     def build_partners(self) -> dict[str, nn.Module]:

@@ -72,7 +72,9 @@ class TwoPass:
 class TappedDecoder:
     """A decoder that also returns the output of one of its stages: ``(outputs, features)``.
 
-    Stage -1 is the last: its output is what the full-resolution segmentation layer reads.
+    Args:
+        decoder: of nnU-Net's U-Nets.
+        stage: 0 is the deepest, -1 the one at full resolution.
 
     The hook is there for good and acts only while this object calls: one that came and went with each call would be
     compiled anew every time.

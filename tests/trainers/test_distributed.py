@@ -46,9 +46,10 @@ METHODS = {
     "MCNetTrainer": {},
     "ACMTTrainer": {"input_noise": 0.0, "dropout": 0.0},
     "MLRPTrainer": {},
+    "UGMCLTrainer": {"input_noise": 0.0, "dropout": 0.0, "uncertainty_passes": 1},
 }
 """The other methods, and settings for them."""
-LABELS_OF = {"MCNetTrainer": "regions_ignore", "MLRPTrainer": "regions_ignore"}
+LABELS_OF = {"MCNetTrainer": "regions_ignore", "MLRPTrainer": "regions_ignore", "UGMCLTrainer": "ignore"}
 
 
 @pytest.fixture

@@ -27,6 +27,7 @@ from alhvr_trainer.trainers.samples import predictions, take_apart
 from alhvr_trainer.trainers.semi_supervised import SemiSupervisedTrainer
 from alhvr_trainer.trainers.supervised import SupervisedTrainer
 from alhvr_trainer.trainers.uamt import UAMTTrainer
+from alhvr_trainer.trainers.ugmcl import UGMCLTrainer
 from alhvr_trainer.trainers.variants import trainer_named
 
 pytest_plugins = ["planned_dataset"]
@@ -39,12 +40,14 @@ RIVALS = (
     MCNetTrainer,
     ACMTTrainer,
     MLRPTrainer,
+    UGMCLTrainer,
 )
 AVERAGES = {
     MeanTeacherTrainer: "teacher",
     UAMTTrainer: "teacher",
     FixMatchTrainer: "average",
     ACMTTrainer: "teacher",
+    UGMCLTrainer: "teacher",
 }
 """Partners that are moving averages of network a."""
 TEACH_AT_ONCE = {"confidence_threshold": 0.0, "uncertainty_passes": 2}
