@@ -44,9 +44,10 @@ METHODS = {
     "FixMatchTrainer": {"confidence_threshold": 0.34},
     "CPSTrainer": {},
     "MCNetTrainer": {},
+    "EVILTrainer": {"uncertainty_threshold": 0.5},
 }
 """The other methods, and settings for them."""
-LABELS_OF = {"MCNetTrainer": "regions_ignore"}
+LABELS_OF = {"MCNetTrainer": "regions_ignore", "EVILTrainer": "regions_ignore"}
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ from tiny_training import make_trainer
 from alhvr_trainer.losses.cps import region_mask
 from alhvr_trainer.trainers.checkpoints import read_checkpoint
 from alhvr_trainer.trainers.cps import CPSTrainer
+from alhvr_trainer.trainers.evil import EVILTrainer
 from alhvr_trainer.trainers.fixmatch import FixMatchTrainer
 from alhvr_trainer.trainers.mcnet import MCNetTrainer
 from alhvr_trainer.trainers.mean_teacher import MeanTeacherTrainer
@@ -29,10 +30,10 @@ from alhvr_trainer.trainers.variants import trainer_named
 
 pytest_plugins = ["planned_dataset"]
 
-RIVALS = (MeanTeacherTrainer, UAMTTrainer, FixMatchTrainer, CPSTrainer, MCNetTrainer)
+RIVALS = (MeanTeacherTrainer, UAMTTrainer, FixMatchTrainer, CPSTrainer, MCNetTrainer, EVILTrainer)
 AVERAGES = {MeanTeacherTrainer: "teacher", UAMTTrainer: "teacher", FixMatchTrainer: "average"}
 """Partners that are moving averages of network a."""
-TEACH_AT_ONCE = {"confidence_threshold": 0.0, "uncertainty_passes": 2}
+TEACH_AT_ONCE = {"confidence_threshold": 0.0, "uncertainty_passes": 2, "uncertainty_threshold": 1.0}
 """Untrained networks are sure of nothing."""
 REGIONS = {
     "labels": {"background": 0, "whole": [1, 2], "core": 2},
