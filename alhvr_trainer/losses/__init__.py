@@ -7,6 +7,7 @@ ranks, functions that take a process group return this rank's share: the sum ove
 from .acmt import ACMTLoss
 from .alhvr import ALHVRLoss, ALHVRTerms, TwoPasses, alhvr_channel_terms, alhvr_terms
 from .cps import CPSLoss, cps_terms
+from .evil import EVILLoss, evidential_uncertainty
 from .fixmatch import FixMatchLoss
 from .mcnet import MCNetLoss
 from .mean_teacher import MeanTeacherLoss
@@ -21,6 +22,7 @@ __all__ = [
     "ALHVRLoss",
     "ALHVRTerms",
     "CPSLoss",
+    "EVILLoss",
     "FeaturePerturbation",
     "FixMatchLoss",
     "MCNetLoss",
@@ -34,5 +36,6 @@ __all__ = [
     "average_decay",
     "consistency_weight",
     "cps_terms",
+    "evidential_uncertainty",
     "mlrp_terms",
 ]

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from alhvr_trainer import losses
+from alhvr_trainer.losses.evil import certain_cross_entropy_term, evidential_term
 from alhvr_trainer.losses.fixmatch import confident_labels, pseudo_label_term
 from alhvr_trainer.losses.mcnet import mutual_consistency
 from alhvr_trainer.losses.mean_teacher import consistency_term
@@ -61,6 +62,7 @@ def test_the_rivals_losses():
         losses.CPSLoss(regions=("omega3",)): terms.a + terms.b,
         losses.MeanTeacherLoss(): consistency_term(a, b, valid),
         losses.FixMatchLoss(0.5): pseudo_label_term(a, *confident_labels(b, 0.5), valid),
+        losses.EVILLoss(0.6): evidential_term(a, b, 1.0, valid) + certain_cross_entropy_term(b, a, 0.6, valid),
         losses.MCNetLoss(0.3): mutual_consistency(a, b, 0.3, valid=valid) + mutual_consistency(b, a, 0.3, valid=valid),
     }
     for loss, value in expected.items():

@@ -15,6 +15,7 @@ from data_builders import write_json
 from literal_method import TERMS, draw
 from nnunetv2.paths import nnUNet_preprocessed
 from nnunetv2.training.loss import dice
+from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
 from torch import distributed as dist
 
 from alhvr_trainer.losses import FeaturePerturbation, alhvr_channel_terms, alhvr_terms
@@ -135,12 +136,13 @@ def train_steps(
     trainer.perturbations = {"a": FeaturePerturbation(1), "b": FeaturePerturbation(2)}
     for parameter in [p for partner in trainer.partners.values() for p in partner.parameters() if not p.requires_grad]:
         parameter *= 1.5  # a teacher that agrees with its student, or is as unsure as an untrained one, teaches nothing
-    if trainer.is_ddp:  # nnU-Net gives the coarsest output the weight 1e-6 there, for its wrapper of several ranks
-        weights = [*trainer.loss.weight_factors[:-1], 0.0]
-        trainer.loss.weight_factors = [weight / sum(weights) for weight in weights]
-    for module in trainer.loss.modules():  # nnU-Net gives it a float32 target, and torch computes in the target's type
-        if isinstance(module, torch.nn.BCEWithLogitsLoss):
-            module.register_forward_pre_hook(lambda _, tensors: (tensors[0], tensors[1].to(tensors[0])))
+    for loss in [value for value in vars(trainer).values() if isinstance(value, DeepSupervisionWrapper)]:
+        if trainer.is_ddp:  # nnU-Net gives the coarsest output the weight 1e-6 there, for its wrapper of several ranks
+            weights = [*loss.weight_factors[:-1], 0.0]
+            loss.weight_factors = [weight / sum(weights) for weight in weights]
+        for module in loss.modules():  # nnU-Net gives it a float32 target, and torch computes in the target's type
+            if isinstance(module, torch.nn.BCEWithLogitsLoss):
+                module.register_forward_pre_hook(lambda _, tensors: (tensors[0], tensors[1].to(tensors[0])))
     trainer.set_deep_supervision_enabled(True)
     trainer.on_train_epoch_start()
     result = {}

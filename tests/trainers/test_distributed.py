@@ -47,9 +47,13 @@ METHODS = {
     "ACMTTrainer": {"input_noise": 0.0, "dropout": 0.0},
     "MLRPTrainer": {},
     "UGMCLTrainer": {"input_noise": 0.0, "dropout": 0.0, "uncertainty_passes": 1},
+    "EVILTrainer": {"uncertainty_threshold": 0.5},
 }
 """The other methods, and settings for them."""
-LABELS_OF = {"MCNetTrainer": "regions_ignore", "MLRPTrainer": "regions_ignore", "UGMCLTrainer": "ignore"}
+LABELS_OF = {
+    **dict.fromkeys(("MCNetTrainer", "MLRPTrainer", "EVILTrainer"), "regions_ignore"),
+    "UGMCLTrainer": "ignore",
+}
 
 
 @pytest.fixture

@@ -18,6 +18,7 @@ from alhvr_trainer.losses.cps import region_mask
 from alhvr_trainer.trainers.acmt import ACMTTrainer
 from alhvr_trainer.trainers.checkpoints import read_checkpoint
 from alhvr_trainer.trainers.cps import CPSTrainer
+from alhvr_trainer.trainers.evil import EVILTrainer
 from alhvr_trainer.trainers.fixmatch import FixMatchTrainer
 from alhvr_trainer.trainers.mcnet import MCNetTrainer
 from alhvr_trainer.trainers.mean_teacher import MeanTeacherTrainer
@@ -41,6 +42,7 @@ RIVALS = (
     ACMTTrainer,
     MLRPTrainer,
     UGMCLTrainer,
+    EVILTrainer,
 )
 AVERAGES = {
     MeanTeacherTrainer: "teacher",
@@ -50,7 +52,7 @@ AVERAGES = {
     UGMCLTrainer: "teacher",
 }
 """Partners that are moving averages of network a."""
-TEACH_AT_ONCE = {"confidence_threshold": 0.0, "uncertainty_passes": 2}
+TEACH_AT_ONCE = {"confidence_threshold": 0.0, "uncertainty_passes": 2, "uncertainty_threshold": 1.0}
 """Untrained networks are sure of nothing."""
 REGIONS = {
     "labels": {"background": 0, "whole": [1, 2], "core": 2},
