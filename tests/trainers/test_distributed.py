@@ -45,9 +45,10 @@ METHODS = {
     "CPSTrainer": {},
     "MCNetTrainer": {},
     "EVILTrainer": {"uncertainty_threshold": 0.5},
+    "MCFTrainer": {},
 }
 """The other methods, and settings for them."""
-LABELS_OF = {"MCNetTrainer": "regions_ignore", "EVILTrainer": "regions_ignore"}
+LABELS_OF = {"MCNetTrainer": "regions_ignore", "EVILTrainer": "regions_ignore", "MCFTrainer": "regions_ignore"}
 
 
 @pytest.fixture
