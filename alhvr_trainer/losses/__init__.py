@@ -9,6 +9,7 @@ from .alhvr import ALHVRLoss, ALHVRTerms, TwoPasses, alhvr_channel_terms, alhvr_
 from .cps import CPSLoss, cps_terms
 from .evil import EVILLoss, evidential_uncertainty
 from .fixmatch import FixMatchLoss
+from .mcf import MCFLoss
 from .mcnet import MCNetLoss
 from .mean_teacher import MeanTeacherLoss
 from .mlrp import MLRPLoss, mlrp_terms
@@ -25,6 +26,7 @@ __all__ = [
     "EVILLoss",
     "FeaturePerturbation",
     "FixMatchLoss",
+    "MCFLoss",
     "MCNetLoss",
     "MLRPLoss",
     "MeanTeacherLoss",

@@ -62,11 +62,15 @@ class TrainerWithPartners(BaseTrainer):
         follow_loaded_weights(unwrapped(self.network), unwrapped(network))
         return network.requires_grad_(False)
 
-    def build_network(self) -> nn.Module:
-        """A network as nnU-Net built network a."""
+    def build_network(self, configuration: Any = None) -> nn.Module:
+        """A network as nnU-Net built network a.
+
+        Args:
+            configuration: nnU-Net's manager of another configuration; default: that of the training.
+        """
         network = self.build_network_architecture(
             self.plans_manager,
-            self.configuration_manager,
+            configuration or self.configuration_manager,
             self.num_input_channels,
             self.label_manager.num_segmentation_heads,
             self.enable_deep_supervision,

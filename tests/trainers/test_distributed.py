@@ -48,10 +48,11 @@ METHODS = {
     "MLRPTrainer": {},
     "UGMCLTrainer": {"input_noise": 0.0, "dropout": 0.0, "uncertainty_passes": 1},
     "EVILTrainer": {"uncertainty_threshold": 0.5},
+    "MCFTrainer": {},
 }
 """The other methods, and settings for them."""
 LABELS_OF = {
-    **dict.fromkeys(("MCNetTrainer", "MLRPTrainer", "EVILTrainer"), "regions_ignore"),
+    **dict.fromkeys(("MCNetTrainer", "MLRPTrainer", "EVILTrainer", "MCFTrainer"), "regions_ignore"),
     "UGMCLTrainer": "ignore",
 }
 
