@@ -10,16 +10,10 @@ from torch import Tensor, nn
 
 from .precision import at_least_float32
 from .sums import Group, total
-from .voxels import masked_mean
+from .voxels import class_targets, masked_mean
 
 SMOOTH = 1e-5
 """s of the Dice loss."""
-
-
-def class_targets(labels: Tensor, classes: int) -> Tensor:
-    """One-hot labels, (B, *S) integers to (B, C, *S) bool; torch's own function looks at the labels first."""
-    numbers = torch.arange(classes, device=labels.device).view(-1, *[1] * (labels.ndim - 1))
-    return labels.unsqueeze(1) == numbers
 
 
 @torch.no_grad()

@@ -25,6 +25,12 @@ def masked_mean(values: Tensor, valid: Tensor | None = None, group: Group = None
     return (values if valid is None else values * valid).sum() / voxels
 
 
+def class_targets(labels: Tensor, classes: int) -> Tensor:
+    """One-hot labels, (B, *S) integers to (B, C, *S) bool; torch's own function looks at the labels first."""
+    numbers = torch.arange(classes, device=labels.device).view(-1, *[1] * (labels.ndim - 1))
+    return labels.unsqueeze(1) == numbers
+
+
 def count_classes(labels: Tensor, classes: int, valid: Tensor | None = None) -> Tensor:
     """Voxels of the classes 0 … ``classes`` - 1 in integer labels of any shape, (classes,); other labels do not count.
 

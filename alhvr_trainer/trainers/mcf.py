@@ -8,7 +8,6 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-import torch
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from pydantic import Field
 from torch import Tensor, nn
@@ -18,7 +17,15 @@ from alhvr_trainer.config.settings import Positive, Settings
 from alhvr_trainer.errors import InputError
 from alhvr_trainer.losses.mcf import correction_term, labeled_dice_loss, rectification_terms
 from alhvr_trainer.trainers.parallel import get_world_size
-from alhvr_trainer.trainers.samples import Forward, Outputs, Predictions, Samples, as_classes, full_resolution
+from alhvr_trainer.trainers.samples import (
+    Forward,
+    Outputs,
+    Predictions,
+    Samples,
+    annotated,
+    as_classes,
+    full_resolution,
+)
 from alhvr_trainer.trainers.semi_supervised import SemiSupervisedTrainer
 
 PLAIN, RESIDUAL = "PlainConvUNet", "ResidualEncoderUNet"
@@ -145,21 +152,8 @@ def labels_of(samples: Samples, label_manager: Any) -> tuple[Tensor, Tensor | No
     Returns:
         Labels, (L, *S) or (L * R, *S); of the same shape, what counts: inside the image and annotated; None: all does.
     """
-    target = full_resolution(samples.labels)
-    inside = None if samples.valid is None else samples.valid[: samples.labeled]
+    target, counts = full_resolution(samples.labels), annotated(samples, label_manager)
     if not label_manager.has_regions:
-        labels, annotated = target[:, 0], None
-        if label_manager.has_ignore_label:
-            annotated = labels != label_manager.ignore_label
-        return labels, both(inside, annotated)
+        return target[:, 0], counts
     regions = label_manager.num_segmentation_heads
-    annotated = ~target[:, regions].bool() if label_manager.has_ignore_label else None
-    counts = both(inside, annotated)
     return target[:, :regions].flatten(0, 1), None if counts is None else counts.repeat_interleave(regions, dim=0)
-
-
-def both(one: Tensor | None, other: Tensor | None) -> Tensor | None:
-    """Voxels in both masks; None means all voxels."""
-    if one is None or other is None:
-        return other if one is None else one
-    return torch.logical_and(one, other)

@@ -96,6 +96,21 @@ def first(outputs: Outputs, samples: int) -> Outputs:
     return outputs[:samples] if isinstance(outputs, Tensor) else [output[:samples] for output in outputs]
 
 
+def annotated(samples: Samples, label_manager: Any) -> Tensor | None:
+    """Where the labeled samples have a label, inside the image and not ignored, (L, *S) bool; None: everywhere.
+
+    Args:
+        samples: of a step.
+        label_manager: nnU-Net's, of the dataset.
+    """
+    labels = full_resolution(samples.labels)
+    inside = None if samples.valid is None else samples.valid[: samples.labeled]
+    if not label_manager.has_ignore_label:
+        return inside
+    known = labels[:, -1] == 0 if label_manager.has_regions else labels[:, 0] != label_manager.ignore_label
+    return known if inside is None else known & inside
+
+
 def as_classes(logits: Tensor, regions: bool) -> Tensor:
     """Logits for a softmax: as they are, or of region channels (U, R, *S) the two-class form (U * R, 2, *S)."""
     if not regions:

@@ -17,8 +17,9 @@ from alhvr_trainer.config.methods import method
 from alhvr_trainer.losses.precision import at_least_float32
 from alhvr_trainer.losses.uamt import certain_voxels, entropy_threshold, predictive_entropy
 from alhvr_trainer.losses.ugmcl import cross_task_term, foreground_dice_loss, inside_probability, intra_task_term
+from alhvr_trainer.losses.voxels import class_targets
 from alhvr_trainer.trainers.partners import unwrapped
-from alhvr_trainer.trainers.samples import Forward, Outputs, Predictions, Samples, first, full_resolution
+from alhvr_trainer.trainers.samples import Forward, Outputs, Predictions, Samples, annotated, first, full_resolution
 from alhvr_trainer.trainers.two_passes import TappedDecoder, check_network
 from alhvr_trainer.trainers.uamt import UAMTSettings, UAMTTrainer
 
@@ -49,26 +50,20 @@ class DistanceHead(nn.Module):
             return torch.tanh(self.convolution(at_least_float32(features)))
 
 
-def foreground_of_labels(
-    labels: Tensor, foreground: int, regions: bool, ignore_label: int | None
-) -> tuple[Tensor, Tensor | None]:
-    """Masks of the foreground classes or regions, (L, K, *S) bool, and where somebody annotated, (L, *S); None: all.
+def foreground_masks(labels: Tensor, foreground: int, regions: bool) -> Tensor:
+    """Masks of the foreground classes or regions, (L, K, *S) bool.
 
     Args:
         labels: (L, 1, *S), or with regions one channel each and, after these, that of the ignore label if there is one.
         foreground: K.
         regions: whether training is region-based.
-        ignore_label: of the dataset.
 
     Example:
-        >>> foreground_of_labels(torch.tensor([[[0, 2, 3]]]), 2, regions=False, ignore_label=3)
-        (tensor([[[False, False, False],
-                 [False,  True, False]]]), tensor([[ True,  True, False]]))
+        >>> foreground_masks(torch.tensor([[[0, 2, 1]]]), 2, regions=False)
+        tensor([[[False, False,  True],
+                 [False,  True, False]]])
     """
-    if regions:
-        return labels[:, :foreground] > 0, None if ignore_label is None else labels[:, foreground] == 0
-    numbers = torch.arange(1, foreground + 1, device=labels.device).view(-1, *[1] * (labels.ndim - 2))
-    return labels == numbers, None if ignore_label is None else labels[:, 0] != ignore_label
+    return labels[:, :foreground] > 0 if regions else class_targets(labels[:, 0], foreground + 1)[:, 1:]
 
 
 class UGMCLSettings(UAMTSettings):
@@ -144,17 +139,11 @@ class UGMCLTrainer(UAMTTrainer):
 
     def supervised_losses(self, forward: Forward, samples: Samples) -> dict[str, Tensor]:
         """nnU-Net's loss, and the Dice loss of what the distances call inside."""
-        labeled, manager = samples.labeled, self.label_manager
-        inside = inside_probability(forward.maps["distance"][:labeled], self.settings.distance_steepness)
-        labels = full_resolution(samples.labels)
-        targets, counted = foreground_of_labels(labels, self.foreground, manager.has_regions, manager.ignore_label)
-        if samples.valid is not None:
-            valid = samples.valid[:labeled]
-            counted = valid if counted is None else counted & valid
-        return {
-            "a": self.loss(forward.labeled["a"], samples.labels),
-            "distance": foreground_dice_loss(inside, targets, counted, self.group),
-        }
+        manager = self.label_manager
+        inside = inside_probability(forward.maps["distance"][: samples.labeled], self.settings.distance_steepness)
+        masks = foreground_masks(full_resolution(samples.labels), self.foreground, manager.has_regions)
+        dice = foreground_dice_loss(inside, masks, annotated(samples, manager), self.group)
+        return {"a": self.loss(forward.labeled["a"], samples.labels), "distance": dice}
 
     def unsupervised(self, predictions: Predictions, samples: Samples) -> dict[str, Tensor]:
         student, teacher = predictions.logits["a"], predictions.logits["teacher"]

@@ -14,7 +14,7 @@ from alhvr_trainer.errors import InputError
 from alhvr_trainer.losses.ugmcl import cross_task_term
 from alhvr_trainer.trainers.partners import unwrapped
 from alhvr_trainer.trainers.samples import full_resolution, predictions, take_apart
-from alhvr_trainer.trainers.ugmcl import UGMCLTrainer, foreground_of_labels
+from alhvr_trainer.trainers.ugmcl import UGMCLTrainer, foreground_masks
 
 pytest_plugins = ["planned_dataset"]
 
@@ -115,14 +115,13 @@ def test_the_student_sees_clean_samples_and_the_teacher_all_of_them_with_noise(t
 
 
 @pytest.mark.parametrize("regions", [False, True])
-def test_foreground_masks_and_annotated_voxels(regions: bool):
+def test_foreground_masks(regions: bool):
     labels = torch.tensor([0, 1, 2, 3]).view(1, 1, 2, 2)  # 3: ignore
     if regions:
         labels = torch.cat([(labels == 1) | (labels == 2), labels == 2, labels == 3], dim=1).short()
-    targets, annotated = foreground_of_labels(labels, 2, regions, ignore_label=3)
+    targets = foreground_masks(labels, 2, regions)
     assert targets[0, 0].tolist() == [[False, True], [regions, False]]
     assert targets[0, 1].tolist() == [[False, False], [True, False]]
-    assert annotated is not None and annotated.tolist() == [[[True, True], [True, False]]]
 
 
 @pytest.mark.parametrize("regions", [False, True])
