@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,6 +37,7 @@ def predict(
     step_size: float = 0.5,
     mirroring: bool = True,
     save_probabilities: bool = False,
+    uncertainty: bool = False,
     previous_stage: str | Path | None = None,
     continue_prediction: bool = False,
     num_processes: int = 3,
@@ -60,6 +62,7 @@ def predict(
         step_size: of the sliding window, as a share of the patch; more than 0, at most 1.
         mirroring: at test time, along the axes that the training allowed (off: nnU-Net's --disable_tta).
         save_probabilities: beside the segmentations.
+        uncertainty: write a map of it for each case into OUTPUT/uncertainty; for models of EVILTrainer.
         previous_stage: for the second stage of a cascade, the folder with the segmentations of the first
             (-prev_stage_predictions).
         continue_prediction: leave out cases that are segmented already.
@@ -96,7 +99,8 @@ def predict(
     problem = problem or inside_raw_dataset(target)
     if problem:
         raise InputError(problem)
-    how = Predicting(model, network, device, step_size, mirroring)
+    how = Predicting(model, network, device, step_size, mirroring, uncertainty)
+    how.maps()  # for its error, before anything is written
     if scheduler is not None:
         return _predict_on_cluster(
             scheduler, how, cases, target, verify, save_probabilities, continue_prediction, previous_stage
@@ -105,15 +109,16 @@ def predict(
     if verify:
         _verify(cases, model)
     target.mkdir(parents=True, exist_ok=True)
-    predictor.predict_from_files(
-        list(cases.values()),
-        [str(target / case) for case in cases],
-        save_probabilities=save_probabilities,
-        overwrite=not continue_prediction,
-        num_processes_preprocessing=num_processes,
-        num_processes_segmentation_export=num_processes,
-        folder_with_segs_from_prev_stage=None if previous_stage is None else str(previous_stage),
-    )
+    with how.maps():
+        predictor.predict_from_files(
+            list(cases.values()),
+            [str(target / case) for case in cases],
+            save_probabilities=save_probabilities,
+            overwrite=not continue_prediction,
+            num_processes_preprocessing=num_processes,
+            num_processes_segmentation_export=num_processes,
+            folder_with_segs_from_prev_stage=None if previous_stage is None else str(previous_stage),
+        )
     return target
 
 
@@ -179,6 +184,15 @@ class Predicting:
     device: str
     step_size: float
     mirroring: bool
+    uncertainty: bool
+
+    def maps(self) -> AbstractContextManager[None]:
+        """For predictions: whether they write maps of uncertainty beside the segmentations."""
+        if not self.uncertainty:
+            return nullcontext()
+        from alhvr_trainer.commands.uncertainty_maps import uncertainty_maps, uncertainty_of
+
+        return uncertainty_maps(uncertainty_of(self.model))
 
     def predictor(self) -> Any:
         """nnU-Net's, with the model's weights; the checkpoints were read before without running code in them."""
@@ -247,13 +261,14 @@ def predict_part(
     check_device(how.device)
     if verify:
         _verify(cases, how.model)
-    how.predictor().predict_from_files_sequential(
-        list(cases.values()),
-        [str(target / case) for case in cases],
-        save_probabilities=save_probabilities,
-        overwrite=not continue_prediction,
-        folder_with_segs_from_prev_stage=None if previous_stage is None else str(previous_stage),
-    )
+    with how.maps():
+        how.predictor().predict_from_files_sequential(
+            list(cases.values()),
+            [str(target / case) for case in cases],
+            save_probabilities=save_probabilities,
+            overwrite=not continue_prediction,
+            folder_with_segs_from_prev_stage=None if previous_stage is None else str(previous_stage),
+        )
 
 
 def _verify(cases: Cases, model: TrainedModel) -> None:

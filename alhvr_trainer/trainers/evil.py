@@ -66,6 +66,12 @@ class EVILTrainer(SemiSupervisedTrainer):
     observed = ("uncertainty", "certain")
     co_trained = True
 
+    @staticmethod
+    def uncertainty(logits: Tensor, regions: bool) -> Tensor:
+        """u of network a's logits, (B, C, *S) to (B, *S); with regions, (B, R, *S), the largest of the channels."""
+        found = evidential_uncertainty(evidential_classes(logits, regions))
+        return found.unflatten(0, logits.shape[:2]).amax(dim=1) if regions else found
+
     loss: nn.Module
     """Of network a, in training and validation."""
     ordinary_loss: nn.Module
