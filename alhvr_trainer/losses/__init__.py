@@ -4,6 +4,7 @@ Each method has its formulas as functions, and one ``nn.Module`` in MONAI's form
 ranks, functions that take a process group return this rank's share: the sum over the ranks is the whole batch's term.
 """
 
+from .aau import AAULoss
 from .alhvr import ALHVRLoss, ALHVRTerms, TwoPasses, alhvr_channel_terms, alhvr_terms
 from .cps import CPSLoss, cps_terms
 from .fixmatch import FixMatchLoss
@@ -15,6 +16,7 @@ from .schedules import average_decay, consistency_weight
 from .uamt import UAMTLoss
 
 __all__ = [
+    "AAULoss",
     "ALHVRLoss",
     "ALHVRTerms",
     "CPSLoss",
