@@ -45,9 +45,10 @@ METHODS = {
     "CPSTrainer": {},
     "MCNetTrainer": {},
     "MLRPTrainer": {},
+    "AAUTrainer": {"input_noise": 0.0, "code_noise": 0.0},
 }
 """The other methods, and settings for them."""
-LABELS_OF = {"MCNetTrainer": "regions_ignore", "MLRPTrainer": "regions_ignore"}
+LABELS_OF = {"MCNetTrainer": "regions_ignore", "MLRPTrainer": "regions_ignore", "AAUTrainer": "regions_ignore"}
 
 
 @pytest.fixture
