@@ -4,6 +4,7 @@ Each method has its formulas as functions, and one ``nn.Module`` in MONAI's form
 ranks, functions that take a process group return this rank's share: the sum over the ranks is the whole batch's term.
 """
 
+from .aau import AAULoss
 from .acmt import ACMTLoss
 from .alhvr import ALHVRLoss, ALHVRTerms, TwoPasses, alhvr_channel_terms, alhvr_terms
 from .cps import CPSLoss, cps_terms
@@ -19,6 +20,7 @@ from .uamt import UAMTLoss
 from .ugmcl import UGMCLLoss
 
 __all__ = [
+    "AAULoss",
     "ACMTLoss",
     "ALHVRLoss",
     "ALHVRTerms",

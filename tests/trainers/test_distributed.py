@@ -49,10 +49,11 @@ METHODS = {
     "UGMCLTrainer": {"input_noise": 0.0, "dropout": 0.0, "uncertainty_passes": 1},
     "EVILTrainer": {"uncertainty_threshold": 0.5},
     "MCFTrainer": {},
+    "AAUTrainer": {"input_noise": 0.0, "code_noise": 0.0},
 }
 """The other methods, and settings for them."""
 LABELS_OF = {
-    **dict.fromkeys(("MCNetTrainer", "MLRPTrainer", "EVILTrainer", "MCFTrainer"), "regions_ignore"),
+    **dict.fromkeys(("MCNetTrainer", "MLRPTrainer", "EVILTrainer", "MCFTrainer", "AAUTrainer"), "regions_ignore"),
     "UGMCLTrainer": "ignore",
 }
 
