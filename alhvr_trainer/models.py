@@ -309,7 +309,8 @@ def _check_architecture(model: TrainedModel, member: Member) -> None:
     except RuntimeError as error:
         raise InputError(
             f"{member} in {model.folder} does not fit the network in its plans ({one_line(error)}): "
-            f"trainer {model.trainer} builds another one, which cannot be exported"
+            f"trainer {model.trainer} builds another one, which neither nnU-Net nor a bundle can build"
+            f"{'' if member.network == 'a' else '; use network a'}"
         ) from error
 
 

@@ -24,10 +24,10 @@ from step_cost import versions
 from whole_steps import peak, start_of_peak
 
 from alhvr_trainer.config.files import read_object
-from alhvr_trainer.config.methods import methods
 from alhvr_trainer.data.dataset import find_dataset
 from alhvr_trainer.experiments.benchmark.prepare import dataset_of, plans_file
 from alhvr_trainer.experiments.benchmark.suites import Method, Suite, load_suite
+from alhvr_trainer.trainers.variants import trainer_named
 
 BATCHES = 3
 
@@ -49,7 +49,7 @@ class Training:
         block = plans["configurations"][suite.configuration].setdefault("alhvr", {})
         block.update(suite.settings_of(method, 0))
         plans["continue_training"] = False
-        kind = methods()[method.trainer].trainer
+        kind: Any = trainer_named(method.trainer)
         self.trainer: Any = kind(plans, suite.configuration, fold, dataset.dataset_json, device)
         start = time.perf_counter()
         self.trainer.on_train_start()
@@ -97,6 +97,7 @@ def main(
             gc.collect()
             before = start_of_peak(device)
             training = Training(chosen, method, fold, device)
+            start_of_peak(device)  # AAU's may have trained an autoencoder
             training.steps(BATCHES)
             memory[method.name], trainings[method.name] = (peak(device) - before) >> 20, training
         times = [{name: training.steps(steps) for name, training in trainings.items()} for _ in range(rounds)]

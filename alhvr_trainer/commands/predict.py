@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from alhvr_trainer.models import TrainedModel
 
 PARTS_PER_WORKER = 4
+UNCERTAINTY = "uncertainty"
+"""Folder of the maps below the output folder: they have the names of the segmentations."""
 
 
 def predict(
@@ -101,6 +103,8 @@ def predict(
         raise InputError(problem)
     how = Predicting(model, network, device, step_size, mirroring, uncertainty)
     how.maps()  # for its error, before anything is written
+    if uncertainty and continue_prediction:
+        _check_maps_are_there(cases, target, model.dataset_json["file_ending"])
     if scheduler is not None:
         return _predict_on_cluster(
             scheduler, how, cases, target, verify, save_probabilities, continue_prediction, previous_stage
@@ -169,6 +173,17 @@ def _previous(model: TrainedModel, folder: str | Path | None, cases: Cases) -> l
     return files
 
 
+def _check_maps_are_there(cases: Cases, target: Path, ending: str) -> None:
+    """nnU-Net leaves out cases that are segmented already, and with them their maps."""
+    files = [f"{case}{ending}" for case in cases if (target / f"{case}{ending}").exists()]
+    without = [file for file in files if not (target / UNCERTAINTY / file).exists()]
+    if without:
+        raise InputError(
+            f"{target / without[0]} is there without {target / UNCERTAINTY / without[0]}: remove it, or predict "
+            "without --continue_prediction"
+        )
+
+
 def _written(target: Path, cases: Cases, model: TrainedModel) -> list[Path]:
     ending = model.dataset_json["file_ending"]
     segmentations = [target / f"{case}{ending}" for case in cases]
@@ -190,6 +205,8 @@ class Predicting:
         """For predictions: whether they write maps of uncertainty beside the segmentations."""
         if not self.uncertainty:
             return nullcontext()
+        if self.network != "a":
+            raise InputError(f"--uncertainty is that of network a alone, not of {self.network}: leave out --network")
         from alhvr_trainer.commands.uncertainty_maps import uncertainty_maps, uncertainty_of
 
         return uncertainty_maps(uncertainty_of(self.model))

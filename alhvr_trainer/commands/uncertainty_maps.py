@@ -19,6 +19,7 @@ from nnunetv2.inference.export_prediction import (
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from torch import Tensor
 
+from alhvr_trainer.commands.predict import UNCERTAINTY
 from alhvr_trainer.compatibility import replaced
 from alhvr_trainer.config.methods import method_of, methods
 from alhvr_trainer.errors import InputError
@@ -26,8 +27,6 @@ from alhvr_trainer.errors import InputError
 if TYPE_CHECKING:
     from alhvr_trainer.models import TrainedModel
 
-FOLDER = "uncertainty"
-"""Below the output folder: the maps have the names of the segmentations."""
 REORIENTED = "original_orientation"
 Uncertainty = Callable[[Tensor, bool], Tensor]
 
@@ -76,7 +75,7 @@ def export_with_map(
     regions = plans.get_label_manager(dataset_json).has_regions
     values = uncertainty(torch.as_tensor(logits)[None].float(), regions)
     found = in_image_space(values, properties, configuration, plans)
-    target = Path(file).parent / FOLDER / f"{Path(file).name}{dataset_json['file_ending']}"
+    target = Path(file).parent / UNCERTAINTY / f"{Path(file).name}{dataset_json['file_ending']}"
     target.parent.mkdir(exist_ok=True)
     write_map(found, properties["sitk_stuff"], target)
     export_prediction_from_logits(

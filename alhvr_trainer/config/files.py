@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -67,7 +68,7 @@ def replacing(file: str | os.PathLike[str], durable: bool = False) -> Iterator[P
         ...     _ = part.write_text("{}")
     """
     target = Path(file)
-    part = target.with_name(f".{target.name}{'' if durable else f'.{os.getpid()}'}.part")
+    part = target.with_name(f".{target.name}{'' if durable else f'.{secrets.token_hex(4)}'}.part")
     try:
         yield part
         if durable:

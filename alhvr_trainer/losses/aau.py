@@ -10,10 +10,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from .dice import soft_dice_loss
+from .precision import in_float32
 from .sums import Group, total
 from .voxels import masked_mean
 
-_EPS_DICE = 1e-5
 _EPS_SUM = 1e-16
 
 
@@ -41,6 +42,7 @@ def anatomical_weight(uncertainty: Tensor, decay: float = 1.0) -> Tensor:
     return torch.exp(-decay * uncertainty)
 
 
+@in_float32
 def weighted_consistency_term(
     student: Tensor, teacher: Tensor, weight: Tensor, valid: Tensor | None = None, group: Group = None
 ) -> Tensor:
@@ -57,8 +59,8 @@ def weighted_consistency_term(
     of classes. Here q has all classes, so that without uncertainty L_c is half of the mean squared difference.
 
     Example:
-        >>> certain, torn = torch.tensor([[20.0], [-20.0]])[None], torch.zeros(1, 2, 1)
-        >>> round(weighted_consistency_term(torn, certain, torch.ones(1, 2, 1)).item(), 4)
+        >>> certain, undecided = torch.tensor([[20.0], [-20.0]])[None], torch.zeros(1, 2, 1)
+        >>> round(weighted_consistency_term(undecided, certain, torch.ones(1, 2, 1)).item(), 4)
         0.125
     """
     difference = torch.softmax(student, dim=1) - torch.softmax(teacher.detach(), dim=1)
@@ -80,15 +82,9 @@ def shape_loss(logits: Tensor, shapes: Tensor, background: bool, valid: Tensor |
 
     Source: the authors' stage 1. How its Dice is normalized, and that sums go over the batch, is as in UA-MT's code.
     """
-    inside = torch.ones_like(logits[:, :1]) if valid is None else valid.unsqueeze(1).to(logits.dtype)
-    restored, truth = torch.sigmoid(logits) * inside, shapes * inside
-    error = masked_mean(((restored - truth) ** 2).mean(dim=1), valid)
-
-    def sums(x: Tensor) -> Tensor:
-        return x[:, int(background) :].transpose(0, 1).flatten(1).sum(dim=1)
-
-    dice = (2 * sums(restored * truth) + _EPS_DICE) / (sums(restored**2) + sums(truth**2) + _EPS_DICE)
-    return (error + 1 - dice.mean()) / 2
+    restored, first = torch.sigmoid(logits), int(background)
+    error = masked_mean(((restored - shapes) ** 2).mean(dim=1), valid)
+    return (error + soft_dice_loss(restored[:, first:], shapes[:, first:], valid, squared=True)) / 2
 
 
 class AAULoss(nn.Module):

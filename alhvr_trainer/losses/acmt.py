@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from .mean_teacher import squared_distance
+from .precision import in_float32
 from .schedules import ramp_up
 from .sums import Group, total
 from .uamt import predictive_entropy
@@ -53,6 +54,7 @@ def ambiguous_voxels(entropy: Tensor, threshold: float | Tensor, valid: Tensor |
     return ambiguous if valid is None else ambiguous & valid
 
 
+@in_float32
 def ambiguous_consistency_term(student: Tensor, teacher: Tensor, ambiguous: Tensor, group: Group = None) -> Tensor:
     """``L_c = sum_v I(u_v >= H) |p_s,v - p_t,v|^2 / (C sum_v I(u_v >= H))``; 0 where no voxel is ambiguous.
 
@@ -69,8 +71,8 @@ def ambiguous_consistency_term(student: Tensor, teacher: Tensor, ambiguous: Tens
 
     Example:
         >>> import torch
-        >>> torn, sure = torch.zeros(1, 2, 1), torch.tensor([[[20.0], [-20.0]]])
-        >>> round(ambiguous_consistency_term(torn, sure, torch.tensor([[True]])).item(), 4)
+        >>> undecided, sure = torch.zeros(1, 2, 1), torch.tensor([[[20.0], [-20.0]]])
+        >>> round(ambiguous_consistency_term(undecided, sure, torch.tensor([[True]])).item(), 4)
         0.25
     """
     distance = squared_distance(student, teacher)

@@ -75,7 +75,7 @@ def least_uncertainty(classes: int) -> float:
     return classes / (classes + most + (classes - 1) * least)
 
 
-def annealing(progress: float) -> float:
+def annealed_weight(progress: float) -> float:
     """``lambda = min(1, t / (t_max / 2))``, the weight of the divergence in :func:`evidential_cross_entropy`.
 
     Args:
@@ -86,7 +86,7 @@ def annealing(progress: float) -> float:
     return min(1.0, 2.0 * progress)
 
 
-def evidential_cross_entropy(logits: Tensor, labels: Tensor, annealing: float | Tensor = 1.0) -> Tensor:
+def evidential_cross_entropy(logits: Tensor, labels: Tensor, divergence_weight: float | Tensor = 1.0) -> Tensor:
     """Expected cross-entropy under ``Dir(alpha)``, ``alpha = e + 1``, and what punishes evidence for wrong classes.
 
     ``EDL = psi(S) - psi(alpha_y) + lambda KL(Dir(alpha~) || Dir(1))`` with psi the digamma function and
@@ -95,7 +95,7 @@ def evidential_cross_entropy(logits: Tensor, labels: Tensor, annealing: float | 
     Args:
         logits: of the evidential network, (B, C, *S).
         labels: (B, *S), integers from 0 to C - 1.
-        annealing: lambda.
+        divergence_weight: lambda.
 
     Returns:
         One value per voxel, (B, *S), never negative, in float32 (float64 where the logits are).
@@ -104,36 +104,36 @@ def evidential_cross_entropy(logits: Tensor, labels: Tensor, annealing: float | 
     2018.
 
     Example:
-        >>> evidential_cross_entropy(torch.zeros(1, 2, 1), torch.tensor([[0]]), annealing=0.0)  # psi(4) - psi(2)
+        >>> evidential_cross_entropy(torch.zeros(1, 2, 1), torch.tensor([[0]]), 0.0)  # psi(4) - psi(2)
         tensor([[0.8333]])
     """
     found, index = evidence(logits), labels.long().unsqueeze(1)
     alpha = found + 1
     expected = torch.digamma(alpha.sum(dim=1)) - torch.digamma(alpha.gather(1, index).squeeze(1))
-    return expected + annealing * divergence_from_ignorance(found.scatter(1, index, 0.0))
+    return expected + divergence_weight * divergence_from_ignorance(found.scatter(1, index, 0.0))
 
 
-def divergence_from_ignorance(evidence: Tensor) -> Tensor:
+def divergence_from_ignorance(found: Tensor) -> Tensor:
     """``KL(Dir(alpha) || Dir(1))`` of ``alpha = e + 1``; 0 where there is no evidence.
 
     ``lnG(S) - lnG(C) - sum_c lnG(alpha_c) + sum_c (alpha_c - 1) (psi(alpha_c) - psi(S))``
 
     Args:
-        evidence: e, (B, C, *S).
+        found: e, (B, C, *S).
 
     Returns:
         (B, *S).
     """
-    alpha = evidence + 1
+    alpha = found + 1
     strength = alpha.sum(dim=1, keepdim=True)
-    of_classes = evidence * (torch.digamma(alpha) - torch.digamma(strength)) - torch.lgamma(alpha)
-    return torch.lgamma(strength).squeeze(1) - math.lgamma(evidence.shape[1]) + of_classes.sum(dim=1)
+    of_classes = found * (torch.digamma(alpha) - torch.digamma(strength)) - torch.lgamma(alpha)
+    return torch.lgamma(strength).squeeze(1) - math.lgamma(found.shape[1]) + of_classes.sum(dim=1)
 
 
 def evidential_term(
     logits: Tensor,
     other_logits: Tensor,
-    annealing: float | Tensor = 1.0,
+    divergence_weight: float | Tensor = 1.0,
     valid: Tensor | None = None,
     group: Group = None,
 ) -> Tensor:
@@ -142,12 +142,12 @@ def evidential_term(
     Args:
         logits: of the evidential network, (U, C, *S).
         other_logits: of the ordinary network, (U, C, *S); no gradient reaches them.
-        annealing: lambda.
+        divergence_weight: lambda.
         valid: (U, *S) bool, False outside the image (padding); None means all.
         group: the ranks that the batch is spread over; the sum of their results is the batch's term.
     """
     pseudo_labels = other_logits.detach().argmax(dim=1)
-    return masked_mean(evidential_cross_entropy(logits, pseudo_labels, annealing), valid, group)
+    return masked_mean(evidential_cross_entropy(logits, pseudo_labels, divergence_weight), valid, group)
 
 
 def certain_cross_entropy_term(
@@ -183,7 +183,7 @@ class EVILLoss(nn.Module):
         threshold: of :func:`certain_cross_entropy_term`.
 
     Example:
-        >>> EVILLoss()(torch.randn(2, 4, 32, 32), torch.randn(2, 4, 32, 32), annealing=0.5).shape
+        >>> EVILLoss()(torch.randn(2, 4, 32, 32), torch.randn(2, 4, 32, 32), divergence_weight=0.5).shape
         torch.Size([])
     """
 
@@ -192,8 +192,8 @@ class EVILLoss(nn.Module):
         self.threshold = threshold
 
     def forward(
-        self, evidential_logits: Tensor, logits: Tensor, valid: Tensor | None = None, annealing: float = 1.0
+        self, evidential_logits: Tensor, logits: Tensor, valid: Tensor | None = None, divergence_weight: float = 1.0
     ) -> Tensor:
-        return evidential_term(evidential_logits, logits, annealing, valid) + certain_cross_entropy_term(
+        return evidential_term(evidential_logits, logits, divergence_weight, valid) + certain_cross_entropy_term(
             logits, evidential_logits, self.threshold, valid
         )

@@ -8,12 +8,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from .precision import at_least_float32
+from .dice import soft_dice_loss
+from .precision import at_least_float32, in_float32
 from .sums import Group, total
 from .voxels import class_targets, masked_mean
-
-SMOOTH = 1e-5
-"""s of the Dice loss."""
 
 
 @torch.no_grad()
@@ -34,17 +32,12 @@ def labeled_dice_loss(logits: Tensor, labels: Tensor, counts: Tensor | None = No
     Source: the authors' code, for one foreground class; there it is part of the supervised loss, too.
 
     Example:
-        >>> torn, labels = torch.zeros(1, 2, 2), torch.tensor([[0, 1]])  # sum p y = 1/2, sum p^2 = 1/2, sum y^2 = 1
-        >>> round(float(labeled_dice_loss(torn, labels)), 3)
+        >>> undecided, labels = torch.zeros(1, 2, 2), torch.tensor([[0, 1]])  # sums: p y 1/2, p^2 1/2, y^2 1
+        >>> round(float(labeled_dice_loss(undecided, labels)), 3)
         0.333
     """
     probabilities, targets = at_least_float32(logits).softmax(dim=1), class_targets(labels, logits.shape[1])
-    if counts is not None:
-        probabilities, targets = (x * counts.unsqueeze(1) for x in (probabilities, targets))
-    axes = (0, *range(2, logits.ndim))
-    sums = torch.stack(((probabilities * targets).sum(axes), (probabilities.square() + targets).sum(axes)))
-    overlap, size = total(sums, group)[:, 1:]
-    return 1 - ((2 * overlap + SMOOTH) / (size + SMOOTH)).mean()
+    return soft_dice_loss(probabilities[:, 1:], targets[:, 1:], counts, group, squared=True)
 
 
 def rectification_terms(
@@ -79,6 +72,7 @@ def rectification_terms(
     return term(logits_a), term(logits_b)
 
 
+@in_float32
 def correction_term(
     logits_a: Tensor,
     logits_b: Tensor,

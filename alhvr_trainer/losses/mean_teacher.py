@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from .precision import in_float32
 from .sums import Group
 from .voxels import masked_mean
 
@@ -42,6 +43,7 @@ def squared_distance(student: Tensor, teacher: Tensor) -> Tensor:
     return (torch.softmax(student, dim=1) - torch.softmax(teacher.detach(), dim=1)).square().sum(dim=1)
 
 
+@in_float32
 def consistency_term(student: Tensor, teacher: Tensor, valid: Tensor | None = None, group: Group = None) -> Tensor:
     """``J = E ||f(x, theta', eta') - f(x, theta, eta)||^2``, the mean over the voxels inside the image.
 
@@ -56,8 +58,8 @@ def consistency_term(student: Tensor, teacher: Tensor, valid: Tensor | None = No
 
     Example:
         >>> import torch
-        >>> certain, torn = torch.tensor([[20.0], [-20.0]])[None], torch.zeros(1, 2, 1)
-        >>> round(consistency_term(torn, certain).item(), 4)
+        >>> certain, undecided = torch.tensor([[20.0], [-20.0]])[None], torch.zeros(1, 2, 1)
+        >>> round(consistency_term(undecided, certain).item(), 4)
         0.5
     """
     return masked_mean(squared_distance(student, teacher), valid, group)

@@ -1,4 +1,4 @@
-"""MLRP: two decoders teach each other where the other is surer, weighted by how reliable its pseudo-labels look.
+"""MLRP: two decoders teach each other where the other is more certain, weighted by how reliable its pseudo-labels look.
 
 Su et al., "Mutual learning with reliable pseudo label for semi-supervised medical image segmentation", Medical Image
 Analysis 2024.
@@ -116,7 +116,7 @@ def reliable_label_term(logits: Tensor, labels: Tensor, weight: Tensor, learns: 
         logits: z_i, (B, C, *S).
         labels: y_j, the pseudo-labels of the other decoder, (B, *S) integer.
         weight: r of the other decoder's :func:`reliability`, (B, *S).
-        learns: m, (B, *S) bool: where the other decoder is surer.
+        learns: m, (B, *S) bool: where the other decoder is more certain.
         group: the ranks that the batch is spread over; the sum of their results is the batch's term.
 
     Source: the authors' code adds 1e-6 to the denominator.

@@ -11,12 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from .mean_teacher import squared_distance
+from .precision import in_float32
 from .schedules import ramp_up
 from .sums import Group, total
 
 
 def predictive_entropy(mean_probabilities: Tensor) -> Tensor:
-    """``u = -sum_c mu_c log mu_c``, from 0 to log C, with mu the mean of the teacher's T stochastic predictions.
+    """``u = -sum_c mu_c log mu_c``, from 0 to log C, of a prediction mu: in UA-MT, the mean of T passes of the teacher.
 
     Args:
         mean_probabilities: mu, (U, C, *S).
@@ -63,6 +64,7 @@ def certain_voxels(entropy: Tensor, threshold: float | Tensor, valid: Tensor | N
     return certain if valid is None else certain & valid
 
 
+@in_float32
 def certain_consistency_term(student: Tensor, teacher: Tensor, certain: Tensor, group: Group = None) -> Tensor:
     """``L_c = sum_v I(u_v < H) ||f'_v - f_v||^2 / sum_v I(u_v < H)``; 0 where no voxel is certain.
 

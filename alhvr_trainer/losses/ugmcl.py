@@ -9,10 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from .precision import in_float32
 from .sums import Group, total
 from .uamt import certain_consistency_term, certain_voxels, entropy_threshold, predictive_entropy
-
-SMOOTH = 1e-5
 
 
 def inside_probability(distance: Tensor, steepness: float = 1500.0) -> Tensor:
@@ -30,34 +29,7 @@ def inside_probability(distance: Tensor, steepness: float = 1500.0) -> Tensor:
     return torch.sigmoid(-steepness * distance)
 
 
-def foreground_dice_loss(
-    probabilities: Tensor, targets: Tensor, counted: Tensor | None = None, group: Group = None
-) -> Tensor:
-    """``1 - mean_c (2 sum_v p y + s) / (sum_v p + sum_v y + s)``, sums over all samples and s = 1e-5.
-
-    Args:
-        probabilities: p, (L, K, *S), one channel per foreground class.
-        targets: y, (L, K, *S), whether a voxel is in the class.
-        counted: (L, *S) bool, False where nobody annotated and outside the image; None means all.
-        group: the ranks that the batch is spread over; the result is the whole batch's, the same on all.
-
-    Source: the Dice of sigmoid(-k d) in the supervised loss. As in nnU-Net's Dice nothing in it is squared; p is 0 or 1
-    nearly everywhere, so that a square would change little.
-
-    Example:
-        >>> import torch
-        >>> half, all_of_it = torch.tensor([[[1.0, 0.0]]]), torch.tensor([[[True, True]]])
-        >>> round(foreground_dice_loss(half, all_of_it).item(), 4)
-        0.3333
-    """
-    if counted is not None:
-        probabilities, targets = probabilities * counted.unsqueeze(1), targets * counted.unsqueeze(1)
-    axes = (0, *range(2, targets.ndim))
-    sums = torch.stack([(2 * probabilities * targets).sum(dim=axes), (probabilities + targets).sum(dim=axes)])
-    overlap, sizes = total(sums, group)
-    return 1 - ((overlap + SMOOTH) / (sizes + SMOOTH)).mean()
-
-
+@in_float32
 def intra_task_term(student: Tensor, teacher: Tensor, certain: Tensor, group: Group = None) -> Tensor:
     """``L_intra = 1/2 sum_v m_v |p_s,v - p_t,v|^2 / (C sum_v m_v)``; 0 where no voxel is certain.
 
@@ -72,6 +44,7 @@ def intra_task_term(student: Tensor, teacher: Tensor, certain: Tensor, group: Gr
     return certain_consistency_term(student, teacher, certain, group) / (2 * student.shape[1])
 
 
+@in_float32
 def cross_task_term(
     student: Tensor, distance: Tensor, certain: Tensor, steepness: float = 1500.0, group: Group = None
 ) -> Tensor:
@@ -91,8 +64,8 @@ def cross_task_term(
 
     Example:
         >>> import torch
-        >>> torn, inside = torch.zeros(1, 2, 1), torch.full((1, 1, 1), -1.0)  # 1/2 against 1
-        >>> cross_task_term(torn, inside, torch.tensor([[True]]))
+        >>> undecided, inside = torch.zeros(1, 2, 1), torch.full((1, 1, 1), -1.0)  # 1/2 against 1
+        >>> cross_task_term(undecided, inside, torch.tensor([[True]]))
         tensor(0.2500)
     """
     foreground = torch.softmax(student, dim=1)[:, 1:]

@@ -14,29 +14,19 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from alhvr_trainer.config.methods import method
-from alhvr_trainer.config.settings import Positive, Share
+from alhvr_trainer.config.settings import Positive
 from alhvr_trainer.losses.aau import anatomical_uncertainty, anatomical_weight, weighted_consistency_term
 from alhvr_trainer.losses.precision import at_least_float32
-from alhvr_trainer.trainers.mean_teacher import MeanTeacherSettings, MeanTeacherTrainer
+from alhvr_trainer.trainers.mean_teacher import MeanTeacherTrainer, NoisyTeacherSettings
 from alhvr_trainer.trainers.parallel import broadcast, get_rank, rank_0_first
 from alhvr_trainer.trainers.samples import Forward, Predictions, Samples, as_classes, full_resolution
 from alhvr_trainer.trainers.shape_autoencoder import LabelCoding, ShapeAutoencoder
 from alhvr_trainer.trainers.shape_training import new_autoencoder, trained_weights
 
 
-class AAUSettings(MeanTeacherSettings):
+class AAUSettings(NoisyTeacherSettings):
     """AAU (Adiga et al., Medical Image Analysis 2024)."""
 
-    ramp_fraction: Share = 1.0
-    """Share of all training iterations over which the weight ramps up."""
-    ema_decay: Share = 0.99
-    """Decay of the teacher's moving average [alpha]."""
-    ramp_ema_decay: Share | None = None
-    """The same during the ramp-up; null: no other."""
-    input_noise: float = Field(0.1, ge=0.0)
-    """Standard deviation of the Gaussian noise on the teacher's input, in normalized intensities."""
-    input_noise_bound: Annotated[float, Field(ge=0.0)] | None = 0.2
-    """The noise is clamped to plus or minus this."""
     uncertainty_decay: float = Field(1.0, ge=0.0)
     """How fast the weight of a voxel falls with its uncertainty [gamma]."""
     code_noise: float = Field(0.01, ge=0.0)
@@ -93,6 +83,8 @@ class AAUTrainer(MeanTeacherTrainer):
         with rank_0_first():
             weights = trained_weights(self) if get_rank() == 0 else None
         self.autoencoder.load_state_dict(broadcast(weights))  # the machines of the ranks need not share a disk
+        if self.display is not None:
+            self.display.restart()
 
     def on_train_epoch_start(self) -> None:
         super().on_train_epoch_start()

@@ -41,6 +41,10 @@ class Display:
             file=sys.stdout,
         )
 
+    def restart(self) -> None:
+        """Time starts now: what came before the first step says nothing about the next ones."""
+        self.started = self.epoch_started = self.spoke = time.monotonic()
+
     def _name(self) -> str:
         return f"epoch {min(self.now // self.steps + 1, self.epochs)}/{self.epochs}"
 

@@ -17,7 +17,7 @@ from alhvr_trainer.config.methods import method
 from alhvr_trainer.config.settings import Settings, Share
 from alhvr_trainer.errors import InputError
 from alhvr_trainer.losses.evil import (
-    annealing,
+    annealed_weight,
     belief_probabilities,
     certain_cross_entropy_term,
     evidential_cross_entropy,
@@ -29,6 +29,9 @@ from alhvr_trainer.losses.voxels import masked_mean
 from alhvr_trainer.trainers.partners import unwrapped
 from alhvr_trainer.trainers.samples import Forward, Predictions, Samples, as_classes
 from alhvr_trainer.trainers.semi_supervised import SemiSupervisedTrainer
+
+AUTHORS_SGD = {"momentum": 0.9, "nesterov": False, "weight_decay": 1e-3}
+"""Of network a: with nnU-Net's momentum of 0.99 its logits overshoot to where tanh is flat, and it learns no more."""
 
 
 class EVILSettings(Settings):
@@ -66,31 +69,33 @@ class EVILTrainer(SemiSupervisedTrainer):
     observed = ("uncertainty", "certain")
     co_trained = True
 
+    loss: nn.Module
+    """Of network a, in training and validation."""
+    ordinary_loss: nn.Module
+    """Of network b: nnU-Net's."""
+
     @staticmethod
     def uncertainty(logits: Tensor, regions: bool) -> Tensor:
         """u of network a's logits, (B, C, *S) to (B, *S); with regions, (B, R, *S), the largest of the channels."""
         found = evidential_uncertainty(evidential_classes(logits, regions))
         return found.unflatten(0, logits.shape[:2]).amax(dim=1) if regions else found
 
-    loss: nn.Module
-    """Of network a, in training and validation."""
-    ordinary_loss: nn.Module
-    """Of network b: nnU-Net's."""
-
     def initialize(self) -> None:
         check_threshold(self.settings.uncertainty_threshold, classes_of(self.label_manager))
         super().initialize()
+        for group in self.optimizer.param_groups:
+            group.update(AUTHORS_SGD)
 
     def build_partners(self) -> dict[str, nn.Module]:
         return {"b": self.another_network()}
 
     def _build_loss(self) -> nn.Module:
         self.ordinary_loss = super()._build_loss()
-        return make_evidential(super()._build_loss(), self.annealing)
+        return make_evidential(super()._build_loss(), self.divergence_weight)
 
-    def annealing(self) -> float | Tensor:
+    def divergence_weight(self) -> float | Tensor:
         """lambda of the evidential loss."""
-        return self.number("annealing", lambda: annealing(self.progress))
+        return self.number("divergence_weight", lambda: annealed_weight(self.progress))
 
     def supervised_losses(self, forward: Forward, samples: Samples) -> dict[str, Tensor]:
         losses = {"a": self.loss, "b": self.ordinary_loss}
@@ -102,7 +107,7 @@ class EVILTrainer(SemiSupervisedTrainer):
         threshold, valid, group = self.settings.uncertainty_threshold, predictions.valid, predictions.group
         uncertainty = evidential_uncertainty(a.detach())
         return {
-            "evidential_a": evidential_term(a, b, self.annealing(), valid, group),
+            "evidential_a": evidential_term(a, b, self.divergence_weight(), valid, group),
             "cross_entropy_b": certain_cross_entropy_term(b, a, threshold, valid, group),
             "uncertainty": predictions.mean(uncertainty),
             "certain": predictions.mean(uncertainty < threshold),
@@ -114,15 +119,15 @@ class EvidentialCrossEntropy(nn.Module):
 
     Args:
         like: what it replaces, ``RobustCrossEntropyLoss``, or ``BCEWithLogitsLoss`` with regions.
-        annealing: gives lambda of the current step.
+        divergence_weight: gives lambda of the current step.
     """
 
-    def __init__(self, like: Any, annealing: Callable[[], float | Tensor]) -> None:
+    def __init__(self, like: Any, divergence_weight: Callable[[], float | Tensor]) -> None:
         super().__init__()
         self.regions = isinstance(like, nn.BCEWithLogitsLoss)
         self.reduction = like.reduction
         self.ignore_index: int = getattr(like, "ignore_index", -1)  # with regions nnU-Net's loss leaves out by itself
-        self.annealing = annealing
+        self.divergence_weight = divergence_weight
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         """The mean over the voxels, or with reduction "none" (regions and an ignore label) one value for each.
@@ -133,19 +138,21 @@ class EvidentialCrossEntropy(nn.Module):
         """
         if self.regions:
             classes = evidential_classes(logits, regions=True)
-            values = evidential_cross_entropy(classes, target.flatten(0, 1), self.annealing()).reshape(logits.shape)
+            values = evidential_cross_entropy(classes, target.flatten(0, 1), self.divergence_weight()).reshape(
+                logits.shape
+            )
             return values if self.reduction == "none" else values.mean()
         annotated = torch.ne(target, self.ignore_index)
-        values = evidential_cross_entropy(logits, torch.where(annotated, target, 0), self.annealing())
+        values = evidential_cross_entropy(logits, torch.where(annotated, target, 0), self.divergence_weight())
         return masked_mean(values, annotated)
 
 
-def make_evidential(loss: nn.Module, annealing: Callable[[], float | Tensor]) -> nn.Module:
+def make_evidential(loss: nn.Module, divergence_weight: Callable[[], float | Tensor]) -> nn.Module:
     """Turn nnU-Net's loss into that of an evidential network, in place; returns it.
 
     Args:
         loss: as nnU-Net builds it, with or without wrappers for deep supervision and several ranks.
-        annealing: gives lambda of the current step.
+        divergence_weight: gives lambda of the current step.
 
     Raises:
         InputError: it is not Dice and cross-entropy.
@@ -157,9 +164,9 @@ def make_evidential(loss: nn.Module, annealing: Callable[[], float | Tensor]) ->
     if type(cross_entropy) not in (RobustCrossEntropyLoss, nn.BCEWithLogitsLoss) or not hasattr(inner, "dc"):
         raise InputError(
             "EVIL replaces the cross-entropy in nnU-Net's loss of Dice and cross-entropy; this trainer's loss is "
-            f"{type(inner).__name__}"
+            f"{type(inner).__name__}: use EVILTrainer itself or another variant"
         )
-    inner.ce = EvidentialCrossEntropy(cross_entropy, annealing)
+    inner.ce = EvidentialCrossEntropy(cross_entropy, divergence_weight)
     dice: Any = unwrapped(inner.dc)
     dice.apply_nonlin = region_probabilities if inner.ce.regions else belief_probabilities
     return loss

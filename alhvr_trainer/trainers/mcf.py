@@ -46,7 +46,7 @@ class MCFSettings(Settings):
     rectification_weight: float = Field(0.5, ge=0)
     """Weight of the squared error on labeled voxels where the two networks differ [beta]."""
     residual_blocks: tuple[Positive, ...] = Field((1, 3, 4, 6), min_length=1)
-    """Blocks per stage of network b's residual encoder, the last for all deeper stages; if the plans' is plain."""
+    """Blocks per stage of network b's residual encoder, the last for all deeper stages; for plain plans."""
 
 
 @method(
@@ -130,7 +130,10 @@ def other_architecture(architecture: dict[str, Any], residual_blocks: tuple[int,
     """
     package, _, kind = architecture["network_class_name"].rpartition(".")
     if kind not in ENCODER_KEYS:
-        raise InputError(f"MCF needs the architecture {PLAIN} or {RESIDUAL}; the plans have {kind}")
+        raise InputError(
+            f"MCF needs plans with the architecture {PLAIN} or {RESIDUAL}; these have {kind}: use plans of nnU-Net's "
+            "or ALHVR's planners"
+        )
     shared = {key: value for key, value in architecture["arch_kwargs"].items() if key not in ENCODER_KEYS[kind]}
     stages = shared["n_stages"]
     if kind == PLAIN:

@@ -39,6 +39,21 @@ class MeanTeacherSettings(Settings):
     """Share of the channels dropped after the deepest encoder stage and after the last decoder stage."""
 
 
+class NoisyTeacherSettings(MeanTeacherSettings):
+    """Mean Teacher as the code of UA-MT sets it, and that of the methods after it."""
+
+    ramp_fraction: Share = 1.0
+    """Share of all training iterations over which the weight ramps up."""
+    ema_decay: Share = 0.99
+    """Decay of the teacher's moving average [alpha]."""
+    ramp_ema_decay: Share | None = None
+    """The same during the ramp-up; null: no other."""
+    input_noise: float = Field(0.1, ge=0.0)
+    """Standard deviation of the Gaussian noise on the teacher's input, in normalized intensities."""
+    input_noise_bound: Annotated[float, Field(ge=0.0)] | None = 0.2
+    """The noise is clamped to plus or minus this."""
+
+
 @method(
     "Mean Teacher",
     "averaged weights as targets",

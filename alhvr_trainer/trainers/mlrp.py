@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from alhvr_trainer.config.methods import method
 from alhvr_trainer.config.settings import Settings, Share
 from alhvr_trainer.losses.mlrp import mlrp_terms
+from alhvr_trainer.trainers.decoders import TappedDecoder
 from alhvr_trainer.trainers.samples import Forward, Predictions, Samples
 from alhvr_trainer.trainers.two_decoders import Decoder, Transposed, TwoDecodersTrainer, convolution_in_place_of
-from alhvr_trainer.trainers.two_passes import TappedDecoder
 
 
 def nearest_upsampling(transposed: Transposed) -> nn.Sequential:
@@ -47,7 +47,7 @@ class MLRPSettings(Settings):
     "MLRP",
     "mutual learning with reliable pseudo-labels",
     summary="A second decoder with another kind of up-sampling shares the network's encoder. Each learns the other's "
-    "pseudo-labels where the other is surer, the more so the better the other's features fit them. To predict, "
+    "pseudo-labels where the other is more certain, the more so the better the other's features fit them. To predict, "
     "nnU-Net's own decoder is enough.",
     reference="Su J. et al. Mutual learning with reliable pseudo label for semi-supervised medical image segmentation. "
     "Medical Image Analysis 2024.",

@@ -26,8 +26,8 @@ FEATURES, MOST_FEATURES = 16, 256
 """Of V-Net, at full resolution and in its depth."""
 INPUT_NOISE, INPUT_NOISE_BOUND = 0.1, 0.2
 MOMENTUM, WEIGHT_DECAY = 0.9, 1e-4
-LOOKS = 10
-"""How often the loss is looked at in training."""
+REPORTS = 10
+"""How often training logs its loss, which must be finite then."""
 
 
 @dataclass(frozen=True)
@@ -202,7 +202,7 @@ def train_autoencoder(
         loss.backward()
         optimizer.step()
         schedule.step()
-        if step * LOOKS // iterations > (step - 1) * LOOKS // iterations:
+        if step * REPORTS // iterations > (step - 1) * REPORTS // iterations:
             found = float(loss.detach())
             log(f"ALHVR: shape autoencoder, iteration {step} of {iterations}: loss {found:.4f}")
             if not math.isfinite(found):

@@ -72,7 +72,8 @@ def made_from(trainer: Any, geometry: Geometry) -> dict[str, Any]:
     return {
         "version": VERSION,
         "configuration": trainer.configuration_name,
-        "labels": trainer.dataset_json["labels"],
+        # as pairs: nnU-Net numbers the channels of regions in this order
+        "labels": [[name, label] for name, label in trainer.dataset_json["labels"].items()],
         "cases": {str(case): _digest(np.asarray(labeled.load_case(case)[1][:])) for case in labeled.identifiers},
         "patch_size": [int(length) for length in trainer.configuration_manager.patch_size],
         "cut": [int(length) for length in geometry.cut_size],

@@ -10,10 +10,10 @@ import torch
 from dynamic_network_architectures.initialization.weight_init import InitWeights_He
 from torch import nn
 
+from alhvr_trainer.trainers.decoders import check_unet
 from alhvr_trainer.trainers.partners import follow_loaded_weights, unwrapped
 from alhvr_trainer.trainers.samples import Forward, Samples
 from alhvr_trainer.trainers.semi_supervised import SemiSupervisedTrainer
-from alhvr_trainer.trainers.two_passes import check_network
 
 Transposed: TypeAlias = "nn.ConvTranspose2d | nn.ConvTranspose3d"
 Decoder: TypeAlias = Callable[[Any], Any]
@@ -44,7 +44,7 @@ class TwoDecodersTrainer(SemiSupervisedTrainer):
 
     def build_partners(self) -> dict[str, nn.Module]:
         network: Any = unwrapped(self.network)
-        check_network(network, None)
+        check_unet(network)
         spare: Any = unwrapped(self.build_network())
         auxiliary = make_auxiliary(spare.decoder, self.upsampling).to(self.device)
         follow_loaded_weights(network.decoder.stages, auxiliary.stages)  # what the two decoders have in common

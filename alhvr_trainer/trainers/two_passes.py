@@ -12,12 +12,11 @@ from torch import Tensor, nn
 
 from alhvr_trainer.errors import InputError
 from alhvr_trainer.losses import TwoPasses
+from alhvr_trainer.trainers.decoders import TappedDecoder, UNet, check_unet
 from alhvr_trainer.trainers.samples import Outputs, full_resolution
 
 FEATURE_STRIDE = 8
 Perturb: TypeAlias = Callable[[list[Tensor]], list[Tensor]]
-UNet = Any
-"""nnU-Net's ``PlainConvUNet`` or ``ResidualEncoderUNet``: a module with an ``encoder`` and a staged ``decoder``."""
 
 
 class TwoPass:
@@ -40,7 +39,8 @@ class TwoPass:
     def __init__(
         self, network: UNet, feature_stage: int | None = None, compiled: bool = False, **compile_options: Any
     ) -> None:
-        check_network(network, feature_stage)
+        check_unet(network)
+        check_feature_stage(network, feature_stage)
         stage = default_feature_stage(network) if feature_stage is None else feature_stage
         self._decoder = network.decoder
         self._encode: Callable[[Tensor], list[Tensor]] = network.encoder
@@ -69,36 +69,6 @@ class TwoPass:
         return outputs, TwoPasses(logits, perturbed_logits, features[labeled:], perturbed_features)
 
 
-class TappedDecoder:
-    """A decoder that also returns the output of one of its stages: ``(outputs, features)``.
-
-    Args:
-        decoder: of nnU-Net's U-Nets.
-        stage: 0 is the deepest, -1 the one at full resolution.
-
-    The hook is there for good and acts only while this object calls: one that came and went with each call would be
-    compiled anew every time.
-    """
-
-    def __init__(self, decoder: Any, stage: int) -> None:
-        self._decoder = decoder
-        self._listening = False
-        self._heard: Tensor | None = None
-        decoder.stages[stage].register_forward_hook(self._hear)
-
-    def __call__(self, skips: list[Tensor]) -> tuple[Any, Tensor]:
-        self._listening = True
-        outputs = self._decoder(skips)
-        self._listening = False
-        features, self._heard = self._heard, None
-        assert features is not None
-        return outputs, features
-
-    def _hear(self, _module: nn.Module, _inputs: Any, output: Tensor) -> None:
-        if self._listening:
-            self._heard = output
-
-
 def default_feature_stage(network: UNet) -> int:
     """Index of the decoder stage (0 = deepest) whose output feeds CG-CPCL.
 
@@ -114,21 +84,16 @@ def default_feature_stage(network: UNet) -> int:
     return max(coarse, default=0)
 
 
-def check_network(network: UNet, feature_stage: int | None) -> None:
-    """Refuse what :class:`TwoPass` cannot run.
+def check_feature_stage(network: UNet, feature_stage: int | None) -> None:
+    """A decoder stage of the settings is there.
 
     Raises:
-        InputError: no encoder and staged decoder, or no such decoder stage.
+        InputError: it is not.
     """
-    stages = getattr(getattr(network, "decoder", None), "stages", None)
-    if stages is None or not hasattr(network, "encoder"):
+    stages = len(network.decoder.stages)
+    if feature_stage is not None and feature_stage >= stages:
         raise InputError(
-            f"the plans' architecture {type(network).__name__} has no encoder and staged decoder; the method needs "
-            "nnU-Net's PlainConvUNet or ResidualEncoderUNet"
-        )
-    if feature_stage is not None and feature_stage >= len(stages):
-        raise InputError(
-            f'"alhvr.feature_stage" is {feature_stage}, but the decoder has stages 0 (deepest) to {len(stages) - 1}'
+            f'"alhvr.feature_stage" is {feature_stage}, but the decoder has stages 0 (deepest) to {stages - 1}'
         )
 
 

@@ -5,32 +5,19 @@ Yu et al., *Uncertainty-aware self-ensembling model for semi-supervised 3D left 
 
 from __future__ import annotations
 
-from typing import Annotated
-
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from alhvr_trainer.config.methods import method
-from alhvr_trainer.config.settings import Share
 from alhvr_trainer.losses.uamt import certain_consistency_term, certain_voxels, entropy_threshold, predictive_entropy
-from alhvr_trainer.trainers.mean_teacher import MeanTeacherSettings, MeanTeacherTrainer
+from alhvr_trainer.trainers.mean_teacher import MeanTeacherTrainer, NoisyTeacherSettings
 from alhvr_trainer.trainers.samples import Forward, Predictions, Samples, as_classes, first, full_resolution
 
 
-class UAMTSettings(MeanTeacherSettings):
+class UAMTSettings(NoisyTeacherSettings):
     """UA-MT (Yu et al., MICCAI 2019)."""
 
-    ramp_fraction: Share = 1.0
-    """Share of all training iterations over which the weight ramps up."""
-    ema_decay: Share = 0.99
-    """Decay of the teacher's moving average [alpha]."""
-    ramp_ema_decay: Share | None = None
-    """The same during the ramp-up; null: no other."""
-    input_noise: float = Field(0.1, ge=0.0)
-    """Standard deviation of the Gaussian noise on the teacher's input, in normalized intensities."""
-    input_noise_bound: Annotated[float, Field(ge=0.0)] | None = 0.2
-    """The noise is clamped to plus or minus this."""
     dropout: float = Field(0.5, ge=0.0, le=0.99)
     """Share of the channels dropped after the deepest encoder stage and after the last decoder stage."""
     uncertainty_passes: int = Field(8, ge=1)

@@ -14,13 +14,14 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from alhvr_trainer.config.methods import method
+from alhvr_trainer.losses.dice import soft_dice_loss
 from alhvr_trainer.losses.precision import at_least_float32
 from alhvr_trainer.losses.uamt import certain_voxels, entropy_threshold, predictive_entropy
-from alhvr_trainer.losses.ugmcl import cross_task_term, foreground_dice_loss, inside_probability, intra_task_term
+from alhvr_trainer.losses.ugmcl import cross_task_term, inside_probability, intra_task_term
 from alhvr_trainer.losses.voxels import class_targets
+from alhvr_trainer.trainers.decoders import TappedDecoder, check_unet
 from alhvr_trainer.trainers.partners import unwrapped
 from alhvr_trainer.trainers.samples import Forward, Outputs, Predictions, Samples, annotated, first, full_resolution
-from alhvr_trainer.trainers.two_passes import TappedDecoder, check_network
 from alhvr_trainer.trainers.uamt import UAMTSettings, UAMTTrainer
 
 
@@ -109,7 +110,7 @@ class UGMCLTrainer(UAMTTrainer):
 
     def build_partners(self) -> dict[str, nn.Module]:
         network: Any = unwrapped(self.network)
-        check_network(network, None)
+        check_unet(network)
         head = DistanceHead(network.decoder.seg_layers[-1], self.foreground)
         return {**super().build_partners(), "distance": head.to(self.device)}
 
@@ -142,7 +143,7 @@ class UGMCLTrainer(UAMTTrainer):
         manager = self.label_manager
         inside = inside_probability(forward.maps["distance"][: samples.labeled], self.settings.distance_steepness)
         masks = foreground_masks(full_resolution(samples.labels), self.foreground, manager.has_regions)
-        dice = foreground_dice_loss(inside, masks, annotated(samples, manager), self.group)
+        dice = soft_dice_loss(inside, masks, annotated(samples, manager), self.group)
         return {"a": self.loss(forward.labeled["a"], samples.labels), "distance": dice}
 
     def unsupervised(self, predictions: Predictions, samples: Samples) -> dict[str, Tensor]:

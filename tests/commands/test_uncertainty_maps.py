@@ -60,6 +60,22 @@ def test_a_map_lies_beside_each_segmentation(images: Path, tmp_path: Path):
     np.testing.assert_array_equal(sitk.GetArrayFromImage(segmentation), theirs)
 
 
+def test_a_prediction_that_continues_has_all_maps(images: Path, tmp_path: Path):
+    """nnU-Net leaves out the case that it has segmented already."""
+    model = make_model(tmp_path / "results", trainer="EVILTrainer")
+    options = {"input": images, "output": tmp_path / "out", "model_folder": model, "device": "cpu", "num_processes": 1}
+    predict(**options)
+    with pytest.raises(InputError, match=r"out/case.nii.gz is there without .*/out/uncertainty/case.nii.gz: remove it"):
+        predict(**options, uncertainty=True, continue_prediction=True)
+
+
+@pytest.mark.parametrize("network", ["b", "both"])
+def test_the_other_network_has_no_evidence(network: str, images: Path, tmp_path: Path):
+    model = make_model(tmp_path / "results", trainer="EVILTrainer")
+    with pytest.raises(InputError, match=f"--uncertainty is that of network a alone, not of {network}"):
+        predict(input=images, output=tmp_path, model_folder=model, network=network, uncertainty=True, device="cpu")
+
+
 def test_refused_before_anything_is_written(images: Path, tmp_path: Path):
     def message(**changes: str) -> str:
         model = make_model(tmp_path / f"results{len(changes)}", **changes)

@@ -10,7 +10,7 @@ from torch.distributions import Dirichlet, kl_divergence
 from torch.nn.functional import cross_entropy
 
 from alhvr_trainer.losses.evil import (
-    annealing,
+    annealed_weight,
     belief_probabilities,
     certain_cross_entropy_term,
     divergence_from_ignorance,
@@ -76,12 +76,12 @@ def test_expected_cross_entropy_under_the_distribution():
     z, label = torch.tensor([[[0.3], [-0.2], [0.1]]], dtype=torch.float64), torch.tensor([[2]])
     torch.manual_seed(0)
     drawn = Dirichlet(evidence(z)[0, :, 0] + 1).sample((200_000,))
-    found = evidential_cross_entropy(z, label, annealing=0.0).item()
+    found = evidential_cross_entropy(z, label, divergence_weight=0.0).item()
     assert found == pytest.approx(-drawn[:, 2].log().mean().item(), rel=0.01)
 
 
 def test_the_divergence_is_annealed_over_the_first_half():
-    assert [annealing(progress) for progress in (0.0, 0.25, 0.5, 1.0)] == [0.0, 0.5, 1.0, 1.0]
+    assert [annealed_weight(progress) for progress in (0.0, 0.25, 0.5, 1.0)] == [0.0, 0.5, 1.0, 1.0]
 
 
 def test_gradients():

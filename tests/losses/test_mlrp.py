@@ -24,7 +24,7 @@ def inputs(batch: int = 2, classes: int = 3, channels: int = 5, shape: tuple[int
 
 
 def test_by_hand():
-    """Two voxels, two classes. On the first a is torn and b is sure; on the second a is surer."""
+    """Two voxels, two classes. On the first a is undecided and b is sure; on the second a is more certain."""
     a = torch.tensor([[[1.0, 9.0], [1.0, 1.0]]], dtype=torch.float64).log()
     b = torch.tensor([[[3.0, 1.0], [1.0, 3.0]]], dtype=torch.float64).log()
     features = torch.tensor([[[2.0, 0.0], [0.0, 5.0]]], dtype=torch.float64)
@@ -76,7 +76,7 @@ def test_with_reliable_labels_it_is_the_cross_entropy_of_the_voxels_that_learn()
     assert torch.autograd.gradcheck(lambda z: reliable_label_term(z, labels, torch.rand(2, 8).fill_(0.5), learns), a)
 
 
-def test_each_term_trains_the_logits_of_one_decoder_where_the_other_is_surer():
+def test_each_term_trains_the_logits_of_one_decoder_where_the_other_is_more_certain():
     tensors = inputs()
     terms = mlrp_terms(*tensors)
     of_a = torch.autograd.grad(terms.a, tensors, allow_unused=True, retain_graph=True)

@@ -22,7 +22,7 @@ def test_entropy_by_hand_and_at_its_limits():
 
 
 def test_passes_that_contradict_each_other_are_uncertain():
-    """Two sure passes of opposite opinion: the mean is torn. It is the entropy of the mean, not the mean entropy."""
+    """Two sure passes of opposite opinion: the mean is undecided. Not the mean of the entropies."""
     passes = torch.tensor([[[[1.0], [0.0]]], [[[0.0], [1.0]]]])
     assert predictive_entropy(passes.mean(dim=0)).item() == pytest.approx(math.log(2))
     assert predictive_entropy(passes[0]).item() == 0

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from alhvr_trainer.losses import UGMCLLoss
+from alhvr_trainer.losses.dice import soft_dice_loss
 from alhvr_trainer.losses.uamt import certain_voxels, entropy_threshold, predictive_entropy
-from alhvr_trainer.losses.ugmcl import cross_task_term, foreground_dice_loss, inside_probability, intra_task_term
+from alhvr_trainer.losses.ugmcl import cross_task_term, inside_probability, intra_task_term
 
 pytestmark = pytest.mark.any_nnunet
 
@@ -33,28 +34,28 @@ def test_dice_by_hand():
     p = torch.tensor([[[0.5, 1.0, 1.0], [0.0, 0.0, 1.0]]], dtype=torch.float64)
     y = torch.tensor([[[True, True, False], [False, True, True]]])
     counted = torch.tensor([[True, True, False]])
-    assert foreground_dice_loss(p, y, counted).item() == pytest.approx(1 - (3 / 3.5 + 0) / 2, abs=1e-4)
+    assert soft_dice_loss(p, y, counted).item() == pytest.approx(1 - (3 / 3.5 + 0) / 2, abs=1e-4)
 
 
 def test_dice_is_taken_over_all_samples_at_once():
     p, y = draw(3, 2, 5, 4).detach().sigmoid(), mask(3, 2, 5, 4)
     flat = (x.transpose(0, 1).reshape(1, 2, 60) for x in (p, y))
-    torch.testing.assert_close(foreground_dice_loss(p, y), foreground_dice_loss(*flat))
+    torch.testing.assert_close(soft_dice_loss(p, y), soft_dice_loss(*flat))
 
 
 def test_perfect_absent_and_uncounted_classes_cost_nothing():
     y = torch.stack((mask(2, 6), torch.zeros(2, 6, dtype=torch.bool)), dim=1)
-    assert foreground_dice_loss(y.double(), y).item() == pytest.approx(0)
+    assert soft_dice_loss(y.double(), y).item() == pytest.approx(0)
     nothing = torch.zeros(2, 6, dtype=torch.bool)
     d = draw(2, 2, 6)
-    loss = foreground_dice_loss(inside_probability(d), y, nothing)
+    loss = soft_dice_loss(inside_probability(d), y, nothing)
     loss.backward()
     assert loss.item() == 0 and not d.grad.any()
 
 
 def test_dice_counts_no_padding():
     d, y, counted = draw(2, 2, 9), mask(2, 2, 9), mask(2, 9, seed=1)
-    foreground_dice_loss(inside_probability(d, 2.0), y, counted).backward()
+    soft_dice_loss(inside_probability(d, 2.0), y, counted).backward()
     assert torch.equal(d.grad.any(dim=1), counted)
 
 
@@ -94,7 +95,7 @@ def test_gradients_reach_the_student_and_its_distances_where_the_teacher_is_cert
 def test_gradients_are_those_of_the_formulas():
     student, distance, certain, y = draw(2, 3, 5), draw(2, 2, 5, seed=5), mask(2, 5), mask(2, 2, 5)
     assert torch.autograd.gradcheck(lambda z, d: cross_task_term(z, d, certain, 2.0), (student, distance))
-    assert torch.autograd.gradcheck(lambda d: foreground_dice_loss(inside_probability(d, 2.0), y, certain), distance)
+    assert torch.autograd.gradcheck(lambda d: soft_dice_loss(inside_probability(d, 2.0), y, certain), distance)
 
 
 def test_no_certain_voxel_costs_nothing_and_teaches_nothing():

@@ -156,3 +156,11 @@ def test_a_compiled_dice_loss_is_that_of_the_belief(tiny: Path):
 def test_losses_without_dice_or_cross_entropy_are_refused(tiny: Path, variant: str):
     with pytest.raises(InputError, match="EVIL replaces the cross-entropy in nnU-Net's loss"):
         make_trainer(tiny, trainer_named(f"EVILTrainer{variant}")).initialize()
+
+
+def test_the_evidential_network_has_the_authors_optimizer(tiny: Path):
+    trainer = ready(tiny)
+    (a,), (b,) = (trainer.optimizers[name].param_groups for name in ("a", "b"))
+    assert (a["momentum"], a["nesterov"], a["weight_decay"]) == (0.9, False, 1e-3)
+    assert (b["momentum"], b["nesterov"], b["weight_decay"]) == (0.99, True, 3e-5)
+    assert a["lr"] == b["lr"] == trainer.initial_lr

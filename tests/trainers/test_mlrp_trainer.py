@@ -14,11 +14,11 @@ from tiny_training import make_trainer
 from torch import nn
 
 from alhvr_trainer.errors import InputError
+from alhvr_trainer.trainers.decoders import TappedDecoder
 from alhvr_trainer.trainers.mlrp import MLRPTrainer, nearest_upsampling
 from alhvr_trainer.trainers.partners import unwrapped
 from alhvr_trainer.trainers.samples import predictions, take_apart
 from alhvr_trainer.trainers.two_decoders import make_auxiliary
-from alhvr_trainer.trainers.two_passes import TappedDecoder
 
 pytest_plugins = ["planned_dataset"]
 

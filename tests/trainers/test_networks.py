@@ -8,7 +8,8 @@ from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 
 from alhvr_trainer.errors import InputError
 from alhvr_trainer.losses import FeaturePerturbation
-from alhvr_trainer.trainers.two_passes import TwoPass, check_network, default_feature_stage
+from alhvr_trainer.trainers.decoders import check_unet
+from alhvr_trainer.trainers.two_passes import TwoPass, check_feature_stage, default_feature_stage
 
 ISOTROPIC = {2: [[1, 1]] + [[2, 2]] * 4, 3: [[1, 1, 1]] + [[2, 2, 2]] * 3}
 
@@ -102,11 +103,11 @@ def test_feature_stage_can_be_set_and_is_checked():
     network = build("PlainConvUNet", 2, False)
     _, out = TwoPass(network, feature_stage=3)(torch.randn(2, 1, 32, 32), 1, FeaturePerturbation(0))
     assert out.features.shape == (1, 4, 32, 32)
-    check_network(network, 3)
+    check_feature_stage(network, 3)
     with pytest.raises(InputError, match=r'"alhvr.feature_stage" is 4, but the decoder has stages 0 \(deepest\) to 3'):
-        check_network(network, 4)
+        check_feature_stage(network, 4)
     with pytest.raises(InputError, match="Linear has no encoder and staged decoder"):
-        check_network(torch.nn.Linear(1, 1), None)
+        check_unet(torch.nn.Linear(1, 1))
 
 
 @pytest.mark.parametrize("kind", ["PlainConvUNet", "ResidualEncoderUNet"])

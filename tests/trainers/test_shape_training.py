@@ -75,6 +75,14 @@ def test_other_settings_make_another_one(change: dict, tiny: Path):
     assert len(kept(tiny)) == 2
 
 
+def test_regions_in_another_order_make_another_one(tiny: Path):
+    """nnU-Net numbers their channels in the order of dataset.json."""
+    for labels in (REGIONS["labels"], dict(reversed(REGIONS["labels"].items()))):
+        write_json(tiny, "dataset.json", read_json(tiny, "dataset.json") | REGIONS | {"labels": labels})
+        started(tiny, shape_iterations=1)
+    assert len(kept(tiny)) == 2
+
+
 def test_it_is_made_from_the_labels_of_the_training_cases_alone(tiny: Path, monkeypatch: pytest.MonkeyPatch):
     trainer = started(tiny, shape_iterations=2)
     read: list[str] = []

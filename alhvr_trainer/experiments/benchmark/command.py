@@ -66,10 +66,10 @@ def benchmark(
     chosen = load_suite(suite)
     folder = Path(output or f"benchmark_{chosen.name}").resolve()
     failures: list[str] = []
+    if table is not None and methods is not None:
+        raise InputError("name either --methods or the --table whose methods to run")
+    names = _list(methods) if table is None else chosen.methods_of(table)
     if not tables_only:
-        if table is not None and methods is not None:
-            raise InputError("name either --methods or the --table whose methods to run")
-        names = _list(methods) if table is None else chosen.methods_of(table)
         part = {"methods": names, "seeds": _list(seeds), "folds": _list(folds)}
         check_whole_number("parallel", parallel)
         with on_cluster(scheduler):
