@@ -246,7 +246,7 @@ def test_bad_flags_of_train(flags, message, capsys: pytest.CaptureFixture[str]):
         ),
         (
             ["901", "2d", "0", "--trainer", "ALHVRTrainerX"],
-            "no trainer is called ALHVRTrainerX; did you mean ALHVRTrainer?; there are ALHVRTrainer",
+            "no trainer is called ALHVRTrainerX; did you mean ALHVRTrainer?; there are AAUTrainer",
         ),
         (["901", "4d", "0"], "4d"),
         (["901", "2d", "0", "--validation_only"], "fold 0 cannot be validated: dataset 901 not found"),
