@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
 
 from alhvr_trainer.experiments.benchmark.jobs import digest, read_results
-from alhvr_trainer.experiments.benchmark.report import write_report
+from alhvr_trainer.experiments.benchmark.report import COST_FILE, write_report
 from alhvr_trainer.experiments.benchmark.suites import load_suite
 
 pytestmark = pytest.mark.any_nnunet
@@ -21,6 +22,8 @@ RESULTS = sorted((REPOSITORY / "benchmarks" / "results").glob("*/runs"))
 def test_report_is_that_of_the_runs(runs: Path, tmp_path: Path):
     suite = load_suite(runs.parent.name)
     results = read_results(runs.parent, suite.name)
+    for cost in runs.parent.glob(COST_FILE):
+        shutil.copy(cost, tmp_path)
     write_report(suite, results, tmp_path)
     for file in ("report.md", *(f"tables/{file.name}" for file in (tmp_path / "tables").iterdir())):
         assert (runs.parent / file).read_text() == (tmp_path / file).read_text(), file

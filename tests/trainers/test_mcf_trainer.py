@@ -64,7 +64,7 @@ def test_residual_arguments_do_not_reach_the_plain_network():
 
 def test_a_third_architecture_is_refused():
     architecture = typical_architecture(2, residual=False) | {"network_class_name": "somewhere.SwinUNETR"}
-    with pytest.raises(InputError, match="MCF needs plans with the architecture PlainConvUNet or ResidualEncoderUNet; these"):
+    with pytest.raises(InputError, match="architecture PlainConvUNet or ResidualEncoderUNet; these have SwinUNETR"):
         other_architecture(architecture, (1,))
 
 
