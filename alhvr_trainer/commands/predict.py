@@ -97,7 +97,8 @@ def predict(
     cases = _cases(source, model)
     previous = _previous(model, previous_stage, cases)
     files = [file for images in cases.values() for file in images]
-    problem = overwritten_input([*files, *previous], [target, *_written(target, cases, model)])
+    maps = [target / UNCERTAINTY] if uncertainty else []
+    problem = overwritten_input([*files, *previous], [target, *_written(target, cases, model), *maps])
     problem = problem or inside_raw_dataset(target)
     if problem:
         raise InputError(problem)

@@ -16,7 +16,7 @@ from alhvr_trainer.config.methods import method
 from alhvr_trainer.config.settings import Share
 from alhvr_trainer.losses.acmt import ambiguity_threshold, ambiguous_consistency_term, ambiguous_voxels
 from alhvr_trainer.losses.uamt import predictive_entropy
-from alhvr_trainer.trainers.samples import Forward, Predictions, Samples, first, full_resolution
+from alhvr_trainer.trainers.samples import Predictions, Samples
 from alhvr_trainer.trainers.uamt import UAMTSettings, UAMTTrainer
 
 FINAL_THRESHOLDS = {"entropy": 0.6, "dropout": 0.9}
@@ -60,17 +60,8 @@ class ACMTTrainer(UAMTTrainer):
     settings: ACMTSettings
     observed = ("ambiguous",)
 
-    def forward(self, samples: Samples) -> Forward:
-        unlabeled = samples.data[samples.labeled :]
-        student = self.run("a", samples.data)
-        with torch.no_grad():
-            teacher = self.run("teacher", self.perturbed(unlabeled))
-            maps = {"mean": self.mean_prediction(unlabeled, "a")} if self.settings.ambiguity == "dropout" else {}
-        return Forward(
-            labeled={"a": first(student, samples.labeled)},
-            logits={"a": full_resolution(student)[samples.labeled :], "teacher": full_resolution(teacher)},
-            maps=maps,
-        )
+    def judgment(self, data: Tensor) -> dict[str, Tensor]:
+        return {"mean": self.mean_prediction(data, "a")} if self.settings.ambiguity == "dropout" else {}
 
     def unsupervised(self, predictions: Predictions, samples: Samples) -> dict[str, Tensor]:
         student, teacher = predictions.logits["a"], predictions.logits["teacher"]

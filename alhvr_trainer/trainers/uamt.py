@@ -52,12 +52,16 @@ class UAMTTrainer(MeanTeacherTrainer):
         student = self.run("a", samples.data)
         with torch.no_grad():
             teacher = self.run("teacher", self.perturbed(unlabeled))
-            mean = self.mean_prediction(unlabeled)
+            maps = self.judgment(unlabeled)
         return Forward(
             labeled={"a": first(student, samples.labeled)},
             logits={"a": full_resolution(student)[samples.labeled :], "teacher": full_resolution(teacher)},
-            maps={"mean": mean},
+            maps=maps,
         )
+
+    def judgment(self, data: Tensor) -> dict[str, Tensor]:
+        """The maps that tell which of the unlabeled voxels count."""
+        return {"mean": self.mean_prediction(data)}
 
     def mean_prediction(self, data: Tensor, name: str = "teacher") -> Tensor:
         """mu of Eq. 2: a network's probabilities, mean of T passes, each with noise and dropout of its own.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -67,6 +68,14 @@ def test_a_prediction_that_continues_has_all_maps(images: Path, tmp_path: Path):
     predict(**options)
     with pytest.raises(InputError, match=r"out/case.nii.gz is there without .*/out/uncertainty/case.nii.gz: remove it"):
         predict(**options, uncertainty=True, continue_prediction=True)
+
+
+def test_maps_do_not_go_where_the_images_are(images: Path, tmp_path: Path):
+    scans = tmp_path / "out" / "uncertainty"
+    shutil.copytree(images, scans)
+    options = {"output": tmp_path / "out", "device": "cpu", "uncertainty": True}
+    with pytest.raises(InputError, match=r"out/uncertainty would be written over .*/case_0000.nii.gz, "):
+        predict(input=scans, model_folder=make_model(tmp_path / "results", trainer="EVILTrainer"), **options)
 
 
 @pytest.mark.parametrize("network", ["b", "both"])
