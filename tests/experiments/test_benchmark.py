@@ -64,6 +64,7 @@ def test_there_are_the_announced_suites():
     assert shipped_suites() == [
         "abdomenct1k",
         "acdc",
+        "acdc-cpu",
         "acdc-quick",
         "brats2019",
         "hippocampus-augmentation",

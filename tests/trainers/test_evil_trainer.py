@@ -164,3 +164,14 @@ def test_the_evidential_network_has_the_authors_optimizer(tiny: Path):
     assert (a["momentum"], a["nesterov"], a["weight_decay"]) == (0.9, False, 1e-3)
     assert (b["momentum"], b["nesterov"], b["weight_decay"]) == (0.99, True, 3e-5)
     assert a["lr"] == b["lr"] == trainer.initial_lr
+
+
+def test_the_evidential_network_may_learn_at_a_rate_of_its_own(tiny: Path):
+    change_settings(tiny, evidential_learning_rate=0.1)
+    trainer = ready(tiny)
+    trainer.on_train_epoch_start()
+    rates = [trainer.optimizers[name].param_groups[0]["lr"] for name in ("a", "b")]
+    assert rates == [0.1, trainer.initial_lr] == [0.1, 0.01]
+    change_settings(tiny, evidential_learning_rate=0.0)
+    with pytest.raises(InputError, match="evidential_learning_rate"):
+        ready(tiny)
