@@ -1,7 +1,8 @@
 """Where the voxels of each class lie while ALHVR trains: in which region, what the teacher says there, who pulls where.
 
 The training is the suite's. It never sees the cases that are measured: after every ``every`` steps, both networks run
-on the same patches of validation cases, whose labels then sort the voxels into classes.
+on the same patches of validation cases, whose labels then sort the voxels into classes. Measuring draws
+feature perturbations, so that later steps are not those of an undisturbed training.
 
     python benchmarks/regions_by_class.py --suite acdc-cpu --fold 1 --output regions_by_class.json
 """

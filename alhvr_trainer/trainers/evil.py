@@ -43,7 +43,7 @@ class EVILSettings(Settings):
     evidential_learning_rate: Annotated[float, Field(gt=0)] | None = None
     """Initial learning rate of the evidential network; default: nnU-Net's 0.01, also the authors'.
 
-    With their momentum of 0.9, ten times smaller steps than nnU-Net's 0.99 takes: short trainings need a higher rate.
+    At one rate, their momentum of 0.9 moves the weights a tenth as far as nnU-Net's 0.99: short trainings need more.
     """
 
 

@@ -166,7 +166,7 @@ def test_files_that_are_no_ready_plans(tmp_path: Path, content: object, message:
 def test_unknown_ready_plans_list_the_known_ones() -> None:
     with pytest.raises(
         InputError,
-        match="no plans file acdc; ready plans: abdomenct1k_3d, acdc_2d, acdc_cpu, acdc_quick, brats2019_3d",
+        match="no plans file acdc; ready plans: abdomenct1k_3d, acdc_2d, acdc_cpu, acdc_quick, brats2019_3d, demo, ",
     ):
         load_template("acdc")
 
