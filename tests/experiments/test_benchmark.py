@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from dataclasses import asdict, replace
 from itertools import combinations, product
 from pathlib import Path
@@ -53,7 +54,8 @@ def test_shipped_suites(name):
     if suite.splits != "splits_final.json":
         splits = json.loads((prepare.SPLITS / suite.splits).read_text())
         for label, fold in suite.all_folds.items():
-            assert len(splits[fold]["train"]) == int(label.split()[0])
+            labelled = {re.match(suite.group or ".*", case)[0] for case in splits[fold]["train"]}
+            assert len(labelled) == int(label.split()[0])
             assert bool(splits[fold]["unlabeled"]) == (label in suite.folds)
             parts = [set(splits[fold][part]) for part in ("train", "unlabeled", "val")]
             assert len(set.union(*parts)) == sum(map(len, parts))
