@@ -31,6 +31,10 @@ class Settings(BaseModel):
     """Weight of the unsupervised terms at the end of the ramp-up."""
     ramp_fraction: Share = 1.0
     """Share of all training iterations over which the weight ramps up."""
+    warm_up_fraction: Share = 0.0
+    """Share of all training iterations in which labeled samples alone teach; the weight's ramp-up starts after it."""
+    decay_fraction: Share = 1.0
+    """Share of the epochs, the last ones, in which nnU-Net's learning rate falls; until then it is constant."""
     unlabeled_foreground: Share = 0.0
     """Share of the unlabeled patches laid around foreground that the network predicted, nine times in all."""
     augmentation: Literal["stock", "device"] = "stock"

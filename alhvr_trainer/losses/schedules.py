@@ -18,7 +18,7 @@ def ramp_up(share: float) -> float:
     return math.exp(-5.0 * (1.0 - share) ** 2)
 
 
-def consistency_weight(step: int, ramp_steps: float, maximum: float = 0.1) -> float:
+def consistency_weight(step: float, ramp_steps: float, maximum: float = 0.1) -> float:
     """Weight of the unsupervised terms at a training step.
 
     ``w(t) = maximum * exp(-5 * (1 - min(t, R) / R)^2)``

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 from nnunetv2.training.nnUNetTrainer import nnUNetTrainer as trainer_module
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import distributed as dist
@@ -107,6 +108,13 @@ class BaseTrainer(nnUNetTrainer):
             f"ALHVR: {self.labeled_batch_size} labeled + {self.unlabeled_batch_size} unlabeled samples per step, "
             f"seed {self.seed}, settings {self.settings.as_dict()}"
         )
+
+    def configure_optimizers(self):
+        optimizer, schedule = super().configure_optimizers()
+        constant = round((1 - self.settings.decay_fraction) * self.num_epochs)
+        return optimizer, LatePolynomial(
+            optimizer, self.initial_lr, self.num_epochs, constant
+        ) if constant else schedule
 
     # --- ranks ------------------------------------------------------------------------------------------------------
 
@@ -237,6 +245,24 @@ class BaseTrainer(nnUNetTrainer):
         if self.display is not None:
             self.display.close()
         super().on_train_end()
+
+
+class LatePolynomial(PolyLRScheduler):
+    """A constant learning rate, and in the last epochs nnU-Net's polynomial.
+
+    Args:
+        optimizer, initial_lr: as for nnU-Net's schedule.
+        epochs: of the whole training.
+        constant: how many of them come before the rate falls.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, initial_lr: float, epochs: int, constant: int) -> None:
+        self.constant = constant
+        super().__init__(optimizer, initial_lr, max(epochs - constant, 1))
+
+    def step(self, current_step: int | None = None) -> None:
+        """nnU-Net calls it with the number of the epoch; torch, once when it is made, without."""
+        super().step(0 if current_step is None else max(current_step - self.constant, 0))
 
 
 def respect_thread_limit(device: torch.device) -> None:

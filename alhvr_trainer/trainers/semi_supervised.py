@@ -166,8 +166,11 @@ class SemiSupervisedTrainer(TrainerWithPartners):
 
     def weight(self) -> float:
         """w(t) of the unsupervised terms."""
-        steps = self.settings.ramp_fraction * self.num_epochs * self.num_iterations_per_epoch
-        return consistency_weight(self.step, steps, self.settings.consistency_weight)
+        settings, steps = self.settings, self.num_epochs * self.num_iterations_per_epoch
+        since_warm_up = self.step - settings.warm_up_fraction * steps
+        if since_warm_up < 0:
+            return 0.0
+        return consistency_weight(since_warm_up, settings.ramp_fraction * steps, settings.consistency_weight)
 
     def train_step(self, batch: dict) -> dict:
         """One step on L labeled and U unlabeled samples.

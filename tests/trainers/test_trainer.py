@@ -21,6 +21,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from tiny_training import make_trainer
 
 from alhvr_trainer.errors import InputError
+from alhvr_trainer.losses.schedules import ramp_up
 from alhvr_trainer.planning.plan_and_preprocess import plan_and_preprocess
 from alhvr_trainer.trainers.alhvr import ALHVRTrainer
 from alhvr_trainer.trainers.checkpoints import read_checkpoint
@@ -275,6 +276,7 @@ def test_networks_start_differently_train_and_log(tiny: Path):
         {"official_ce_broadcast": True},
         {"feature_stage": 1},
         {"ramp_fraction": 0.1},
+        {"warm_up_fraction": 1.0},
         {"seed": 2},
     ],
     ids=lambda changed: next(iter(changed)),
@@ -297,6 +299,34 @@ def test_each_setting_takes_effect(tiny: Path, changed: dict):
     assert torch.equal(before, weights())
     change_settings(tiny, **changed)
     assert not torch.equal(before, weights())
+
+
+def test_warm_up_on_labeled_samples_alone_comes_before_the_ramp(tiny: Path):
+    change_settings(tiny, num_epochs=10, consistency_weight=0.5, warm_up_fraction=0.2, ramp_fraction=0.5)
+    trainer = make_trainer(tiny)
+    steps = 10 * trainer.num_iterations_per_epoch
+    weights = []
+    for trainer.step in range(steps):
+        weights.append(trainer.weight())
+    start, end = round(0.2 * steps), round(0.7 * steps)
+    assert weights[:start] == [0.0] * start and weights[end:] == [0.5] * (steps - end)
+    assert weights[start:end] == [0.5 * ramp_up(step / (end - start)) for step in range(end - start)]
+
+
+@pytest.mark.parametrize(("share", "constant"), [(1.0, 0), (0.4, 6), (0.0, 10)])
+def test_learning_rate_falls_in_the_last_epochs_alone(tiny: Path, share: float, constant: int):
+    change_settings(tiny, num_epochs=10, decay_fraction=share)
+    trainer = make_trainer(tiny)
+    trainer.initialize()
+    for schedule, optimizer in zip(
+        (trainer.lr_scheduler, *trainer._schedulers.values()), trainer.optimizers.values(), strict=True
+    ):
+        rates = [optimizer.param_groups[0]["lr"]]
+        for epoch in range(10):
+            schedule.step(epoch)
+            rates.append(optimizer.param_groups[0]["lr"])
+        falling = [0.01 * (1 - epoch / (10 - constant)) ** 0.9 for epoch in range(10 - constant)]
+        assert rates == [0.01] * (constant + 1) + falling
 
 
 def test_resuming_is_exact(tiny: Path):
