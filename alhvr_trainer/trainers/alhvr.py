@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from alhvr_trainer.config.methods import method
@@ -14,6 +14,7 @@ from alhvr_trainer.losses import FeaturePerturbation, TwoPasses, alhvr_channel_t
 from alhvr_trainer.losses.alhvr import TERMS
 from alhvr_trainer.losses.regions import Region, paper_proportion
 from alhvr_trainer.losses.voxels import valid_voxels
+from alhvr_trainer.trainers.decoders import Tap
 from alhvr_trainer.trainers.parallel import get_rank, get_world_size
 from alhvr_trainer.trainers.partners import unwrapped
 from alhvr_trainer.trainers.samples import Forward, Predictions, Samples, first
@@ -23,9 +24,28 @@ from alhvr_trainer.trainers.two_passes import TwoPass
 REGION_MASKS = ("omega1", "omega2a", "omega2b", "omega3")
 
 
+PAPER = {
+    "consistency_weight": 0.1,
+    "ramp_fraction": 1.0,
+    "warm_up_fraction": 0.0,
+    "decay_fraction": 0.0,
+    "optimizer": "paper",
+    "temperature": 0.1,
+    "prototype_scale": 1.0,
+    "detach_teacher": False,
+    "feature_tap": "stage",
+}
+"""``"preset": "paper"``: the training of the paper and of its code, but for network, augmentation and patches."""
+AUTHORS_SGD = {"momentum": 0.9, "nesterov": False, "weight_decay": 1e-4}
+
+
 class ALHVRSettings(Settings):
     """ALHVR (Lei et al., ICCV 2025)."""
 
+    preset: Literal["default", "paper"] = "default"
+    """Defaults of the other keys: this package's, or those of the paper."""
+    optimizer: Literal["nnU-Net", "paper"] = "nnU-Net"
+    """SGD with nnU-Net's momentum 0.99, Nesterov and weight decay 3e-5, or with the authors' 0.9, none and 1e-4."""
     threshold_proportion: Annotated[float, Field(ge=0.01, le=1.0)] | None = None
     """Share of the least confident voxels whose mean is gamma [beta]; default 0.8 in 2D, 0.7 in 3D."""
     # below 0.02 the powers of the sharpening underflow in float32, above 1 its gradient at 0 is infinite
@@ -43,6 +63,14 @@ class ALHVRSettings(Settings):
     """Compute CG-CPCL's cross-entropy with the mask broadcast of the authors' released code."""
     feature_stage: Annotated[int, Field(ge=0)] | None = None
     """Decoder stage whose output feeds CG-CPCL, 0 = deepest; default: the stage at 1/8 resolution."""
+    feature_tap: Tap = "stage"
+    """Where CG-CPCL taps this stage: its output, behind LeakyReLU, or that of its "up-convolution", which has both
+    signs, as the authors' features have in 2D."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _preset(cls, given: Any) -> Any:
+        return {**PAPER, **given} if isinstance(given, dict) and given.get("preset") == "paper" else given
 
 
 @method(
@@ -96,7 +124,12 @@ class ALHVRTrainer(SemiSupervisedTrainer):
     def initialize(self) -> None:
         super().initialize()
         self.passes = {
-            name: TwoPass(unwrapped(network), self.settings.feature_stage, compiled=self._do_i_compile())
+            name: TwoPass(
+                unwrapped(network),
+                self.settings.feature_stage,
+                self.settings.feature_tap,
+                compiled=self._do_i_compile(),
+            )
             for name, network in self.networks().items()
         }
         self.perturbations = {
@@ -108,6 +141,13 @@ class ALHVRTrainer(SemiSupervisedTrainer):
         self.method_terms = torch.compile(terms, dynamic=False) if compiled else terms
         dimensions = len(self.configuration_manager.patch_size)
         self.threshold_proportion = self.settings.threshold_proportion or paper_proportion(dimensions)
+
+    def configure_optimizers(self):
+        optimizer, schedule = super().configure_optimizers()
+        if self.settings.optimizer == "paper":
+            for group in optimizer.param_groups:
+                group.update(AUTHORS_SGD)
+        return optimizer, schedule
 
     def forward(self, samples: Samples) -> Forward:
         """Each network twice: on all samples, and its decoder on perturbed features of the unlabeled ones."""

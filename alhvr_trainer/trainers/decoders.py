@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from torch import Tensor, nn
 
@@ -11,23 +11,27 @@ from alhvr_trainer.errors import InputError
 UNet: TypeAlias = Any
 """nnU-Net's ``PlainConvUNet`` or ``ResidualEncoderUNet``: a module with an ``encoder`` and a staged ``decoder``."""
 
+Tap = Literal["stage", "up-convolution"]
+
 
 class TappedDecoder:
-    """A decoder that also returns the output of one of its stages: ``(outputs, features)``.
+    """A decoder that also returns a feature map of one of its stages: ``(outputs, features)``.
 
     Args:
         decoder: of nnU-Net's U-Nets.
         stage: 0 is the deepest, -1 the one at full resolution, whose output the last segmentation layer reads.
+        tap: "stage", its output, or "up-convolution", what the transposed convolution below it gives.
 
     The hook is there for good and acts only while this object calls: one that came and went with each call would be
     compiled anew every time.
     """
 
-    def __init__(self, decoder: Any, stage: int) -> None:
+    def __init__(self, decoder: Any, stage: int, tap: Tap = "stage") -> None:
         self._decoder = decoder
         self._listening = False
         self._heard: Tensor | None = None
-        decoder.stages[stage].register_forward_hook(self._hear)
+        tapped = decoder.stages if tap == "stage" else decoder.transpconvs
+        tapped[stage].register_forward_hook(self._hear)
 
     def __call__(self, skips: list[Tensor]) -> tuple[Any, Tensor]:
         self._listening = True

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from alhvr_trainer.errors import InputError
 from alhvr_trainer.losses import TwoPasses
-from alhvr_trainer.trainers.decoders import TappedDecoder, UNet, check_unet
+from alhvr_trainer.trainers.decoders import Tap, TappedDecoder, UNet, check_unet
 from alhvr_trainer.trainers.samples import Outputs, full_resolution
 
 FEATURE_STRIDE = 8
@@ -29,6 +29,7 @@ class TwoPass:
     Args:
         network: in training or evaluation mode, deep supervision on or off.
         feature_stage: decoder stage of the feature tap, see :func:`default_feature_stage`.
+        feature_tap: where in this stage, see :class:`TappedDecoder`.
         compiled: run encoder and decoder through ``torch.compile``; the perturbation between them stays eager.
         compile_options: of ``torch.compile``.
 
@@ -37,14 +38,19 @@ class TwoPass:
     """
 
     def __init__(
-        self, network: UNet, feature_stage: int | None = None, compiled: bool = False, **compile_options: Any
+        self,
+        network: UNet,
+        feature_stage: int | None = None,
+        feature_tap: Tap = "stage",
+        compiled: bool = False,
+        **compile_options: Any,
     ) -> None:
         check_unet(network)
         check_feature_stage(network, feature_stage)
         stage = default_feature_stage(network) if feature_stage is None else feature_stage
         self._decoder = network.decoder
         self._encode: Callable[[Tensor], list[Tensor]] = network.encoder
-        self._decode: Callable[[list[Tensor]], tuple[Any, Tensor]] = TappedDecoder(network.decoder, stage)
+        self._decode: Callable[[list[Tensor]], tuple[Any, Tensor]] = TappedDecoder(network.decoder, stage, feature_tap)
         if compiled:  # static shapes: the two passes differ in batch size, and each gets a graph of its own
             options = {"dynamic": False, **compile_options}
             self._encode = torch.compile(self._encode, **options)

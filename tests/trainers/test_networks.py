@@ -99,6 +99,17 @@ def test_feature_stage_follows_the_strides(strides, stage, scale):
     assert out.features.shape[2:] == tuple(s // f for s, f in zip(size, scale, strict=True))
 
 
+def test_features_of_the_up_convolution_have_both_signs():
+    """LeakyReLU works in place: what the hook hears must not be what it leaves."""
+    network = build("PlainConvUNet", 2, False)
+    data = torch.randn(2, 1, 32, 32)
+    _, out = TwoPass(network, feature_stage=1, feature_tap="up-convolution")(data, 0, lambda skips: skips)
+    skips = network.encoder(data)
+    joined = torch.cat((network.decoder.transpconvs[0](skips[-1]), skips[-2]), dim=1)
+    torch.testing.assert_close(out.features, network.decoder.transpconvs[1](network.decoder.stages[0](joined)))
+    assert 0.2 < (out.features > 0).float().mean() < 0.8
+
+
 def test_feature_stage_can_be_set_and_is_checked():
     network = build("PlainConvUNet", 2, False)
     _, out = TwoPass(network, feature_stage=3)(torch.randn(2, 1, 32, 32), 1, FeaturePerturbation(0))

@@ -273,8 +273,10 @@ def test_networks_start_differently_train_and_log(tiny: Path):
         {"temperature": 0.5},
         {"prototype_scale": 5.0},
         {"detach_teacher": True},
+        {"optimizer": "paper"},
         {"official_ce_broadcast": True},
         {"feature_stage": 1},
+        {"feature_tap": "up-convolution"},
         {"ramp_fraction": 0.1},
         {"warm_up_fraction": 1.0},
         {"seed": 2},
@@ -299,6 +301,18 @@ def test_each_setting_takes_effect(tiny: Path, changed: dict):
     assert torch.equal(before, weights())
     change_settings(tiny, **changed)
     assert not torch.equal(before, weights())
+
+
+def test_the_papers_setting_is_one_key_away(tiny: Path):
+    change_settings(tiny, preset="paper", temperature=0.2)
+    trainer = make_trainer(tiny)
+    trainer.initialize()
+    settings = trainer.settings
+    assert (settings.decay_fraction, settings.consistency_weight, settings.ramp_fraction) == (0.0, 0.1, 1.0)
+    assert settings.temperature == 0.2  # what is said beside the preset counts
+    for optimizer in trainer.optimizers.values():
+        group = optimizer.param_groups[0]
+        assert (group["momentum"], group["nesterov"], group["weight_decay"], group["lr"]) == (0.9, False, 1e-4, 0.01)
 
 
 def test_warm_up_on_labeled_samples_alone_comes_before_the_ramp(tiny: Path):

@@ -52,7 +52,7 @@ def regions_of(checkpoint: dict[str, Any], slices: np.ndarray) -> tuple[dict[str
         network.load_state_dict(weights)
         perturb = FeaturePerturbation(PERTURBATION_SEED + offset, torch.device("cpu"))
         with torch.no_grad():
-            _, passes = TwoPass(network, settings.feature_stage)(data, 0, perturb)
+            _, passes = TwoPass(network, settings.feature_stage, settings.feature_tap)(data, 0, perturb)
         inputs += passes
     beta = settings.threshold_proportion or paper_proportion(len(configuration.patch_size))
     terms = alhvr_terms(*inputs, threshold_proportion=beta, valid=valid)
