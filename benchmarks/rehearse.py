@@ -23,6 +23,7 @@ import torch
 import yaml
 from step_cost import versions
 
+from alhvr_trainer.config.names import UNLABELED_FOLDER
 from alhvr_trainer.errors import InputError
 from alhvr_trainer.experiments.benchmark.command import benchmark
 from alhvr_trainer.experiments.benchmark.suites import Suite, load_suite
@@ -58,15 +59,16 @@ def write_dataset(raw: Path, suite: Suite, shape: tuple[int, int, int]) -> list[
     name, folder = suite.name, raw / f"Dataset903_{suite.dataset}"
     names = iter(f"case_{number:02d}" for number in range(sum(PARTS.values())))
     parts = {part: [next(names) for _ in range(number)] for part, number in PARTS.items()}
-    for images in ("imagesTr", "labelsTr", "imagesTs", "labelsTs", "imagesUnlabeled"):
+    for images in ("imagesTr", "labelsTr", "imagesTs", "labelsTs", UNLABELED_FOLDER):
         (folder / images).mkdir(parents=True)
     cases = [(part, case) for part, members in parts.items() for case in members]
     for number, (part, case) in enumerate(cases):
         image, labels = phantom(name, number, shape)
-        kind = {"test": "Ts", "unlabeled": "Unlabeled"}.get(part, "Tr")
-        write_volume(image, folder / f"images{kind}" / f"{case}_0000.nii.gz", SPACING[name])
+        end = "Ts" if part == "test" else "Tr"
+        images = UNLABELED_FOLDER if part == "unlabeled" else f"images{end}"
+        write_volume(image, folder / images / f"{case}_0000.nii.gz", SPACING[name])
         if part != "unlabeled":
-            write_volume(labels, folder / f"labels{kind}" / f"{case}.nii.gz", SPACING[name])
+            write_volume(labels, folder / f"labels{end}" / f"{case}.nii.gz", SPACING[name])
     content = {
         "channel_names": {"0": CHANNEL[name]},
         "labels": LABELS[name],
@@ -74,7 +76,7 @@ def write_dataset(raw: Path, suite: Suite, shape: tuple[int, int, int]) -> list[
         "file_ending": ".nii.gz",
     }
     (folder / "dataset.json").write_text(json.dumps(content))
-    return [{part: parts[part] for part in ("train", "unlabeled", "val")}]
+    return [{part: parts[part] for part in ("train", "val")}]
 
 
 def rehearsed(suite: Suite, folder: Path, steps: int) -> Path:
