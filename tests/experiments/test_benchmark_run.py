@@ -75,7 +75,7 @@ def test_benchmark_goes_on_where_it_stopped(tmp_path):
     assert (ours["labeled"], ours["unlabeled"], theirs["unlabeled"]) == (2, 2, 0)
     assert (ours["iterations"], ours["continued"], ours["settings_in_force"]["seed"]) == (1, False, 0)
     assert str(tmp_path) not in files["alhvr__2_labeled__seed0.json"].read_text()
-    for checkpoint in ("final", "best"):
+    for checkpoint in ("final", "postprocessed", "best"):
         assert sorted(ours["metrics"][checkpoint]["test"]) == ["phantom_005", "phantom_006"]
         assert list(ours["metrics"][checkpoint]["validation"]) == ["phantom_004"]
         assert set(ours["metrics"][checkpoint]["test"]["phantom_005"]) == {"RV", "MYO", "LV"}

@@ -1,5 +1,7 @@
 """One run of a benchmark, in its own process: train, segment with the last and the best checkpoint, evaluate both.
 
+The last checkpoint is evaluated once more with the postprocessing that nnU-Net chooses on the validation cases.
+
 Finished parts are kept: started again, it resumes where it stopped.
 """
 
@@ -30,6 +32,7 @@ from alhvr_trainer.trainers.checkpoints import read_checkpoint
 
 CHECKPOINTS = ("final", "best")
 """What is measured: the network at the end of the training, and at its best smoothed validation Dice."""
+POSTPROCESSED = "postprocessed"
 _SUMMARY = "summary.json"
 _DIGITS = 6
 
@@ -58,6 +61,9 @@ def run(job: Job, plans: str, output: Path, device: str) -> Path:
         if job.test:
             folders["test"] = _predict_test(job, plans, fold, checkpoint, device)
         metrics[checkpoint] = {part: _measure(job, part, folder) for part, folder in folders.items()}
+        if checkpoint == "final":
+            changed = _postprocess(job, plans, folders)
+            metrics[POSTPROCESSED] = {part: _measure(job, part, folder) for part, folder in changed.items()}
     result = {
         "job": asdict(job),
         **_cases(job),
@@ -120,6 +126,25 @@ def _predict_test(job: Job, plans: str, fold: Path, checkpoint: str, device: str
         predictor.predict_from_files_sequential(os.path.join(raw_folder(job.dataset), "imagesTs"), str(partial))
         partial.replace(folder)
     return folder
+
+
+def _postprocess(job: Job, plans: str, folders: dict[str, Path]) -> dict[str, Path]:
+    """Where nnU-Net keeps the largest component alone, if the validation cases gain by it: postprocessed copies."""
+    from nnunetv2.postprocessing.remove_connected_components import (
+        apply_postprocessing_to_folder,
+        determine_postprocessing,
+    )
+
+    dataset = named_dataset(job.dataset)
+    content = read_object(Path(preprocessed_folder(job.dataset)) / f"{plans}.json"), dataset.dataset_json
+    changed = {part: folder.with_name(f"{part}_{POSTPROCESSED}") for part, folder in folders.items()}
+    references = str(Path(dataset.preprocessed) / "gt_segmentations")
+    steps = determine_postprocessing(
+        str(folders["validation"]), references, *content, num_processes=1, keep_postprocessed_files=False
+    )
+    for part, folder in folders.items():
+        apply_postprocessing_to_folder(str(folder), str(changed[part]), *steps, *content, num_processes=1)
+    return changed
 
 
 def _measure(job: Job, part: str, predictions: Path) -> dict[str, Any]:

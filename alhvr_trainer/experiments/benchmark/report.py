@@ -12,7 +12,15 @@ from alhvr_trainer.experiments.benchmark.plots import box_plots
 from alhvr_trainer.experiments.benchmark.suites import Suite
 from alhvr_trainer.experiments.benchmark.tables import comma_separated, markdown
 
-CHECKPOINTS = {"final": "last checkpoint", "best": "best checkpoint"}
+CHECKPOINTS = {
+    "final": "last checkpoint",
+    "postprocessed": "last checkpoint, postprocessed",
+    "best": "best checkpoint",
+}
+_NOTES = {
+    "postprocessed": "For each run, nnU-Net chose on the validation cases whether to keep the largest component alone: of "
+    "the foreground, or of single classes."
+}
 _TITLES = {
     "comparison": "Comparison",
     "classes": "Comparison, class by class",
@@ -48,7 +56,9 @@ def write_report(suite: Suite, results: Sequence[Result], output: Path) -> Path:
     costs = {name: f"{row['relative']:.1f} ×, {row['peak_mib']} MiB" for name, row in cost.get("methods", {}).items()}
     parts += [_COST_LEGEND.format(**cost)] if cost else []
     for checkpoint, title in CHECKPOINTS.items():
-        parts.append(f"## {title.capitalize()}")
+        if not all(checkpoint in result["metrics"] for result in results):
+            continue  # older runs were not postprocessed
+        parts += [f"## {title.capitalize()}", _NOTES.get(checkpoint, "")]
         for table, rows in _tables(suite, results, checkpoint, methods).items():
             if rows:
                 text = markdown(table, rows, costs if table == "comparison" else None)
