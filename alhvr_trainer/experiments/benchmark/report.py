@@ -18,8 +18,8 @@ CHECKPOINTS = {
     "best": "best checkpoint",
 }
 _NOTES = {
-    "postprocessed": "For each run, nnU-Net chose on the validation cases whether to keep the largest component alone: of "
-    "the foreground, or of single classes."
+    "postprocessed": "For each run, nnU-Net chose on the validation cases whether to keep the largest component "
+    "alone, of the foreground or of single classes."
 }
 _TITLES = {
     "comparison": "Comparison",
