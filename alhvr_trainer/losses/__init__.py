@@ -8,6 +8,7 @@ from .aau import AAULoss
 from .acmt import ACMTLoss
 from .alhvr import ALHVRLoss, ALHVRTerms, TwoPasses, alhvr_channel_terms, alhvr_terms
 from .cps import CPSLoss, cps_terms
+from .cutmix import CutMixLoss
 from .evil import EVILLoss, evidential_uncertainty
 from .fixmatch import FixMatchLoss
 from .mcf import MCFLoss
@@ -25,6 +26,7 @@ __all__ = [
     "ALHVRLoss",
     "ALHVRTerms",
     "CPSLoss",
+    "CutMixLoss",
     "EVILLoss",
     "FeaturePerturbation",
     "FixMatchLoss",

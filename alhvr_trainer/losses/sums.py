@@ -28,6 +28,11 @@ def total(x: Tensor, group: Group = None) -> Tensor:
     return summed
 
 
+def share(value: Tensor, group: Group = None) -> Tensor:
+    """This rank's share of a value that is the same on all ranks: the shares add up to it."""
+    return value if group is None else value / dist.get_world_size(group)
+
+
 @torch.no_grad()
 def gathered(values: Tensor, group: Group = None) -> Tensor:
     """The values of all ranks, one after another.

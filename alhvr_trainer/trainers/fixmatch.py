@@ -5,23 +5,18 @@ Sohn et al., *FixMatch: simplifying semi-supervised learning with consistency an
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from alhvr_trainer.config.methods import method
-from alhvr_trainer.config.settings import Settings, Share
+from alhvr_trainer.config.settings import Share
 from alhvr_trainer.losses.fixmatch import confident_labels, pseudo_label_term
-from alhvr_trainer.losses.schedules import average_decay
-from alhvr_trainer.trainers.partners import move_average, unwrapped
 from alhvr_trainer.trainers.samples import Forward, Predictions, Samples, first, full_resolution
-from alhvr_trainer.trainers.semi_supervised import SemiSupervisedTrainer
-from alhvr_trainer.trainers.views import INSIDE_UNLABELED, two_view_pipeline
+from alhvr_trainer.trainers.two_views import TwoViewSettings, TwoViewTrainer
 
 
-class FixMatchSettings(Settings):
+class FixMatchSettings(TwoViewSettings):
     """FixMatch (Sohn et al., NeurIPS 2020)."""
 
     consistency_weight: float = Field(1.0, ge=0.0)
@@ -31,12 +26,6 @@ class FixMatchSettings(Settings):
     """Share of all training iterations over which the weight ramps up."""
     confidence_threshold: Share = 0.95
     """Confidence on the weak view from which on a voxel's pseudo-label counts [tau]."""
-    ema_decay: Share = 0.999
-    """Decay of the moving average of the weights that predicts."""
-    strong_transforms: int = Field(2, ge=0)
-    """How many of nnU-Net's intensity transforms RandAugment draws for the strong view."""
-    cutout: Share = 0.5
-    """Edge of the box that the strong view lacks, as a share of the patch; 0: none."""
 
 
 @method(
@@ -47,7 +36,7 @@ class FixMatchSettings(Settings):
     reference="Sohn K. et al. FixMatch: Simplifying Semi-Supervised Learning with Consistency and Confidence. NeurIPS "
     "2020.",
 )
-class FixMatchTrainer(SemiSupervisedTrainer):
+class FixMatchTrainer(TwoViewTrainer):
     """FixMatch inside nnU-Net: ``nnUNetv2_train D C F -tr FixMatchTrainer``.
 
     ``loss = L_sup + lambda_u l_u``. Each patch comes as two views, cut out of nnU-Net's own augmentation
@@ -61,29 +50,6 @@ class FixMatchTrainer(SemiSupervisedTrainer):
     settings: FixMatchSettings
     terms = ("pseudo_label",)
     observed = ("confident",)
-    predicts_with = "average"
-
-    def build_partners(self) -> dict[str, nn.Module]:
-        return {"average": self.averaged_network()}
-
-    def get_training_transforms(self, *args: Any, **kwargs: Any) -> Any:
-        pipeline = super().get_training_transforms(*args, **kwargs)
-        channels = len(self.configuration_manager.use_mask_for_norm)
-        return two_view_pipeline(pipeline, channels, self.settings.strong_transforms, self.settings.cutout)
-
-    def get_tr_and_val_datasets(self):
-        both, validation = super().get_tr_and_val_datasets()
-        both.inside_unlabeled = INSIDE_UNLABELED
-        return both, validation
-
-    def views(self, data: Tensor) -> tuple[Tensor, Tensor]:
-        """Weak and second view, each (L+U, channels, *S), out of a batch (L+U, 2 x image channels + others, *S).
-
-        In a cascade the others are the previous stage's segmentation, which both views share.
-        """
-        images = data.shape[1] - self.num_input_channels
-        shared = data[:, 2 * images :]
-        return torch.cat((data[:, :images], shared), dim=1), torch.cat((data[:, images : 2 * images], shared), dim=1)
 
     def forward(self, samples: Samples) -> Forward:
         weak, second = self.views(samples.data)
@@ -102,10 +68,3 @@ class FixMatchTrainer(SemiSupervisedTrainer):
             "pseudo_label": pseudo_label_term(strong, labels, confident, valid, group),
             "confident": predictions.mean(confident),
         }
-
-    def after_step(self) -> None:
-        average, network = unwrapped(self.partners["average"]), unwrapped(self.network)
-        decay = self.number("decay", lambda: average_decay(self.step, self.settings.ema_decay))
-        move_average(average, network, decay)
-        for mine, its in zip(average.buffers(), network.buffers(), strict=True):
-            mine.copy_(its)  # batch norm's statistics: the average sees no sample in training

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from alhvr_trainer import losses
+from alhvr_trainer.losses.cutmix import pseudo_label_loss
 from alhvr_trainer.losses.evil import certain_cross_entropy_term, evidential_term
 from alhvr_trainer.losses.fixmatch import confident_labels, pseudo_label_term
 from alhvr_trainer.losses.mcf import correction_term
@@ -68,7 +69,10 @@ def test_the_rivals_losses():
     }
     for loss, value in expected.items():
         assert value > 0 and torch.equal(loss(a, b, valid), value), loss
-    labels = b.argmax(dim=1)  # the second network is right, and teaches
+    labels = b.argmax(dim=1)
+    found = losses.CutMixLoss()(a, labels, valid)
+    assert found > 0 and torch.equal(found, pseudo_label_loss(a, labels, valid))
+    # of MCF: the second network is right, and teaches
     found = losses.MCFLoss(0.3)(a, b, a, b, labels, valid)
     assert found > 0 and torch.equal(found, correction_term(a, b, torch.tensor(False), 0.3, valid))
     found = losses.UAMTLoss()(a, b, probabilities, 0.2, valid)

@@ -148,7 +148,7 @@ def train_steps(
     result = {}
     for step in range(steps):
         batch = make_batch(trainer, step)
-        if method == "FixMatchTrainer":  # its loader gives every patch in two views
+        if method in ("FixMatchTrainer", "CutMixTrainer"):  # their loaders give every patch in two views
             batch["data"] = torch.cat((batch["data"], batch["data"].flip(0)), dim=1)
         values = trainer.train_step(my_part(batch, *trainer.settings_batch))["record"].values
         result |= {f"{step} {key}": torch.tensor(value) for key, value in values.items()}

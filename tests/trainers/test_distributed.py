@@ -42,6 +42,7 @@ METHODS = {
     "MeanTeacherTrainer": {"input_noise": 0.0},
     "UAMTTrainer": {"input_noise": 0.0, "dropout": 0.0, "uncertainty_passes": 1},
     "FixMatchTrainer": {"confidence_threshold": 0.34},
+    "CutMixTrainer": {"cutmix": 0.0, "warm_up_fraction": 0.0},
     "CPSTrainer": {},
     "MCNetTrainer": {},
     "ACMTTrainer": {"input_noise": 0.0, "dropout": 0.0},
@@ -107,7 +108,8 @@ def test_ranks_equal_one_process(uneven: Path, tmp_path: Path):
             expected[f"trainer_{name}"] = ranks.train_steps(
                 content["plans"], content["dataset_json"], content["method"]
             )
-    for method, term in {"MeanTeacher": "consistency", "UAMT": "consistency", "FixMatch": "pseudo_label"}.items():
+    terms = {"MeanTeacher": "consistency", "UAMT": "consistency", "FixMatch": "pseudo_label", "CutMix": "pseudo_label"}
+    for method, term in terms.items():
         assert expected[f"trainer_{method}Trainer"][f"0 {term}"] > 0.01, method
     assert 0 < expected["trainer_UAMTTrainer"]["0 certain"] < 1
     worst: dict[str, float] = {}

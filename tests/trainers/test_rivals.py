@@ -19,6 +19,7 @@ from alhvr_trainer.trainers.aau import AAUTrainer
 from alhvr_trainer.trainers.acmt import ACMTTrainer
 from alhvr_trainer.trainers.checkpoints import read_checkpoint
 from alhvr_trainer.trainers.cps import CPSTrainer
+from alhvr_trainer.trainers.cutmix import CutMixTrainer
 from alhvr_trainer.trainers.evil import EVILTrainer
 from alhvr_trainer.trainers.fixmatch import FixMatchTrainer
 from alhvr_trainer.trainers.mcf import MCFTrainer
@@ -47,11 +48,13 @@ RIVALS = (
     EVILTrainer,
     MCFTrainer,
     AAUTrainer,
+    CutMixTrainer,
 )
 AVERAGES = {
     MeanTeacherTrainer: "teacher",
     UAMTTrainer: "teacher",
     FixMatchTrainer: "average",
+    CutMixTrainer: "average",
     ACMTTrainer: "teacher",
     UGMCLTrainer: "teacher",
     AAUTrainer: "teacher",
