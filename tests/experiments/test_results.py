@@ -39,7 +39,8 @@ def test_runs_are_those_of_the_suite(runs: Path):
         job = result["job"]
         assert job["settings"] == suite.settings_of(methods[job["method"]], job["seed"])
         assert job["plans_digest"] == digest(plans)
-        assert result["iterations"] == job["settings"]["num_epochs"] * job["settings"]["num_iterations_per_epoch"]
+        length = {**plans["configurations"][job["configuration"]]["alhvr"], **job["settings"]}
+        assert result["iterations"] == length["num_epochs"] * length["num_iterations_per_epoch"]
         assert not re.search(r"(?<![\w.])/\w", json.dumps(result))  # no path of the machine that ran it
 
 
