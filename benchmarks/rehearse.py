@@ -95,7 +95,7 @@ def rehearsed(suite: Suite, folder: Path, steps: int) -> Path:
     return file
 
 
-def seconds_on_card(plan: dict[str, Any], configuration: dict[str, Any]) -> tuple[float, str]:
+def seconds_on_card(configuration: dict[str, Any]) -> tuple[float, str]:
     """Of a step of ALHVR with the suite's patch, from the measured one by the number of voxels; and the card."""
     run = json.loads((HERE / "results" / "step_cost_gpu.json").read_text())["runs"]["CUDA graphs"]
     case = run["cases"][MEASURED]
@@ -132,7 +132,7 @@ def main(suite: str, output: str, steps: int = 2) -> None:
         runs = [json.loads(file.read_text()) for file in (results / "runs").glob("*.json")]
     seconds = {run["job"]["method"]: run["seconds_of_training"] / steps for run in runs}
     iterations = configuration["alhvr"]["num_epochs"] * configuration["alhvr"]["num_iterations_per_epoch"]
-    step, card = seconds_on_card(plan, configuration)
+    step, card = seconds_on_card(configuration)
     hours = {method: step * iterations * own / seconds["ALHVR"] / 3600 for method, own in seconds.items()}
     jobs = len(rehearsal.folds) * len(rehearsal.seeds)
     result = {

@@ -32,14 +32,30 @@ def boxes(samples: int, shape: Sequence[int], probability: float, generator: tor
         (torch.Size([4, 40, 40]), True)
     """
     device = generator.device
-    inside = torch.rand(samples, *[1] * len(shape), generator=generator, device=device) < probability
-    for axis, size in enumerate(shape):
-        share, place = torch.rand(2, samples, 1, generator=generator, device=device)
+    chosen = torch.rand(samples, *[1] * len(shape), generator=generator, device=device) < probability
+    lows, edges = [], []
+    for size in shape:
+        share, place = torch.rand(2, samples, generator=generator, device=device)
         edge = (size * (EDGES[0] + (EDGES[1] - EDGES[0]) * share)).round()
-        low = (place * (size - edge + 1)).floor().clamp_max(size - edge)
-        along = torch.arange(size, device=device)
-        within = (along >= low) & (along < low + edge)
-        inside = inside & within.view(samples, *[size if axis == other else 1 for other in range(len(shape))])
+        lows.append((place * (size - edge + 1)).floor().clamp_max(size - edge))
+        edges.append(edge)
+    return within(lows, edges, shape) & chosen
+
+
+def within(lows: Sequence[Tensor], edges: Sequence[Tensor | int], shape: Sequence[int]) -> Tensor:
+    """The voxels of boxes, (B, *S) bool; what lies beyond the border is cut off.
+
+    Args:
+        lows: of each axis, where the boxes begin, (B,).
+        edges: of each axis, how long they are, (B,) or one number for all.
+        shape: *S.
+    """
+    inside = torch.ones((), dtype=torch.bool, device=lows[0].device)
+    for axis, (low, edge, size) in enumerate(zip(lows, edges, shape, strict=True)):
+        along = torch.arange(size, device=low.device)
+        low, high = low.unsqueeze(1), (low + edge).unsqueeze(1)
+        of_axis = (along >= low) & (along < high)
+        inside = inside & of_axis.view(len(low), *[size if axis == other else 1 for other in range(len(shape))])
     return inside
 
 

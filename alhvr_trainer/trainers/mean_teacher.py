@@ -108,7 +108,8 @@ class MeanTeacherTrainer(SemiSupervisedTrainer):
 
     def _decay(self) -> float:
         """Of the teacher; alpha is smaller during the ramp-up, when the student improves quickly."""
-        alpha, in_ramp_up = self.settings.ema_decay, self.progress < self.settings.ramp_fraction
+        ramp_end = self.settings.warm_up_fraction + self.settings.ramp_fraction
+        alpha, in_ramp_up = self.settings.ema_decay, self.progress < ramp_end
         if in_ramp_up and self.settings.ramp_ema_decay is not None:
             alpha = self.settings.ramp_ema_decay
         return average_decay(self.step, alpha)

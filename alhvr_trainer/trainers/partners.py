@@ -58,11 +58,10 @@ def move_average(average: nn.Module, network: nn.Module, decay: float | Tensor) 
         decay: from 0, a copy, to 1, no change; a number or a scalar on the device.
     """
     means, parameters = ([p.data for p in unwrapped(x).parameters()] for x in (average, network))
-    if isinstance(decay, Tensor):
-        torch._foreach_mul_(means, decay)
-        torch._foreach_add_(means, torch._foreach_mul(parameters, 1 - decay))
-    else:
-        torch._foreach_lerp_(means, parameters, 1 - decay)
+    if not isinstance(decay, Tensor):
+        decay = torch.tensor(decay).item()  # rounded as on the device: both ways give the same bits
+    torch._foreach_mul_(means, decay)
+    torch._foreach_add_(means, torch._foreach_mul(parameters, 1 - decay))
 
 
 def take_steps(

@@ -13,6 +13,7 @@ from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
 from batchgeneratorsv2.transforms.utils.nnunet_masking import MaskImageTransform
 from batchgeneratorsv2.transforms.utils.pseudo2d import Convert2DTo3DTransform
 
+from alhvr_trainer.augmentation.cutmix import within
 from alhvr_trainer.augmentation.image_steps import required_image_step
 from alhvr_trainer.augmentation.patches import Patches, Step
 from alhvr_trainer.augmentation.pipeline import batched_step
@@ -99,13 +100,12 @@ class Cutout(BasicTransform):
 
         def step(patches: Patches, generator: torch.Generator) -> Patches:
             images, (samples, _, *shape) = patches.images, patches.images.shape
-            erased = torch.ones(samples, 1, *shape, dtype=torch.bool, device=images.device)
-            for axis, size in enumerate(shape):
-                edge = round(self.share * size)
-                low = torch.randint(size, (samples, 1), generator=generator, device=images.device) - edge // 2
-                place = torch.arange(size, device=images.device)
-                within = (place >= low) & (place < low + edge)
-                erased &= within.view(samples, 1, *[size if axis == other else 1 for other in range(len(shape))])
+            edges = [round(self.share * size) for size in shape]
+            lows = [
+                torch.randint(size, (samples,), generator=generator, device=images.device) - edge // 2
+                for size, edge in zip(shape, edges, strict=True)
+            ]
+            erased = within(lows, edges, shape).unsqueeze(1)
             segmentation = patches.segmentation.clone()
             segmentation[:, -1:].masked_fill_(erased, -1)
             return replace(patches, images=images.masked_fill(erased, 0), segmentation=segmentation)

@@ -23,3 +23,14 @@ def make_trainer(
     """What ``nnUNetv2_train 901 2d 0 -tr KIND -p PLANS -device cpu`` builds."""
     content = read_json(root, f"{plans}.json") | {"continue_training": resume}
     return kind(content, "2d", fold, read_json(root, "dataset.json"), torch.device(device))
+
+
+def weights_after_two_steps(root: Path, kind: type[nnUNetTrainer] = ALHVRTrainer) -> torch.Tensor:
+    """All weights of the network that nnU-Net knows, in one row."""
+    trainer: Any = make_trainer(root, kind)
+    trainer.on_train_start()
+    trainer.on_epoch_start()
+    trainer.on_train_epoch_start()
+    for _ in range(2):
+        trainer.train_step(next(trainer.dataloader_train))
+    return torch.cat([parameter.detach().flatten() for parameter in trainer.network.parameters()])

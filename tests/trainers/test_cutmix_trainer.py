@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from data_builders import change_settings, read_json, write_json
-from tiny_training import make_trainer
+from tiny_training import make_trainer, weights_after_two_steps
 
 from alhvr_trainer.losses.cutmix import pseudo_label_loss
 from alhvr_trainer.trainers.cutmix import CutMixTrainer
@@ -122,17 +122,8 @@ def test_regions_and_ignored_voxels_stay_with_their_sample(ignore: bool, trainer
     ("key", "value"), [("cutmix", 0.0), ("warm_up_fraction", 0.0), ("strong_transforms", 0), ("cutout", 0.5)]
 )
 def test_each_setting_takes_effect(tiny: Path, key: str, value: float):
-    def weights() -> torch.Tensor:
-        trainer: Any = make_trainer(tiny, CutMixTrainer)
-        trainer.on_train_start()
-        trainer.on_epoch_start()
-        trainer.on_train_epoch_start()
-        for _ in range(2):
-            trainer.train_step(next(trainer.dataloader_train))
-        return torch.cat([p.detach().flatten() for p in trainer.network.parameters()])
-
     change_settings(tiny, cutmix=1.0, warm_up_fraction=0.1)
-    before = weights()
-    assert torch.equal(before, weights())
+    before = weights_after_two_steps(tiny, CutMixTrainer)
+    assert torch.equal(before, weights_after_two_steps(tiny, CutMixTrainer))
     change_settings(tiny, **{key: value})
-    assert not torch.equal(before, weights())
+    assert not torch.equal(before, weights_after_two_steps(tiny, CutMixTrainer))

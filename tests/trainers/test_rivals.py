@@ -326,12 +326,12 @@ def test_fixmatch_learns_from_the_second_views_and_targets_come_from_the_weak_on
 
 @pytest.mark.parametrize(("kind", "early"), [(MeanTeacherTrainer, {"ramp_ema_decay": 0.25}), (UAMTTrainer, {})])
 def test_mean_teacher_alone_forgets_faster_during_the_ramp_up(kind: Any, early: dict, tiny: Path):
-    change_settings(tiny, num_epochs=100, ramp_fraction=0.5, ema_decay=0.9, **early)
+    change_settings(tiny, num_epochs=100, warm_up_fraction=0.2, ramp_fraction=0.5, ema_decay=0.9, **early)
     trainer: Any = make_trainer(tiny, kind)
     trainer.initialize()
     teacher, student = (next(unwrapped(trainer.networks()[name]).parameters()) for name in ("teacher", "a"))
     with torch.no_grad():
-        for step, kept in ((50, early.get("ramp_ema_decay", 0.9)), (150, 0.9)):
+        for step, kept in ((120, early.get("ramp_ema_decay", 0.9)), (150, 0.9)):
             teacher.fill_(1.0), student.fill_(0.0)
             trainer.step = step
             trainer.after_step()

@@ -18,7 +18,7 @@ from data_builders import NAME, QUICK, SPLIT, change_settings, read_json, set_en
 from nnunet_environment import find_trainer, set_nnunet
 from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
-from tiny_training import make_trainer
+from tiny_training import make_trainer, weights_after_two_steps
 
 from alhvr_trainer.errors import InputError
 from alhvr_trainer.losses.schedules import ramp_up
@@ -286,21 +286,12 @@ def test_networks_start_differently_train_and_log(tiny: Path):
 def test_each_setting_takes_effect(tiny: Path, changed: dict):
     """Two steps from the same seed end in other weights when the setting is another."""
 
-    def weights() -> torch.Tensor:
-        trainer = make_trainer(tiny)
-        trainer.on_train_start()
-        trainer.on_epoch_start()
-        trainer.on_train_epoch_start()
-        for _ in range(2):
-            trainer.train_step(next(trainer.dataloader_train))
-        return torch.cat([p.detach().flatten() for p in trainer.network.parameters()])
-
     # a weight that matters from the first step on
     change_settings(tiny, consistency_weight=5.0, ramp_fraction=1.0)
-    before = weights()
-    assert torch.equal(before, weights())
+    before = weights_after_two_steps(tiny)
+    assert torch.equal(before, weights_after_two_steps(tiny))
     change_settings(tiny, **changed)
-    assert not torch.equal(before, weights())
+    assert not torch.equal(before, weights_after_two_steps(tiny))
 
 
 def test_the_papers_setting_is_one_key_away(tiny: Path):
