@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch import distributed as dist
@@ -59,7 +60,7 @@ def move_average(average: nn.Module, network: nn.Module, decay: float | Tensor) 
     """
     means, parameters = ([p.data for p in unwrapped(x).parameters()] for x in (average, network))
     if not isinstance(decay, Tensor):
-        decay = torch.tensor(decay).item()  # rounded as on the device: both ways give the same bits
+        decay = float(np.float32(decay))  # rounded as on the device: both ways give the same bits
     torch._foreach_mul_(means, decay)
     torch._foreach_add_(means, torch._foreach_mul(parameters, 1 - decay))
 
