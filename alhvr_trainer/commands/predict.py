@@ -10,17 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 from alhvr_trainer.bundle.scripts.overwriting import inside_raw_dataset, overwritten_input
 from alhvr_trainer.config.files import check_folder
-from alhvr_trainer.config.names import TRAINER_NAME, WEIGHTS_FILE
+from alhvr_trainer.config.names import TRAINER_NAME, UNCERTAINTY_FOLDER, WEIGHTS_FILE
 from alhvr_trainer.data.dataset import Cases, files_by_case
 from alhvr_trainer.devices import check_device
 from alhvr_trainer.errors import InputError, one_line
 
 if TYPE_CHECKING:
+    from alhvr_trainer.commands.uncertainty_maps import Uncertainty
     from alhvr_trainer.models import TrainedModel
 
 PARTS_PER_WORKER = 4
-UNCERTAINTY = "uncertainty"
-"""Folder of the maps below the output folder: they have the names of the segmentations."""
 
 
 def predict(
@@ -64,7 +63,10 @@ def predict(
         step_size: of the sliding window, as a share of the patch; more than 0, at most 1.
         mirroring: at test time, along the axes that the training allowed (off: nnU-Net's --disable_tta).
         save_probabilities: beside the segmentations.
-        uncertainty: write a map of it for each case into OUTPUT/uncertainty; for models of EVILTrainer.
+        uncertainty: say how sure the model is, in OUTPUT/uncertainty: for each case maps and scores (CASE_entropy,
+            CASE_disagreement, of two networks CASE_regions, CASE.json), and scores.csv, the least sure case first.
+            Both networks of a checkpoint and all folds are compared; of one network, mirrored copies. About twice
+            the time.
         previous_stage: for the second stage of a cascade, the folder with the segmentations of the first
             (-prev_stage_predictions).
         continue_prediction: leave out cases that are segmented already.
@@ -97,24 +99,25 @@ def predict(
     cases = _cases(source, model)
     previous = _previous(model, previous_stage, cases)
     files = [file for images in cases.values() for file in images]
-    maps = [target / UNCERTAINTY] if uncertainty else []
-    problem = overwritten_input([*files, *previous], [target, *_written(target, cases, model), *maps])
+    beside = [target / UNCERTAINTY_FOLDER] if uncertainty else []
+    problem = overwritten_input([*files, *previous], [target, *_written(target, cases, model), *beside])
     problem = problem or inside_raw_dataset(target)
     if problem:
         raise InputError(problem)
     how = Predicting(model, network, device, step_size, mirroring, uncertainty)
-    how.maps()  # for its error, before anything is written
-    if uncertainty and continue_prediction:
-        _check_maps_are_there(cases, target, model.dataset_json["file_ending"])
+    asked = how.asked()  # for its error, before anything is written
+    if asked and continue_prediction:
+        _check_scores_are_there(cases, target, model.dataset_json["file_ending"])
     if scheduler is not None:
-        return _predict_on_cluster(
+        _predict_on_cluster(
             scheduler, how, cases, target, verify, save_probabilities, continue_prediction, previous_stage
         )
-    predictor = how.predictor()
+        return _with_table(target, uncertainty)
+    predictor, maps = how.predictor()
     if verify:
         _verify(cases, model)
     target.mkdir(parents=True, exist_ok=True)
-    with how.maps():
+    with maps:
         predictor.predict_from_files(
             list(cases.values()),
             [str(target / case) for case in cases],
@@ -124,6 +127,14 @@ def predict(
             num_processes_segmentation_export=num_processes,
             folder_with_segs_from_prev_stage=None if previous_stage is None else str(previous_stage),
         )
+    return _with_table(target, uncertainty)
+
+
+def _with_table(target: Path, uncertainty: bool) -> Path:
+    if uncertainty:
+        from alhvr_trainer.bundle.scripts.uncertainty import write_table
+
+        write_table(target / UNCERTAINTY_FOLDER)
     return target
 
 
@@ -174,15 +185,12 @@ def _previous(model: TrainedModel, folder: str | Path | None, cases: Cases) -> l
     return files
 
 
-def _check_maps_are_there(cases: Cases, target: Path, ending: str) -> None:
-    """nnU-Net leaves out cases that are segmented already, and with them their maps."""
-    files = [f"{case}{ending}" for case in cases if (target / f"{case}{ending}").exists()]
-    without = [file for file in files if not (target / UNCERTAINTY / file).exists()]
-    if without:
-        raise InputError(
-            f"{target / without[0]} is there without {target / UNCERTAINTY / without[0]}: remove it, or predict "
-            "without --continue_prediction"
-        )
+def _check_scores_are_there(cases: Cases, target: Path, ending: str) -> None:
+    """nnU-Net leaves out cases that are segmented already, and with them their maps and scores."""
+    for case in cases:
+        there, missing = target / f"{case}{ending}", target / UNCERTAINTY_FOLDER / f"{case}.json"
+        if there.exists() and not missing.exists():
+            raise InputError(f"{there} is there without {missing}: remove it, or predict without --continue_prediction")
 
 
 def _written(target: Path, cases: Cases, model: TrainedModel) -> list[Path]:
@@ -202,18 +210,19 @@ class Predicting:
     mirroring: bool
     uncertainty: bool
 
-    def maps(self) -> AbstractContextManager[None]:
-        """For predictions: whether they write maps of uncertainty beside the segmentations."""
+    def asked(self) -> Uncertainty | None:
+        """What tells how sure the model is, if that is wanted."""
         if not self.uncertainty:
-            return nullcontext()
-        if self.network != "a":
-            raise InputError(f"--uncertainty is that of network a alone, not of {self.network}: leave out --network")
-        from alhvr_trainer.commands.uncertainty_maps import uncertainty_maps, uncertainty_of
+            return None
+        from alhvr_trainer.commands.uncertainty_maps import uncertainty_of
 
-        return uncertainty_maps(uncertainty_of(self.model))
+        return uncertainty_of(self.model, self.network, self.mirroring)
 
-    def predictor(self) -> Any:
-        """nnU-Net's, with the model's weights; the checkpoints were read before without running code in them."""
+    def predictor(self) -> tuple[Any, AbstractContextManager[None]]:
+        """nnU-Net's, with the model's weights, and what to predict within, so that maps and scores are written.
+
+        The checkpoints are read without running code in them.
+        """
         import torch
         from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
@@ -231,7 +240,15 @@ class Predicting:
         if self.device == "cuda":
             torch.set_num_threads(1)  # as nnUNetv2_predict does
         device = torch.device(self.device)
-        predictor = nnUNetPredictor(tile_step_size=self.step_size, use_mirroring=self.mirroring, device=device)
+        options = {"tile_step_size": self.step_size, "use_mirroring": self.mirroring, "device": device}
+        asked = self.asked()
+        context: AbstractContextManager[None] = nullcontext()
+        if asked is None:
+            predictor = nnUNetPredictor(**options)
+        else:
+            from alhvr_trainer.commands.uncertainty_maps import OpinionPredictor, uncertainty_maps
+
+            predictor, context = OpinionPredictor(asked, **options), uncertainty_maps(asked)
         try:
             predictor.initialize_from_trained_model_folder(str(model.folder), model.folds, model.weights_file)
         # nnU-Net does not know the trainer, or the weights are of other plans
@@ -239,7 +256,7 @@ class Predicting:
             raise InputError(f"nnU-Net cannot load {model.folder}: {one_line(error)}") from error
         if members:
             predictor.list_of_parameters = [member.weights for member in members]
-        return predictor
+        return predictor, context
 
 
 def _predict_on_cluster(address: str, how: Predicting, cases: Cases, target: Path, *options: Any) -> Path:
@@ -279,8 +296,9 @@ def predict_part(
     check_device(how.device)
     if verify:
         _verify(cases, how.model)
-    with how.maps():
-        how.predictor().predict_from_files_sequential(
+    predictor, maps = how.predictor()
+    with maps:
+        predictor.predict_from_files_sequential(
             list(cases.values()),
             [str(target / case) for case in cases],
             save_probabilities=save_probabilities,

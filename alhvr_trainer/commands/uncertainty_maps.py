@@ -1,9 +1,14 @@
-"""Maps of a method's own uncertainty beside nnU-Net's segmentations, one file per case in the image's geometry."""
+"""How sure a model is, beside nnU-Net's segmentations: maps in the image's geometry, and scores of each case.
+
+The opinions are those of both networks of a checkpoint where they are of the plans' architecture, and of all folds; of
+a single network, those on the mirrored copies of the image. The formulas: ``bundle/scripts/uncertainty.py``.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,52 +17,179 @@ import numpy as np
 import SimpleITK as sitk
 import torch
 from nnunetv2.inference import predict_from_raw_data
-from nnunetv2.inference.export_prediction import (
-    convert_predicted_logits_to_segmentation_with_correct_shape,
-    export_prediction_from_logits,
-)
-from nnunetv2.utilities.label_handling.label_handling import LabelManager
+from nnunetv2.inference.export_prediction import export_prediction_from_logits
+from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from torch import Tensor
 
-from alhvr_trainer.commands.predict import UNCERTAINTY
+from alhvr_trainer.bundle.scripts.label_files import labels_of
+from alhvr_trainer.bundle.scripts.nnunet import in_image_space
+from alhvr_trainer.bundle.scripts.uncertainty import (
+    DISAGREEMENT,
+    ENTROPY,
+    REGIONS,
+    Opinions,
+    alhvr_regions,
+    confidence,
+    labels_of_logits,
+    scores,
+    write_scores,
+)
+from alhvr_trainer.bundle.scripts.windows import flips
 from alhvr_trainer.compatibility import replaced
-from alhvr_trainer.config.methods import method_of, methods
+from alhvr_trainer.config.methods import method_of
+from alhvr_trainer.config.names import UNCERTAINTY_FOLDER
 from alhvr_trainer.errors import InputError
+from alhvr_trainer.losses.regions import planned_proportion
+from alhvr_trainer.models import Member, TrainedModel, model_members
 
 if TYPE_CHECKING:
-    from alhvr_trainer.models import TrainedModel
+    from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
+EVIDENTIAL = "evidential"
+"""Map of EVIL's own uncertainty."""
 REORIENTED = "original_orientation"
-Uncertainty = Callable[[Tensor, bool], Tensor]
 
 
-def uncertainty_of(model: TrainedModel) -> Uncertainty:
-    """What turns a model's logits into its uncertainty.
+@dataclass(frozen=True)
+class Opinion:
+    """One of the predictions that are compared."""
+
+    weights: dict[str, Tensor] | None
+    """None: of the network as it is loaded."""
+    flip: tuple[int, ...] | None
+    """Axes of the tensors (N, C, *S) along which the image is mirrored; None: nnU-Net's mean over all."""
+    counts: bool
+    """Whether it is part of the segmentation."""
+
+
+@dataclass(frozen=True)
+class Uncertainty:
+    """What is asked of a model."""
+
+    opinions: tuple[Opinion, ...]
+    order: tuple[int, ...] | None
+    """With overlapping regions, the label of each."""
+    proportion: float | None
+    """ALHVR's beta, if its regions can be mapped."""
+    own: Callable[[Tensor, bool], Tensor] | None
+    """A method's own uncertainty of logits (B, C, *S), as (B, *S)."""
+
+    @property
+    def maps(self) -> tuple[str, ...]:
+        """Names, in the order of the channels."""
+        regions = (REGIONS,) if self.proportion is not None else ()
+        return (ENTROPY, DISAGREEMENT, *regions, *((EVIDENTIAL,) if self.own else ()))
+
+
+def uncertainty_of(model: TrainedModel, network: str, mirroring: bool) -> Uncertainty:
+    """What tells how sure a model is.
+
+    Args:
+        model: its folds count as well.
+        network: that segments, "a", "b" or "both".
+        mirroring: whether the model predicts mirrored copies, too.
 
     Raises:
-        InputError: its method has none, or its images are read by another library than SimpleITK.
+        InputError: there is but one opinion, or images are read by another library than SimpleITK.
     """
-    found = method_of(model.trainer)
-    uncertainty: Uncertainty | None = getattr(found.trainer, "uncertainty", None) if found else None
-    if uncertainty is None:
-        able = [name for name, each in methods().items() if getattr(each.trainer, "uncertainty", None)]
-        raise InputError(f"--uncertainty is for models of {', '.join(able)}; {model.folder} is of {model.trainer}")
     reader = model.plans["image_reader_writer"]
     if not reader.startswith("SimpleITKIO"):
         raise InputError(f"--uncertainty needs images that SimpleITK reads; the plans of {model.folder} name {reader}")
-    return uncertainty
+    found = method_of(model.trainer)
+    own = getattr(found.trainer, "uncertainty", None) if found else None
+    if own is not None and network != "a":
+        raise InputError(f"--uncertainty of {model.trainer} is that of network a alone: leave out --network {network}")
+    pairs = both_networks(model) if own is None else None  # EVIL's second network is not evidential
+    members = pairs or model_members(model, network)
+    manager = model.plans_manager.get_label_manager(model.dataset_json)
+    order = tuple(manager.regions_class_order) if manager.has_regions else None
+    two = pairs and len(pairs) == 2 and order is None
+    proportion = planned_proportion(model.configuration_manager.configuration) if two else None
+    return Uncertainty(_opinions(members, network, mirroring, model), order, proportion, own)
+
+
+def _opinions(members: list[Member], network: str, mirroring: bool, model: TrainedModel) -> tuple[Opinion, ...]:
+    if len(members) > 1:
+        return tuple(Opinion(each.weights, None, network in (each.network, "both")) for each in members)
+    axes = members[0].checkpoint.get("inference_allowed_mirroring_axes") if mirroring else None
+    mirrored = flips(axes or ())
+    if len(mirrored) == 1:
+        raise InputError(
+            f"--uncertainty compares predictions, and {model.folder} makes one only: leave out --nomirroring, name "
+            "several folds, or train two networks, e.g. with ALHVRTrainer"
+        )
+    return tuple(Opinion(None, flip, counts=False) for flip in mirrored)
+
+
+def both_networks(model: TrainedModel) -> list[Member] | None:
+    """Networks a and b of each fold; None where there is no b, or it is of another architecture than the plans'."""
+    try:
+        return model_members(model, "both")
+    except InputError:
+        return None
+
+
+class OpinionPredictor(nnUNetPredictor):
+    """nnU-Net's predictor; behind a case's logits come, as channels, maps and the labels that each opinion gives."""
+
+    list_of_parameters: Any
+    flip: tuple[int, ...] | None = None
+
+    def __init__(self, uncertainty: Uncertainty, **options: Any) -> None:
+        super().__init__(**options)
+        self.uncertainty = uncertainty
+
+    @torch.inference_mode()
+    def predict_logits_from_preprocessed_data(self, data: Tensor) -> Tensor:
+        """(C, *S) to (K + maps + M, *S), half precision."""
+        asked, segmenting = self.uncertainty, self.list_of_parameters
+        counting = sum(opinion.counts for opinion in asked.opinions)
+        logits = None if counting else super().predict_logits_from_preprocessed_data(data)
+        opinions, sure = Opinions(len(asked.opinions), asked.order), []
+        try:
+            for opinion in asked.opinions:
+                self.flip = opinion.flip
+                self.list_of_parameters = segmenting if opinion.weights is None else [opinion.weights]
+                found = super().predict_logits_from_preprocessed_data(data)
+                opinions.add(found)
+                if asked.proportion is not None:
+                    sure.append(confidence(found))
+                if opinion.counts:  # summed up as nnU-Net does, for the same bits
+                    logits = found if logits is None else logits.add_(found)
+        finally:
+            self.flip, self.list_of_parameters = None, segmenting
+        assert logits is not None
+        if counting > 1:
+            logits /= counting
+        maps = [*opinions.maps().values()]
+        if asked.proportion is not None:
+            maps.append(alhvr_regions(sure[0], sure[1], asked.proportion))
+        if asked.own is not None:
+            maps.append(asked.own(logits[None].float(), asked.order is not None)[0])
+        return torch.cat((logits, *(each[None].to(logits) for each in maps), opinions.segmentations.to(logits)))
+
+    def _internal_maybe_mirror_and_predict(self, x: Tensor) -> Tensor:
+        if self.flip is None:
+            return super()._internal_maybe_mirror_and_predict(x)
+        return self.network(x.flip(self.flip)).flip(self.flip)
 
 
 @contextmanager
 def uncertainty_maps(uncertainty: Uncertainty) -> Iterator[None]:
-    """While the context is open, nnU-Net's predictors write a map beside each segmentation: ``uncertainty/CASE...``."""
-    with replaced(predict_from_raw_data, export_prediction_from_logits=partial(export_with_map, uncertainty)):
+    """While the context is open, nnU-Net exports maps and scores beside each segmentation.
+
+    Args:
+        uncertainty: of the :class:`OpinionPredictor` that predicts.
+    """
+    export = partial(export_with_maps, uncertainty.maps, uncertainty.order)
+    with replaced(predict_from_raw_data, export_prediction_from_logits=export):
         yield
 
 
-def export_with_map(
-    uncertainty: Uncertainty,
-    logits: Tensor,
+def export_with_maps(
+    maps: tuple[str, ...],
+    order: tuple[int, ...] | None,
+    predicted: Any,
     properties: dict[str, Any],
     configuration: Any,
     plans: Any,
@@ -66,45 +198,50 @@ def export_with_map(
     *options: Any,
     **named_options: Any,
 ) -> None:
-    """nnU-Net's export of a segmentation, with a map of its uncertainty.
+    """nnU-Net's export of a segmentation, after ``uncertainty/CASE_MAP...`` and ``uncertainty/CASE.json``.
 
     Args:
-        uncertainty: of logits, (B, C, *S) to (B, *S).
-        logits: (C, *S), preprocessed; the others as for nnU-Net's ``export_prediction_from_logits``.
+        maps, order: of :class:`Uncertainty`.
+        predicted: of :class:`OpinionPredictor`; the others as for nnU-Net's ``export_prediction_from_logits``.
     """
-    regions = plans.get_label_manager(dataset_json).has_regions
-    values = uncertainty(torch.as_tensor(logits)[None].float(), regions)
-    found = in_image_space(values, properties, configuration, plans)
-    target = Path(file).parent / UNCERTAINTY / f"{Path(file).name}{dataset_json['file_ending']}"
-    target.parent.mkdir(exist_ok=True)
-    write_map(found, properties["sitk_stuff"], target)
+    manager: LabelManager = plans.get_label_manager(dataset_json)
+    outputs = manager.num_segmentation_heads
+    channels = torch.as_tensor(predicted)
+    logits, found, opinions = channels.split([outputs, len(maps), len(channels) - outputs - len(maps)])
+    folder, case = Path(file).parent / UNCERTAINTY_FOLDER, Path(file).name
+    folder.mkdir(exist_ok=True)
+    for name, values in zip(maps, found, strict=True):
+        write_map(
+            _in_image_space(name, values, properties, configuration, plans),
+            properties["sitk_stuff"],
+            folder / f"{case}_{name}{dataset_json['file_ending']}",
+        )
     export_prediction_from_logits(
-        logits, properties, configuration, plans, dataset_json, file, *options, **named_options
+        np.asarray(logits), properties, configuration, plans, dataset_json, file, *options, **named_options
     )
+    entropy = found[maps.index(ENTROPY)].float().numpy()
+    segmentation = labels_of_logits(logits, order).numpy()
+    classes = labels_of(dataset_json["labels"]).classes
+    # last, for a case without scores is predicted again
+    write_scores(scores(segmentation, opinions.numpy().astype(int), entropy, classes), folder, case)
 
 
-def in_image_space(values: Tensor, properties: dict[str, Any], configuration: Any, plans: Any) -> np.ndarray:
-    """Values on the preprocessed grid, (1, *S), on the image's, (*S); 0 where nnU-Net cropped the image.
-
-    nnU-Net resamples and crops them as it does the probabilities of a single region.
-    """
-    one_region = LabelManager({"background": 0, "map": [1, 2]}, (1,), inference_nonlin=torch.Tensor.float)
-    _, maps = convert_predicted_logits_to_segmentation_with_correct_shape(
-        values, plans, configuration, one_region, properties, return_probabilities=True
-    )
-    found: np.ndarray = maps[0]
-    return found
+def _in_image_space(name: str, values: Tensor, *case: Any) -> np.ndarray:
+    if name != REGIONS:
+        return in_image_space(values[None].float(), *case)[0].astype(np.float32)
+    each = in_image_space(torch.stack([values == region for region in (1, 2, 3)]).float(), *case)
+    return ((each.argmax(axis=0) + 1) * (each.max(axis=0) > 0)).astype(np.uint8)
 
 
 def write_map(values: np.ndarray, geometry: dict[str, Any], file: Path) -> None:
-    """Write a map as float32.
+    """Write a map.
 
     Args:
         values: (z, y, x), of a 2D image (1, y, x).
         geometry: what nnU-Net's reader keeps under "sitk_stuff".
         file: to write.
     """
-    image = sitk.GetImageFromArray(np.asarray(values if len(geometry["spacing"]) == 3 else values[0], np.float32))
+    image = sitk.GetImageFromArray(values if len(geometry["spacing"]) == 3 else values[0])
     image.SetSpacing(geometry["spacing"])
     image.SetOrigin(geometry["origin"])
     image.SetDirection(geometry["direction"])

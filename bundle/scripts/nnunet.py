@@ -24,8 +24,8 @@ from monai.utils import ImageMetaKey, MetaKeys
 from nnunetv2.inference.export_prediction import convert_predicted_logits_to_segmentation_with_correct_shape
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.preprocessing.resampling.default_resampling import compute_new_shape
-from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
-from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+from nnunetv2.utilities.label_handling.label_handling import LabelManager, determine_num_input_channels
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import nn
 
 from .input_error import InputError
@@ -153,6 +153,11 @@ class NNUNetInferer(Inferer):
                 allow_tqdm=progress,
             )
 
+    def without_mirroring(self) -> NNUNetInferer:
+        """The same that takes the network's first answer."""
+        predictor = self.predictor
+        return NNUNetInferer(self.nnunet, None, self.device, 1 - predictor.tile_step_size, False, predictor.allow_tqdm)
+
     def _predict(self, image: torch.Tensor, network: nn.Module) -> torch.Tensor:
         self.predictor.manual_initialization(
             network,
@@ -224,3 +229,52 @@ class NNUNetSegmentd(MapTransform):
             labels = to_monai(labels[None], spatial_dims=len(meta[MetaKeys.SPATIAL_SHAPE]))
             data[key] = MetaTensor(torch.from_numpy(np.ascontiguousarray(labels)), meta=meta)
         return data
+
+
+class NNUNetMapd(MapTransform):
+    """Maps on the voxels of the network to the image's own grid, by nnU-Net; 0 where it cropped the image.
+
+    In: ``data[key]``, ``(C, *S)``, and ``data[image_key]`` as :class:`NNUNetPreprocessd` left it. Out:
+    ``data[key]``, ``(C, x, y, z)``, float32, a ``MetaTensor`` with the affine of the image.
+    """
+
+    def __init__(self, keys: KeysCollection, nnunet: NNUNet, image_key: str = "image") -> None:
+        super().__init__(keys)
+        self.nnunet = nnunet
+        self.image_key = image_key
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        data = dict(data)
+        meta = dict(data[self.image_key].meta)
+        if "case" in data:
+            meta[ImageMetaKey.FILENAME_OR_OBJ] = f"{data['case']}{self.nnunet.file_ending}"
+        properties = as_properties(meta[PROPERTIES])
+        for key in self.key_iterator(data):
+            maps = in_image_space(
+                data[key].cpu().float(), properties, self.nnunet.configuration_manager, self.nnunet.plans_manager
+            )
+            maps = to_monai(maps, spatial_dims=len(meta[MetaKeys.SPATIAL_SHAPE]))
+            data[key] = MetaTensor(torch.from_numpy(np.ascontiguousarray(maps)), meta=meta)
+        return data
+
+
+def in_image_space(
+    maps: torch.Tensor, properties: Mapping[str, Any], configuration: ConfigurationManager, plans: PlansManager
+) -> np.ndarray:
+    """Maps on the preprocessed grid, (C, *S), on the image's, (C, z, y, x); 0 where nnU-Net cropped the image.
+
+    nnU-Net resamples and crops them as it does the probabilities of single regions.
+
+    Args:
+        maps: float.
+        properties: nnU-Net's, of the case.
+        configuration, plans: the model's.
+    """
+    one_region = LabelManager({"background": 0, "map": [1, 2]}, (1,), inference_nonlin=torch.Tensor.float)
+    found = [
+        convert_predicted_logits_to_segmentation_with_correct_shape(
+            values[None], plans, configuration, one_region, properties, return_probabilities=True
+        )[1][0]
+        for values in maps
+    ]
+    return np.stack(found)

@@ -14,6 +14,7 @@ Source of the rules: F. Isensee et al., nnU-Net, Nature Methods 18, 203-211 (202
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Sequence
 from itertools import combinations
@@ -59,6 +60,12 @@ class MirrorWindowInferer(SlidingWindowInferer):
         self.overlap = even_overlap(inputs.shape[2:], window, self.least_overlap)
         return super().__call__(inputs, mirrored(network, self.mirror_axes), *args, **kwargs)
 
+    def without_mirroring(self) -> MirrorWindowInferer:
+        """The same that takes the network's first answer."""
+        found = copy.copy(self)
+        found.mirror_axes = ()
+        return found
+
 
 class MirrorSliceInferer(MirrorWindowInferer, SliceInferer):
     """The same slice by slice, for 2D networks on volumes; ``spatial_dim`` is the axis of the slices."""
@@ -98,13 +105,22 @@ def gaussian_weights(patch: Sequence[int], sigma_scale: float) -> torch.Tensor:
 
 def mirrored(network: Network, axes: Sequence[int]) -> Network:
     """The network with its output averaged over all mirrored inputs: along no axis, each axis, each combination."""
-    # axes of the image begin behind batch and channel
-    flips = [[axis + 2 for axis in some] for number in range(1, len(axes) + 1) for some in combinations(axes, number)]
+    others = flips(axes)[1:]
 
     def mean(image: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         total = network(image, *args, **kwargs)
-        for flip in flips:
+        for flip in others:
             total = total + network(image.flip(flip), *args, **kwargs).flip(flip)
-        return total / (len(flips) + 1)
+        return total / (1 + len(others))
 
     return mean
+
+
+def flips(axes: Sequence[int]) -> list[tuple[int, ...]]:
+    """The axes of tensors (N, C, *S) to flip for each mirrored copy of an image; the first is the image itself.
+
+    Example:
+        >>> flips((0, 1))
+        [(), (2,), (3,), (2, 3)]
+    """
+    return [tuple(axis + 2 for axis in some) for number in range(len(axes) + 1) for some in combinations(axes, number)]

@@ -21,6 +21,7 @@ from alhvr_trainer.export.bundle.details import Details, next_changelog
 from alhvr_trainer.export.bundle.metadata import EXPORTED_BY, data_license, fill_metadata
 from alhvr_trainer.export.bundle.native_config import NATIVE_CONFIG, native_config, why_not_native
 from alhvr_trainer.export.bundle.results import Measured, measured
+from alhvr_trainer.losses.regions import planned_proportion
 from alhvr_trainer.models import Member, TrainedModel, model_members, model_named
 from alhvr_trainer.resources import bundle_folder
 
@@ -42,6 +43,14 @@ class Export:
     @property
     def why_not_native(self) -> str | None:
         return why_not_native(self.model, self.network)
+
+    @property
+    def threshold_proportion(self) -> float | None:
+        """ALHVR's beta, where the bundle can map its regions: by networks a and b of one fold, of exclusive classes."""
+        regions = self.model.plans_manager.get_label_manager(self.model.dataset_json).has_regions
+        if regions or [member.network for member in self.members] != ["a", "b"]:
+            return None
+        return planned_proportion(self.model.configuration_manager.configuration)
 
     @property
     def changelog(self) -> dict[str, str]:
@@ -154,6 +163,7 @@ def _fill_config(config_file: Path, export: Export) -> None:
         "num_channels": export.model.num_channels,
         "configuration": export.model.configuration,
         "num_outputs": export.model.num_outputs,
+        "threshold_proportion": export.threshold_proportion,
         "files_per_case": 1 if _reads_colors(export.model) else export.model.num_channels,
     }
     config.update({key: value for key, value in known.items() if key in config})
