@@ -132,7 +132,8 @@ class SplitOpinionsd(MapTransform):
             logits, *maps, opinions = d[key].split(
                 [self.num_outputs, *self.sizes.values(), len(d[key]) - self.num_outputs - sum(self.sizes.values())]
             )
-            d |= {key: logits, **dict(zip(self.sizes, maps, strict=True)), "opinions": opinions}
+            parts = {key: logits, **dict(zip(self.sizes, maps, strict=True)), "opinions": opinions}
+            d |= {name: MetaTensor(part) for name, part in parts.items()}  # MONAI inverts no others
         return d
 
 
