@@ -34,6 +34,8 @@ class CutMixSettings(TwoViewSettings):
     """Decay of the moving average of the weights, which is the teacher and predicts."""
     cutout: Share = 0.0
     """Edge of the box that the strong view lacks, as a share of the patch; 0: none."""
+    confidence_threshold: Share = 0.0
+    """Voxels outside of the boxes teach where the average's probability of their label is at least this."""
     cutmix: Share = 1.0
     """Probability that a box of an unlabeled patch shows a labeled one."""
 
@@ -91,6 +93,10 @@ class CutMixTrainer(TwoViewTrainer):
             known = everywhere if known is None else repeated(known, unlabeled)
             counted = mixed(everywhere if valid is None else valid, known, inside).repeat_interleave(channels, dim=0)
             labels = labels.masked_fill(~counted, 0)  # the ignore label is no class
+        if self.settings.confidence_threshold:
+            sure = predictions.logits["weak"].softmax(dim=1).amax(dim=1) >= self.settings.confidence_threshold
+            sure = sure | inside.repeat_interleave(channels, dim=0)
+            counted = sure if counted is None else counted & sure
         return {"pseudo_label": pseudo_label_loss(strong, labels, counted, predictions.group)}
 
     def generators(self) -> list[torch.Generator]:
