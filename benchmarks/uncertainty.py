@@ -1,6 +1,6 @@
 """Do the scores of ``alhvr predict --uncertainty`` find the bad segmentations of validation cases? ::
 
-    alhvr benchmark --suite hippocampus-cpu --methods Supervised,CPS,ALHVR --folds "5 labelled" --output RUNS --device cpu
+    alhvr benchmark --suite hippocampus-cpu --methods Supervised,CPS,ALHVR --folds "5 labelled" --output RUNS
     python benchmarks/uncertainty.py --runs RUNS --output benchmarks/results/uncertainty_hippocampus.json
 
 Spearman's correlation of the score with the real Dice over the cases, and how many of the worst tenth of the cases by
