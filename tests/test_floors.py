@@ -14,6 +14,7 @@ FLOORS = (
     ("planning", "trainers"),
     ("models",),
     ("commands", "evaluation", "export"),
+    ("reports",),
     ("experiments",),
     ("cli", "ext_trainer", "__init__", "__main__"),
 )

@@ -28,6 +28,7 @@ COMMANDS = {
     "export_bundle": ("alhvr_trainer.export.bundle", "write a trained model as a MONAI bundle"),
     "export_nnunet": ("alhvr_trainer.export.stock_model", "write a trained model as a stock nnU-Net model"),
     "evaluate": ("alhvr_trainer.evaluation.evaluate", "Dice, Jaccard, HD95 and ASD of predictions"),
+    "report": ("alhvr_trainer.reports.command", "one HTML file about a finished training, with its worst cases in 3D"),
     "benchmark": (
         "alhvr_trainer.experiments.benchmark.command",
         "compare methods, seeds and labeled fractions, with tables",

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-import matplotlib
 import numpy as np
-
-matplotlib.use("agg")
-from matplotlib import pyplot as plt
 from matplotlib.colors import ListedColormap
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
+
+from alhvr_trainer.reports.figures import Figure, draw_outlines, plt, show_scan, with_legend
 
 CLASS_COLORS = {"RV": "#4fc3f7", "MYO": "#ffd54f", "LV": "#ff7043"}
 REGIONS = {
@@ -45,34 +41,15 @@ def outlines(
     )
     for row, (case, scan) in zip(axes, scans.items(), strict=True):
         for ax, column in zip(row, columns, strict=True):
-            _show(ax, scan)
+            show_scan(ax, scan)
             if column in segmentations:
-                _draw_outlines(ax, segmentations[column][case], labels)
+                draw_outlines(ax, segmentations[column][case], labels, CLASS_COLORS)
                 ax.set_xlabel(notes.get(column, {}).get(case, ""), fontsize=9)
         row[0].set_xlabel(case, fontsize=9)
     for ax, column in zip(axes[0], columns, strict=True):
         ax.set_title(column, fontsize=11)
     handles = [Line2D([], [], color=CLASS_COLORS.get(name, "white"), label=name) for name in labels]
-    return _with_legend(figure, handles)
-
-
-def _show(ax: Any, scan: np.ndarray) -> None:
-    low, high = np.percentile(scan, (1, 99))
-    ax.imshow(scan, cmap="gray", vmin=low, vmax=high, interpolation="nearest")
-    ax.set_xticks([])
-    ax.set_yticks([])
-    for spine in ax.spines.values():
-        spine.set_visible(False)
-
-
-def _draw_outlines(ax: Any, segmentation: np.ndarray, labels: Mapping[str, int]) -> None:
-    for name, value in labels.items():
-        mask = segmentation == value
-        if mask.any():
-            padded = np.pad(mask, 1).astype(float)  # closes outlines at the border
-            axes = [np.arange(-1, size - 1) for size in padded.shape]
-            color = CLASS_COLORS.get(name, "white")
-            ax.contour(axes[1], axes[0], padded, [0.5], colors=[color], linewidths=1.4)
+    return with_legend(figure, handles)
 
 
 @dataclass(frozen=True)
@@ -97,7 +74,7 @@ def regions(scans: np.ndarray, names: Sequence[str], views: Sequence[RegionView]
     figure, axes = plt.subplots(len(views) + 1, count, figsize=(2.7 * count, 2.8 * (len(views) + 1)), squeeze=False)
     for column, (scan, name) in enumerate(zip(scans, names, strict=True)):
         for ax in axes[:, column]:
-            _show(ax, scan)
+            show_scan(ax, scan)
         axes[0, column].set_title(name, fontsize=10)
     for row, view in zip(axes[1:], views, strict=True):
         row[0].set_ylabel(f"{view.title}\nγ = {view.gamma:.3f}", fontsize=10)
@@ -110,7 +87,7 @@ def regions(scans: np.ndarray, names: Sequence[str], views: Sequence[RegionView]
                     ax.imshow(np.ma.masked_where(~mask, mask), cmap=ListedColormap([color]), alpha=0.75)
             ax.set_xlabel(f"Ω1 {shares[0]} %, Ω2 {shares[1]} + {shares[2]} %, Ω3 {shares[3]} %", fontsize=8)
     handles = [Patch(facecolor=color, edgecolor="gray", label=text) for text, color in REGIONS.values()]
-    return _with_legend(figure, handles, columns=2 if count > 2 else 1)
+    return with_legend(figure, handles, columns=2 if count > 2 else 1)
 
 
 def curves(
@@ -146,12 +123,4 @@ def curves(
         ax.grid(alpha=0.3)
         ax.set_xlabel("epoch")
     figure.tight_layout()
-    return figure
-
-
-def _with_legend(figure: Figure, handles: Sequence[Any], columns: int | None = None) -> Figure:
-    columns = columns or len(handles)
-    figure.legend(handles=list(handles), loc="lower center", ncol=columns, fontsize=9, frameon=False)
-    inches = 0.15 + 0.22 * -(-len(handles) // columns)
-    figure.tight_layout(rect=(0, inches / figure.get_figheight(), 1, 1))
     return figure

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import shlex
 import sys
 from collections.abc import Sequence
@@ -12,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
-from jinja2 import Environment, FileSystemLoader
 
 from alhvr_trainer.bundle.scripts.metrics import METRICS, UNITS, cell
 from alhvr_trainer.config.files import read_json
@@ -24,6 +21,7 @@ from alhvr_trainer.experiments.demo.anatomy import LABELS
 from alhvr_trainer.experiments.demo.comparison import TITLES, Scores, result_in_words, same_cases
 from alhvr_trainer.experiments.demo.region_maps import middle_slices, regions_of
 from alhvr_trainer.experiments.demo.steps import BASELINE_NAME, CONFIGURATION, METHODS, STAMPS, Layout
+from alhvr_trainer.reports.page import encoded, render
 from alhvr_trainer.trainers.checkpoints import read_checkpoint
 
 STRUCTURES = {name: value for name, value in LABELS.items() if value}
@@ -42,8 +40,9 @@ def write_report(layout: Layout) -> Path:
     numbers = {name: len(list((layout.raw / name).iterdir())) for name in (UNLABELED_FOLDER, "imagesTs")}
     labeled, unlabeled = _batch(final)
     region_figure, region_scans = _regions(layout, early, final)
-    environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True)
-    page = environment.get_template("report.html.j2").render(
+    page = render(
+        "demo.html.j2",
+        Path(__file__).parent,
         cases={
             "train": len(split["train"]),
             "val": len(split["val"]),
@@ -96,14 +95,6 @@ def text_table(scores: Scores) -> str:
 
 
 # --- pictures ---
-
-
-def encoded(figure: figures.Figure) -> str:
-    """The figure as base64 text of a PNG, which needs no separate file."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=90)
-    figures.plt.close(figure)
-    return base64.b64encode(buffer.getvalue()).decode()
 
 
 def chosen_cases(scores: Scores, count: int = 4) -> list[str]:
