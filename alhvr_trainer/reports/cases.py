@@ -19,7 +19,7 @@ from alhvr_trainer.data.dataset import Cases
 from alhvr_trainer.data.sources import companions
 from alhvr_trainer.errors import InputError, one_line, shown
 from alhvr_trainer.models import TrainedModel
-from alhvr_trainer.reports.volumes import Volume, as_volume
+from alhvr_trainer.reports.volumes import Volume, as_volume, cropped, shrunk
 
 SUMMARY = "summary.json"
 IMAGE, REFERENCE, PREDICTION = "image", "reference", "prediction"
@@ -36,7 +36,7 @@ class ShownCase:
     """In words, e.g. "mean Dice 0.512"."""
     by_class: dict[str, float]
     volumes: dict[str, Volume]
-    """Image, reference, prediction, entropy, regions, where they are there."""
+    """Image, reference, prediction, entropy, regions, where they are there; as :func:`prepared` gives them."""
 
 
 def read_validation(folder: Path, classes: Mapping[str, Sequence[int]], ending: str) -> Dice | None:
@@ -130,11 +130,11 @@ class Reader:
             raise InputError(f"cannot read {names}: {one_line(error)}") from error
 
 
-def on_one_grid(volumes: Mapping[str, Volume], case: str) -> dict[str, Volume]:
-    """The volumes, if they have the same size.
+def prepared(volumes: Mapping[str, Volume], case: str) -> dict[str, Volume]:
+    """The volumes, cropped and no larger than a page needs: a report holds those of all cases at once.
 
     Raises:
-        InputError: names the case and the sizes.
+        InputError: they have different sizes; names the case and these.
     """
     sizes = {name: each.image.GetSize() for name, each in volumes.items()}
     if len(set(sizes.values())) > 1:
@@ -143,7 +143,7 @@ def on_one_grid(volumes: Mapping[str, Volume], case: str) -> dict[str, Volume]:
     first = next(iter(volumes.values())).image
     for each in volumes.values():  # they differ by rounding, which ITK does not forgive
         each.image.CopyInformation(first)
-    return dict(volumes)
+    return shrunk(cropped(volumes))
 
 
 def validation_case(
@@ -152,7 +152,7 @@ def validation_case(
     """A validation case with its volumes."""
     volumes = {IMAGE: reader.image(images), REFERENCE: reader.labels(reference), PREDICTION: reader.labels(prediction)}
     score = f"mean Dice {mean(list(dice.values())):.3f}"
-    return ShownCase(case, score, dict(dice), on_one_grid(volumes, case))
+    return ShownCase(case, score, dict(dice), prepared(volumes, case))
 
 
 def unlabeled_case(reader: Reader, case: str, images: Sequence[str], folder: Path, ending: str) -> ShownCase:
@@ -173,7 +173,7 @@ def unlabeled_case(reader: Reader, case: str, images: Sequence[str], folder: Pat
     known = {name: value for name, value in by_class.items() if value is not None}
     expected = scores["expected_dice"]
     score = f"expected Dice {'unknown' if expected is None else f'{expected:.3f}'}"
-    return ShownCase(case, score, known, on_one_grid(volumes, case))
+    return ShownCase(case, score, known, prepared(volumes, case))
 
 
 def least_sure(folder: Path, cases: Sequence[str], count: int) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,9 +13,11 @@ from alhvr_trainer.reports.page import encoded, render
 from alhvr_trainer.reports.slices import slice_figure
 from alhvr_trainer.reports.training import Training, curve_figure, curves_in_words
 from alhvr_trainer.reports.viewer import EXTRA, OVERLAYS, SHOWN_AT_FIRST, legend, look, niivue_module
-from alhvr_trainer.reports.volumes import Volume, cropped, embedded, shrunk
+from alhvr_trainer.reports.volumes import embedded
 from alhvr_trainer.trainers.history import label_key, pseudo_label_key
 
+Classes = Mapping[str, Sequence[int]]
+"""Name -> label values."""
 LARGEST_PAGE = 25_000_000
 """Bytes: what mail takes."""
 RESERVE = 200_000
@@ -49,11 +51,8 @@ def document(found: Document, most_bytes: int = LARGEST_PAGE) -> str:
         most_bytes: of the page; the volumes are shrunk until they fit.
     """
     classes = class_values(found.model)
-    volumes = [cropped(case.volumes) for case in (*found.worst, *found.unsure)]
-    shown = [
-        _entry(number, case, of_case, classes)
-        for number, (case, of_case) in enumerate(zip((*found.worst, *found.unsure), volumes, strict=True))
-    ]
+    cases = (*found.worst, *found.unsure)
+    shown = [_entry(number, case, classes) for number, case in enumerate(cases)]
     training = found.training
     curves = None
     if training.curves or training.shares:
@@ -64,9 +63,9 @@ def document(found: Document, most_bytes: int = LARGEST_PAGE) -> str:
     if module:
         used = [*(case["picture"] for case in shown), *((curves["light"], curves["dark"]) if curves else ())]
         left = most_bytes - RESERVE - len(module) - sum(map(len, used))
-        for entry, of_case in zip(shown, volumes, strict=True):
-            embedded_case = embedded(of_case, left / len(shown))
-            texts |= {entry["volumes"][name]: text for name, text in embedded_case.items()}
+        for entry, case in zip(shown, cases, strict=True):
+            packed = embedded(case.volumes, left / len(shown))
+            texts |= {entry["volumes"][name]: text for name, text in packed.items()}
     overlays = [name for name in OVERLAYS if any(name in case["volumes"] for case in shown)]
     title = f"Training report: {found.model.dataset}, {found.model.configuration}, fold {found.fold}"
     return render(
@@ -93,17 +92,16 @@ def document(found: Document, most_bytes: int = LARGEST_PAGE) -> str:
     )
 
 
-def _entry(number: int, case: ShownCase, volumes: dict[str, Volume], classes: Any) -> dict[str, Any]:
+def _entry(number: int, case: ShownCase, classes: Classes) -> dict[str, Any]:
     """What the page has of a case beside its volumes."""
-    small = shrunk(volumes)
     return {
         "number": number,
         "name": case.name,
         "score": case.score,
-        "picture": encoded(slice_figure(small, classes), 80),
-        "words": f"{case.name}: the slice with most foreground, as {', '.join(small)}. {_in_words(case)}",
-        "volumes": {name: f"volume-{number}-{name}" for name in volumes},
-        "looks": {name: look(name, volume, classes) for name, volume in small.items()},
+        "picture": encoded(slice_figure(case.volumes, classes), 80),
+        "words": f"{case.name}: the slice with most foreground, as {', '.join(case.volumes)}. {_in_words(case)}",
+        "volumes": {name: f"volume-{number}-{name}" for name in case.volumes},
+        "looks": {name: look(name, volume, classes) for name, volume in case.volumes.items()},
     }
 
 
@@ -124,7 +122,7 @@ def _facts(found: Document) -> list[list[str]]:
     ]
 
 
-def _class_rows(found: Document, classes: Any) -> list[list[str]]:
+def _class_rows(found: Document, classes: Classes) -> list[list[str]]:
     shares, dice = found.training.shares, found.dice or {}
     numbers = {name: number for number, name in found.training.classes.items()}
     rows = [["class", "mean Dice", "lowest", "share in the labels", "share in the pseudo-labels"]]
@@ -143,8 +141,8 @@ def _groups(found: Document, shown: list[dict[str, Any]], classes: list[str]) ->
     overall = [mean(list(values.values())) for values in dice.values() if values]
     groups = []
     if found.dice is not None:
-        text = f"{len(dice)} validation cases, mean Dice {mean(overall):.3f}; " if overall else ""
-        text += f"shown are the {count} with the lowest." if count else "none is shown."
+        text = f"Mean Dice of {len(overall)} validation cases: {mean(overall):.3f}. " if overall else ""
+        text += f"Shown, lowest Dice first: {count}."
         groups.append(
             {
                 "key": "validation",
@@ -161,8 +159,8 @@ def _groups(found: Document, shown: list[dict[str, Any]], classes: list[str]) ->
                 "key": "unlabeled",
                 "heading": "Least sure unlabeled cases",
                 "title": "Unlabeled cases, least sure first",
-                "text": f"Of {found.unlabeled} unlabeled cases, {found.predicted} were predicted; shown are the "
-                f"{len(found.unsure)} least sure of these. The expected Dice is that between the opinions of the "
+                "text": f"Of {found.unlabeled} unlabeled cases, {found.predicted} were predicted. Shown, least sure "
+                f"first: {len(found.unsure)}. The expected Dice is that between the opinions of the "
                 "networks, or of mirrored copies: see alhvr predict --uncertainty.",
                 "rows": _rows(found.unsure, "expected Dice", classes),
                 "cases": shown[count:],

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 __all__ = ["COLORS", "REGION_COLORS", "Figure", "class_colors", "draw_outlines", "plt", "show_scan", "with_legend"]
 
-COLORS = ("#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#cc79a7")
+COLORS = ("#e69f00", "#56b4e9", "#cc79a7", "#009e73", "#f0e442", "#0072b2", "#d55e00")
 """Of the classes, in turn. Source: Okabe & Ito, told apart with any color vision."""
 REGION_COLORS = {2: "#26c6da", 3: "#ef5350"}
 """Of ALHVR's regions; Ω1, of which nothing is left to learn, has none."""

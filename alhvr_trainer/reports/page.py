@@ -27,8 +27,9 @@ def render(template: str, folder: Path = TEMPLATES, **values: Any) -> str:
         >>> render("report.html.j2", title="27, 2d, fold 0", **parts)[:15]     # doctest: +SKIP
         '<!doctype html>'
     """
-    loader = FileSystemLoader([folder, TEMPLATES])
-    return Environment(loader=loader, autoescape=True, undefined=StrictUndefined).get_template(template).render(values)
+    environment = Environment(loader=FileSystemLoader([folder, TEMPLATES]), autoescape=True, undefined=StrictUndefined)
+    environment.policies["json.dumps_kwargs"] = {}  # by default sorted by key, and a case's image comes first
+    return environment.get_template(template).render(values)
 
 
 def encoded(figure: Figure, dpi: int = 90) -> str:

@@ -47,6 +47,11 @@ def slice_figure(volumes: Mapping[str, Volume], classes: Mapping[str, Sequence[i
         volumes: of the case, cropped.
         classes: name -> label values.
     """
+    with plt.style.context("dark_background"):  # scans are seen best on black, on a light page as well
+        return _figure(volumes, classes)
+
+
+def _figure(volumes: Mapping[str, Volume], classes: Mapping[str, Sequence[int]]) -> Figure:
     arrays = {name: sitk.GetArrayFromImage(each.image) for name, each in volumes.items()}
     number = fullest_slice([arrays[name] for name in (REFERENCE, PREDICTION) if name in arrays])
     spacing = volumes[IMAGE].image.GetSpacing()

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from matplotlib.ticker import MaxNLocator
+
 from alhvr_trainer.config.methods import semi_supervised_method_of
 from alhvr_trainer.config.names import SETTINGS_KEY
 from alhvr_trainer.models import TrainedModel
@@ -144,6 +146,7 @@ def curve_figure(training: Training, dark: bool = False) -> Figure:
 
 def _plot(ax: Any, values: Sequence[float], **style: Any) -> None:
     ax.plot(range(1, len(values) + 1), values, marker="o" if len(values) == 1 else "", **style)
+    ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
 
 
 def _plot_shares(ax: Any, training: Training) -> None:

@@ -26,7 +26,7 @@ OVERLAYS = (REFERENCE, PREDICTION, ENTROPY, REGIONS)
 SHOWN_AT_FIRST = (REFERENCE, PREDICTION)
 LEAST_ENTROPY = 0.05
 """Less is not shown."""
-PALE = 0.55
+PALE = 0.45
 """How much white is in the colors of the reference, to tell it from the prediction."""
 
 
@@ -42,7 +42,7 @@ def niivue_module() -> str | None:
 
 
 def look(name: str, volume: Volume, classes: Mapping[str, Sequence[int]]) -> dict[str, Any]:
-    """How the viewer shows a volume: ``colormap`` and the values of its ends, or ``lut``, RGBA of the labels from 0.
+    """How the viewer shows a volume: ``colormap`` or ``lut``, RGBA of the labels from 0, and the values of its ends.
 
     Args:
         name: one of the image and :data:`OVERLAYS`.
@@ -55,10 +55,10 @@ def look(name: str, volume: Volume, classes: Mapping[str, Sequence[int]]) -> dic
     if name == ENTROPY:
         return {"colormap": "inferno", "low": LEAST_ENTROPY, "high": 1.0}
     if name == REGIONS:
-        return {"lut": _table(REGION_COLORS, 0.0)}
+        return _labels(REGION_COLORS, 0.0)
     colors = class_colors(list(classes))
     by_value = {value: colors[each] for each, values in classes.items() for value in values}
-    return {"lut": _table(by_value, PALE if name == REFERENCE else 0.0)}
+    return _labels(by_value, PALE if name == REFERENCE else 0.0)
 
 
 def legend(name: str, classes: Mapping[str, Sequence[int]]) -> list[tuple[str, str]]:
@@ -79,9 +79,9 @@ def _hex(color: str, white: float) -> str:
     return "#" + "".join(f"{part:02x}" for part in _mixed(color, white))
 
 
-def _table(colors: Mapping[int, str], white: float) -> list[int]:
-    """Red, green, blue and opacity of each value from 0 on; transparent without a color."""
+def _labels(colors: Mapping[int, str], white: float) -> dict[str, Any]:
+    """The table of the colors of labels; those without a color are transparent."""
     table = [[0, 0, 0, 0] for _ in range(max(colors, default=0) + 1)]
     for value, color in colors.items():
         table[value] = [*_mixed(color, white), 255 if value else 0]
-    return [part for row in table for part in row]
+    return {"lut": [part for row in table for part in row], "low": 0.0, "high": float(len(table) - 1)}
