@@ -51,9 +51,8 @@ class Opened:
         self.page.goto(file.as_uri())
 
     def wait_for(self, text: str) -> None:
-        self.page.wait_for_function(
-            "text => document.getElementById('viewer-status').textContent.includes(text)", arg=text
-        )
+        status = "document.getElementById('viewer-status').textContent"
+        self.page.wait_for_function(f"text => {status}.includes(text)", arg=text)
 
     def canvas(self) -> np.ndarray:
         """(rows, columns, 3) of what the viewer shows, once it has drawn."""

@@ -8,6 +8,7 @@ import json
 import re
 import shutil
 from html.parser import HTMLParser
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,7 @@ import nibabel
 import numpy as np
 import pytest
 import torch
-from finished_training import WARNING
-from report_page import QUICKLY
+from finished_training import QUICKLY, WARNING
 from trained_models import DATASET, make_model
 
 import alhvr_trainer
@@ -121,7 +121,7 @@ def test_page_can_be_used_without_a_mouse_and_without_eyes(page: Page):
     inputs = len(page.all("input"))
     assert len(re.findall(r"<label>[^<]*(?:<input[^>]*>)[^<]*</label>", page.text)) == inputs == 4 + 1 + 3
     levels = [int(tag[1]) for tag, _ in page.tags if re.fullmatch("h[1-6]", tag)]
-    assert levels[0] == 1 and all(after - before <= 1 for before, after in zip(levels, levels[1:], strict=False))
+    assert levels[0] == 1 and all(after - before <= 1 for before, after in pairwise(levels))
     (status,) = [each for each in page.all("p") if each.get("id") == "viewer-status"]
     assert status["aria-live"] == "polite"
     assert len(page.all("button")) == 4

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import data_builders
 import numpy as np
@@ -14,6 +15,8 @@ from trained_models import make_model
 from alhvr_trainer.trainers.alhvr import ALHVRTrainer
 from alhvr_trainer.trainers.history import HistoryKeys
 
+QUICKLY: dict[str, Any] = {"device": "cpu", "num_processes": 1}
+"""Options of ``report``."""
 CASES = ("case_000", "case_001", "case_002")
 """Validated, from the best to the worst."""
 WARNING = "class 2 (core) has vanished from the pseudo-labels: in epochs {} to {} it covers 0.00%. Lower something"

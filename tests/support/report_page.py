@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import data_builders
 import pytest
-from finished_training import make_training
-
-QUICKLY: dict[str, Any] = {"device": "cpu", "num_processes": 1}
+from finished_training import QUICKLY, make_training
 
 
 @pytest.fixture(scope="session")
