@@ -22,6 +22,7 @@ from alhvr_trainer.reports.figures import (
     with_legend,
 )
 from alhvr_trainer.reports.volumes import Volume
+from alhvr_trainer.trainers.history_plot import MOST_CLASSES_IN_LEGEND
 
 REGION_NAMES = {1: "Ω1: both networks sure", 2: "Ω2: one of them", 3: "Ω3: neither"}
 
@@ -74,7 +75,8 @@ def _figure(volumes: Mapping[str, Volume], classes: Mapping[str, Sequence[int]])
             for region, color in REGION_COLORS.items():
                 mask = values[number] == region
                 ax.imshow(np.ma.masked_where(~mask, mask), cmap=ListedColormap([color]), alpha=0.7, aspect=aspect)
-    handles: list[Line2D | Patch] = [Line2D([], [], color=color, label=name) for name, color in colors.items()]
+    listed = colors if len(colors) <= MOST_CLASSES_IN_LEGEND else {}
+    handles: list[Line2D | Patch] = [Line2D([], [], color=color, label=name) for name, color in listed.items()]
     if REGIONS in arrays:
         handles += [Patch(facecolor=color, label=REGION_NAMES[region]) for region, color in REGION_COLORS.items()]
-    return with_legend(figure, handles, columns=min(len(handles), 2 * len(arrays)))
+    return with_legend(figure, handles, columns=min(max(1, len(handles)), 2 * len(arrays)))

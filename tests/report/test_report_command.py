@@ -22,8 +22,12 @@ from trained_models import DATASET, make_model
 import alhvr_trainer
 from alhvr_trainer import cli, report
 from alhvr_trainer.errors import InputError
+from alhvr_trainer.models import find_model
 from alhvr_trainer.reports import viewer
-from alhvr_trainer.reports.document import LARGEST_PAGE
+from alhvr_trainer.reports.cases import ShownCase
+from alhvr_trainer.reports.document import LARGEST_PAGE, Document, document
+from alhvr_trainer.reports.training import read_training
+from alhvr_trainer.reports.volumes import as_volume
 
 pytest_plugins = ["report_page"]
 
@@ -125,6 +129,20 @@ def test_page_can_be_used_without_a_mouse_and_without_eyes(page: Page):
     (status,) = [each for each in page.all("p") if each.get("id") == "viewer-status"]
     assert status["aria-live"] == "polite"
     assert len(page.all("button")) == 4
+
+
+def test_page_stays_below_its_limit(finished: Path):
+    """Noise, which hardly compresses: the volumes are shrunk until the whole page fits."""
+    pytest.importorskip("ipyniivue", reason="the extra report is not installed")
+    model = find_model(901, "2d")
+    noise = np.random.default_rng(0).uniform(0, 1, (60, 100, 100))
+    geometry = {"spacing": (1.0, 1.0, 1.0)}
+    volumes = {"image": as_volume(noise, geometry), "prediction": as_volume(noise > 0.5, geometry, labels=True)}
+    cases = [ShownCase(f"case {number}", "expected Dice 0.500", {}, volumes) for number in range(2)]
+    found = Document(model, 0, read_training(model, 0), None, (), cases, 2, 2, ())
+    whole, limit = len(document(found).encode()), 3_500_000
+    assert 1.2 * limit < whole < LARGEST_PAGE
+    assert len(document(found, limit).encode()) <= limit
 
 
 def test_page_without_the_extra_says_what_to_install(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -11,8 +11,9 @@ from finished_training import WARNING
 
 from alhvr_trainer.errors import InputError
 from alhvr_trainer.reports.cases import evenly, least_sure, prepared, read_validation, worst
+from alhvr_trainer.reports.figures import plt
 from alhvr_trainer.reports.page import render
-from alhvr_trainer.reports.slices import fullest_slice
+from alhvr_trainer.reports.slices import fullest_slice, slice_figure
 from alhvr_trainer.reports.training import Training, curve_figure, curves_in_words, curves_of, warnings_in
 from alhvr_trainer.reports.viewer import legend, look
 from alhvr_trainer.reports.volumes import as_volume
@@ -110,6 +111,17 @@ def test_fullest_slice():
     assert fullest_slice(masks) == 2
     masks[0][1], masks[1][3, 0] = 1, 2
     assert fullest_slice(masks) == 1
+
+
+@pytest.mark.parametrize("count", [1, 40])
+def test_picture_of_a_case_has_a_plot_for_each_volume(count: int):
+    """With very many classes, without a legend."""
+    volume, label = as_volume(np.eye(8)[None], UNIT), as_volume(np.eye(8)[None], UNIT, True)
+    volumes = {"image": volume, "reference": label, "entropy": volume}
+    figure = slice_figure(volumes, {f"class {number}": (number,) for number in range(1, count + 1)})
+    assert [ax.get_title() for ax in figure.axes] == list(volumes)
+    assert [len(legend.get_texts()) for legend in figure.legends] == [count % 40]
+    plt.close(figure)
 
 
 def test_colors_of_the_overlays_are_those_of_the_legend():
