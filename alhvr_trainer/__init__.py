@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 from alhvr_trainer.commands import COMMANDS
 
 if TYPE_CHECKING:  # what type checkers and editors see; the names below are the same
+    from alhvr_trainer.annotation.move_labeled import move_labeled
+    from alhvr_trainer.annotation.suggest import suggest
     from alhvr_trainer.cli import version
     from alhvr_trainer.commands.link import link, trainer_path, unlink
     from alhvr_trainer.commands.predict import predict
@@ -46,9 +48,11 @@ __all__ = [
     "export_nnunet",
     "link",
     "make_split",
+    "move_labeled",
     "plan_and_preprocess",
     "predict",
     "predict_next_stage",
+    "suggest",
     "train",
     "trainer_path",
     "unlink",
