@@ -30,6 +30,7 @@ if TYPE_CHECKING:  # what type checkers and editors see; the names below are the
     from alhvr_trainer.planning.make_split import make_split
     from alhvr_trainer.planning.plan_and_preprocess import plan_and_preprocess
     from alhvr_trainer.planning.planner import ALHVRPlanner
+    from alhvr_trainer.pseudo_labels.rounds import rounds
     from alhvr_trainer.trainers.alhvr import ALHVRTrainer
 
 __version__ = "0.1.0"
@@ -52,6 +53,7 @@ __all__ = [
     "plan_and_preprocess",
     "predict",
     "predict_next_stage",
+    "rounds",
     "suggest",
     "train",
     "trainer_path",

@@ -15,7 +15,6 @@ from alhvr_trainer.devices import check_device
 from alhvr_trainer.errors import InputError, did_you_mean
 
 if TYPE_CHECKING:
-    from alhvr_trainer.data.dataset import Cases, Dataset
     from alhvr_trainer.models import TrainedModel
 
 COLUMNS = ("rank", "case", "score", "expected_dice", "entropy", "foreground_voxels", "most_alike", "distance", "images")
@@ -91,6 +90,7 @@ def suggest(
     target = Path(output)
     check_folder(target)
     check_device(device)
+    from alhvr_trainer.annotation.predictions import predict_cases, unlabeled_of
     from alhvr_trainer.data.dataset import find_dataset
     from alhvr_trainer.models import find_model, one_fold
 
@@ -112,69 +112,6 @@ def suggest(
     write_page(rows, model, target, method)
     print(f"{len(rows)} of {len(cases)} unlabeled cases by {method}: {', '.join(row['case'] for row in rows)}")
     return table
-
-
-def unlabeled_of(dataset: Dataset, fold: int | str) -> Cases:
-    """The unlabeled cases of a fold.
-
-    Raises:
-        InputError: there is none.
-    """
-    from alhvr_trainer.data.splits import hidden_cases
-
-    return dataset.with_hidden(hidden_cases(dataset.splits, fold), f"fold {fold}")
-
-
-def predict_cases(model: TrainedModel, cases: Cases, folder: Path, device: str, num_processes: int) -> Path:
-    """Segmentations, maps and scores of cases; those that are there from the same checkpoint are kept.
-
-    Args:
-        model: that predicts, with one fold.
-        cases: images.
-        folder: for ``predicted`` and for links to the images.
-        device, num_processes: as for ``alhvr predict``.
-
-    Returns:
-        ``folder/predicted``.
-
-    Raises:
-        InputError: as :func:`~alhvr_trainer.predict`; or predictions of another checkpoint are there.
-    """
-    from alhvr_trainer.commands.predict import predict
-    from alhvr_trainer.config.files import read_object, write_json
-    from alhvr_trainer.data.linking import link_cases
-
-    output, origin = folder / "predicted", folder / "origin.json"
-    now = origin_of(model)
-    if origin.exists() and read_object(origin) != now:
-        raise InputError(f"{output} holds predictions of another checkpoint than {now['checkpoint']}: remove {folder}")
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(now, origin)
-    ending = model.dataset_json["file_ending"]
-    missing = {
-        case: images for case, images in cases.items() if not (output / UNCERTAINTY_FOLDER / f"{case}.json").is_file()
-    }
-    if missing:
-        images = link_cases(missing, folder / "images", ending)
-        predict(
-            input=images,
-            output=output,
-            model_folder=model.folder,
-            fold=model.folds[0],
-            weights_file=model.weights_file,
-            uncertainty=True,
-            device=device,
-            num_processes=num_processes,
-        )
-    return output
-
-
-def origin_of(model: TrainedModel) -> dict[str, str]:
-    """Which model made a prediction: its folder's name, and checkpoint file and SHA-256 digest."""
-    from alhvr_trainer.bundle.scripts.checksums import sha256
-
-    file = model.checkpoint_path(model.folds[0])
-    return {"model": model.folder.name, "checkpoint": f"{file.parent.name}/{file.name}", "sha256": sha256(file)}
 
 
 def _candidate(case: str, images: list[str], predicted: Path, model: TrainedModel) -> Candidate:

@@ -27,6 +27,7 @@ COMMANDS = {
     ),
     "suggest": ("alhvr_trainer.annotation.suggest", "name the unlabeled cases to annotate next"),
     "move_labeled": ("alhvr_trainer.annotation.move_labeled", "take finished label files into the dataset"),
+    "rounds": ("alhvr_trainer.pseudo_labels.rounds", "rounds of pseudo-labels, down to a stock nnU-Net"),
     "export_bundle": ("alhvr_trainer.export.bundle", "write a trained model as a MONAI bundle"),
     "export_nnunet": ("alhvr_trainer.export.stock_model", "write a trained model as a stock nnU-Net model"),
     "evaluate": ("alhvr_trainer.evaluation.evaluate", "Dice, Jaccard, HD95 and ASD of predictions"),

@@ -11,6 +11,7 @@ import pytest
 from tiny_training import make_trainer
 
 from alhvr_trainer import suggest
+from alhvr_trainer.annotation import predictions
 from alhvr_trainer.errors import InputError
 
 pytest_plugins = ["planned_dataset"]
@@ -41,17 +42,18 @@ def test_every_method(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     scores = {
         case: json.loads((output / "predicted" / "uncertainty" / f"{case}.json").read_text()) for case in UNLABELED
     }
-    worst = min(scores, key=lambda case: scores[case]["expected_dice"])
-    assert rows[0]["case"] == worst and float(rows[0]["score"]) == round(1 - scores[worst]["expected_dice"], 4)
+    worst = rows[0]["case"]
+    assert scores[worst]["expected_dice"] == min(each["expected_dice"] for each in scores.values())
+    assert float(rows[0]["score"]) == round(1 - scores[worst]["expected_dice"], 4)
     assert rows[0]["most_alike"] == "" and rows[1]["most_alike"] == worst and float(rows[1]["distance"]) >= 0
     assert all(Path(file).is_file() for row in rows for file in row["images"].split(";"))
 
     def must_not_run(**options: Any) -> None:
         raise AssertionError("predicts again")
 
-    monkeypatch.setattr("alhvr_trainer.commands.predict.predict", must_not_run)
+    monkeypatch.setattr(predictions, "predict", must_not_run)
     by_entropy = suggested(output, number=1, method="entropy", diversity=0.0)
-    assert by_entropy[0]["case"] == max(scores, key=lambda case: scores[case]["entropy"])
+    assert scores[by_entropy[0]["case"]]["entropy"] == max(each["entropy"] for each in scores.values())
     by_foreground = suggested(output, number=9, method="foreground", seed=1)
     assert {row["case"] for row in by_foreground} == UNLABELED
     assert all(float(row["score"]) == float(row["foreground_voxels"]) for row in by_foreground)
