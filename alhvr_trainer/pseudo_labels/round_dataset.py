@@ -33,6 +33,7 @@ class Round:
     identifier: int
     """Number of its dataset."""
     source: Dataset
+    fold: int | str
     configuration: str
     plans: str
     trainer: str
@@ -40,8 +41,12 @@ class Round:
 
     @property
     def name(self) -> str:
-        """``DatasetXXX_NAME_round1``."""
-        return f"Dataset{self.identifier:03d}_{self.source.name[11:]}_round{self.number}"
+        """``DatasetXXX_NAME_2d_fold0_round1``."""
+        return f"Dataset{self.identifier:03d}_{self.short_name}"
+
+    @property
+    def short_name(self) -> str:
+        return f"{self.source.name[11:]}_{self.configuration}_fold{self.fold}_round{self.number}"
 
     @property
     def raw(self) -> Path:

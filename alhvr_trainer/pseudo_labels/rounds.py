@@ -40,10 +40,10 @@ def rounds(
 ) -> Path:
     """Train on pseudo-labels: a teacher labels the unlabeled cases, a student trains on true and pseudo-labels.
 
-    Each round is an nnU-Net dataset of its own, DatasetXXX_NAME_round1 and so on, with the teacher's predictions in a
-    folder of their own, pseudo_labels.json (origin, scores, what was dropped) and fold 0; the validation cases are
-    those of the fold. A true label is never replaced. The last student is a stock nnU-Net, which predicts at stock
-    cost without this package. Interrupted, the same command goes on.
+    Each round is an nnU-Net dataset of its own, DatasetXXX_NAME_2d_fold0_round1 and so on, with the teacher's
+    predictions in a folder of their own, pseudo_labels.json (origin, scores, what was dropped) and one fold, 0, whose
+    validation cases are those of the source's fold. A true label is never replaced. The last student is a stock
+    nnU-Net, which predicts at stock cost without this package. Interrupted, the same command goes on.
 
     Args:
         dataset: id or name.
@@ -132,11 +132,14 @@ def _rounds(fold: Fold, configuration: str, plans: str, trainers: list[str], fir
     """The rounds; those of an earlier call of the same source keep their datasets."""
     from alhvr_trainer.pseudo_labels.round_dataset import Round
 
-    first = _first_identifier(fold, len(trainers)) if first_id is None else check_whole_number("first_id", first_id)
-    found = [
-        Round(number, first + number - 1, fold.dataset, configuration, plans, trainer)
-        for number, trainer in enumerate(trainers, start=1)
-    ]
+    def of(first: int) -> list[Round]:
+        return [
+            Round(number, first + number - 1, fold.dataset, fold.number, configuration, plans, trainer)
+            for number, trainer in enumerate(trainers, start=1)
+        ]
+
+    chosen = _first_identifier(of(0)) if first_id is None else check_whole_number("first_id", first_id)
+    found = of(chosen)
     for each in found:
         others = [name for name in _datasets() if name[7:10] == each.name[7:10] and name != each.name]
         if others or each.identifier > 999:
@@ -151,15 +154,16 @@ def _datasets() -> list[str]:
     return sorted(path.name for path in Path(nnunet_folder("nnUNet_raw")).glob("Dataset[0-9][0-9][0-9]_*"))
 
 
-def _first_identifier(fold: Fold, number: int) -> int:
+def _first_identifier(wanted: list[Round]) -> int:
+    """Of the datasets of an earlier call, or the first of as many free numbers."""
     taken = {name[7:10]: name for name in _datasets()}
-    own = next((key for key, name in taken.items() if name[11:] == f"{fold.dataset.name[11:]}_round1"), None)
+    own = next((key for key, name in taken.items() if name[11:] == wanted[0].short_name), None)
     if own is not None:
         return int(own)
-    for first in range(FIRST_IDENTIFIER, 1001 - number):
-        if not any(f"{first + each:03d}" in taken for each in range(number)):
+    for first in range(FIRST_IDENTIFIER, 1001 - len(wanted)):
+        if not any(f"{first + each:03d}" in taken for each in range(len(wanted))):
             return first
-    raise InputError(f"no {number} free numbers of datasets from {FIRST_IDENTIFIER} on: choose --first_id")
+    raise InputError(f"no {len(wanted)} free numbers of datasets from {FIRST_IDENTIFIER} on: choose --first_id")
 
 
 def _prepare(
@@ -216,7 +220,7 @@ def _trained(dataset: str, configuration: str, fold: int | str, plans: str, trai
 
     folder = Path(nnunet_folder("nnUNet_results"), dataset, f"{trainer}__{plans}__{configuration}", f"fold_{fold}")
     if not (folder / "checkpoint_final.pth").is_file():
-        from alhvr_trainer.experiments.processes import run_logged
+        from alhvr_trainer.processes import run_logged
 
         words = ["train", "-d", dataset, "-c", configuration, "-f", fold, "-p", plans, "-t", trainer]
         words += ["--device", device]

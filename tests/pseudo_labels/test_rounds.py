@@ -35,7 +35,7 @@ def taught(tiny: Path) -> Path:
 
 def raw(root: Path, number: int) -> Path:
     """901 is the tiny dataset's own number."""
-    return root / "raw" / f"Dataset{901 + number}_{NAME[11:]}_round{number}"
+    return root / "raw" / f"Dataset{901 + number}_{NAME[11:]}_2d_fold0_round{number}"
 
 
 def test_two_rounds(taught: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
@@ -73,7 +73,7 @@ def test_two_rounds(taught: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytes
     def must_not_run(*words: Any) -> None:
         raise AssertionError("trains again")
 
-    monkeypatch.setattr("alhvr_trainer.experiments.processes.run_logged", must_not_run)
+    monkeypatch.setattr("alhvr_trainer.processes.run_logged", must_not_run)
     assert rounds(901, "2d", rounds=2, **QUICKLY) == folder  # all is there, and found again
     with pytest.raises(InputError, match=r"pseudo_labels.json was made with .*: remove "):
         rounds(901, "2d", rounds=2, **{**QUICKLY, "threshold": 0.9})
@@ -87,16 +87,18 @@ def test_goes_on_where_it_was_interrupted(taught: Path, monkeypatch: pytest.Monk
         commands.append(command)
         return "no space left on device"
 
-    monkeypatch.setattr("alhvr_trainer.experiments.processes.run_logged", stop)
+    monkeypatch.setattr("alhvr_trainer.processes.run_logged", stop)
     with pytest.raises(InputError, match=r"training SupervisedTrainer on .*_round1 failed \(no space left on device\)"):
         rounds(901, "2d", **QUICKLY)
-    made = {file: file.stat().st_mtime_ns for file in raw(taught, 1).rglob("*.nii.gz")}
-    fold = taught / "results" / raw(taught, 1).name / f"{STUDENT}__ALHVRPlans__2d" / "fold_0"
+    (folder,) = (taught / "raw").glob("*_round1")
+    made = {file: file.stat().st_mtime_ns for file in folder.rglob("*.nii.gz")}
+    assert len(made) >= 3 * len(UNLABELED)
+    fold = taught / "results" / folder.name / f"{STUDENT}__ALHVRPlans__2d" / "fold_0"
     fold.mkdir(parents=True)
     (fold / "checkpoint_latest.pth").write_bytes(b"")
     with pytest.raises(InputError, match="no space left"):
         rounds(901, "2d", **QUICKLY)
-    assert made == {file: file.stat().st_mtime_ns for file in raw(taught, 1).rglob("*.nii.gz")}
+    assert made == {file: file.stat().st_mtime_ns for file in folder.rglob("*.nii.gz")}
     assert "--continue_training" in commands[1] and "--continue_training" not in commands[0]
 
 
@@ -116,9 +118,12 @@ def test_a_dry_run_prints_nnunets_commands(taught: Path, capsys: pytest.CaptureF
 def test_numbers_of_datasets_that_are_taken_are_left(taught: Path):
     (taught / "raw" / "Dataset900_Other").mkdir()
     (taught / "raw" / "Dataset902_Other").mkdir()
-    fold = module._fold(901, "2d", 0, None)[0]
-    assert module._first_identifier(fold, 1) == module._first_identifier(fold, 2) == 903
-    with pytest.raises(InputError, match=r"round 1 would be Dataset900_Tiny_round1, and there is ..Dataset900_Other"):
+    fold, plans = module._fold(901, "2d", 0, None)
+    for number in (1, 2):
+        assert module._rounds(fold, "2d", plans, [STUDENT] * number, None)[0].identifier == 903
+    with pytest.raises(
+        InputError, match=r"round 1 would be Dataset900_Tiny_2d_fold0_round1, and there is ..Dataset900_Other"
+    ):
         rounds(901, "2d", rounds=2, first_id=900, **QUICKLY)
 
 

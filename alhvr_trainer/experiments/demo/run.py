@@ -18,7 +18,7 @@ from alhvr_trainer.commands.link import check_nnunet_finds_us
 from alhvr_trainer.config.files import read_object, write_json
 from alhvr_trainer.errors import InputError
 from alhvr_trainer.experiments.demo.steps import CONFIGURATION, STAMPS, Layout, Step, plan_steps
-from alhvr_trainer.experiments.processes import interrupted_by, last_line, run_logged
+from alhvr_trainer.processes import interrupted_by, last_line, run_logged
 from alhvr_trainer.resources import plans_folder
 
 
