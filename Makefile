@@ -58,7 +58,7 @@ bench: $(STAMP)
 
 # the pages and the API as a site in site/, read with `python -m http.server -d site`
 docs: $(DOCS_STAMP)
-	$(BIN)/python -m mkdocs build --strict --quiet
+	$(BIN)/python -m mkdocs build --strict
 
 lint: $(STAMP)
 	$(BIN)/python -m ruff check .

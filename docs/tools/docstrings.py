@@ -7,8 +7,7 @@ from typing import Any
 
 from griffe import Extension, Object
 
-ROLE = re.compile(r":[a-z]+:`~?(?:[^`]*\.)?([^`.]+)`")
-WHOLE_ROLE = re.compile(r":[a-z]+:`([^`~]+)`")
+ROLE = re.compile(r":[a-z]+:`(?:~(?:[^`]*\.)?)?([^`]+)`")
 EXAMPLE = re.compile(r"^Example:\n((?:(?: {4}.*)?\n)*(?: {4}.*)?)", re.MULTILINE)
 
 
@@ -27,7 +26,7 @@ def as_markdown(docstring: str) -> str:
         >>> as_markdown("As :func:`~a.b.c` and :class:`a.D`, see::")
         'As `c` and `a.D`, see:'
     """
-    text = ROLE.sub(r"`\1`", WHOLE_ROLE.sub(r"`\1`", docstring))
+    text = ROLE.sub(r"`\1`", docstring)
     text = re.sub(r"::$", ":", text, flags=re.MULTILINE)
     return EXAMPLE.sub(lambda found: _examples(found[1]), text)
 

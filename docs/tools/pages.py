@@ -5,6 +5,7 @@ All files keep their places relative to each other, so that links which lead som
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,6 +22,7 @@ from alhvr_trainer.commands import COMMANDS
 REPOSITORY = Path(__file__).resolve().parents[2]
 NOTEBOOK = REPOSITORY / "docs" / "tutorial.ipynb"
 LINK = re.compile(r"\]\(([^)\s#]+)")
+ROLE = re.compile(r":[a-z]+:<code>")
 FOLDER_LINK = re.compile(r"(?<!!)\[([^\]]+)\]\(([^)\s#]+)\)")
 
 
@@ -43,6 +45,12 @@ def on_page_markdown(markdown: str, page: Page, **_: object) -> str:
     if page.file.src_uri not in GENERATED:
         markdown = markdown.replace("tutorial.ipynb)", "tutorial.md)")
     return four_spaces(without_folder_links(markdown, folder))
+
+
+def on_page_content(html: str, page: Page, **_: object) -> None:
+    """A warning, with which a strict build fails, where docstrings.py left a role of Sphinx."""
+    for role in ROLE.findall(html):
+        logging.getLogger("mkdocs").warning(f"{page.file.src_uri} shows a role of Sphinx: {role}")
 
 
 def _leaves(nav: object) -> Iterator[str]:

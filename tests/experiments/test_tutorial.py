@@ -33,5 +33,8 @@ def test_it_runs(notebook: nbformat.NotebookNode, tmp_path: Path):
 
     made = tmp_path / "tutorial_output"
     maps = {path.name for path in (made / "predictions" / "uncertainty").glob("phantom_017*")}
-    assert maps == {"phantom_017.json", *(f"phantom_017_{name}.nii.gz" for name in ("entropy", "disagreement", "regions"))}
+    assert maps == {
+        "phantom_017.json",
+        *(f"phantom_017_{name}.nii.gz" for name in ("entropy", "disagreement", "regions")),
+    }
     assert (made / "bundle" / "models" / "model.pt").is_file()
