@@ -24,8 +24,9 @@ def test_it_is_committed_without_outputs(notebook: nbformat.NotebookNode):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_it_runs(notebook: nbformat.NotebookNode, tmp_path: Path):
-    NotebookClient(notebook, timeout=500, kernel_name="python3", resources={"metadata": {"path": tmp_path}}).execute()
+    NotebookClient(notebook, timeout=900, kernel_name="python3", resources={"metadata": {"path": tmp_path}}).execute()
 
     shown = [output for cell in notebook.cells for output in cell.get("outputs", ())]
     assert sum("image/png" in output.get("data", {}) for output in shown) >= 3
