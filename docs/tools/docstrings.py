@@ -5,14 +5,19 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from griffe import Extension, Object
+from griffe import Extension, GriffeLoader, Module, Object
 
 ROLE = re.compile(r":[a-z]+:`(?:~(?:[^`]*\.)?)?([^`]+)`")
 EXAMPLE = re.compile(r"^Example:\n((?:(?: {4}.*)?\n)*(?: {4}.*)?)", re.MULTILINE)
 
 
 class AsMarkdown(Extension):
-    """Changes the docstring of every object that is loaded."""
+    """Changes the docstring of every object that is loaded, and finds the bundle's modules beside the package."""
+
+    def on_package(self, *, pkg: Module, loader: GriffeLoader, **_: Any) -> None:
+        # alhvr_trainer.bundle, as setup.cfg installs it
+        if pkg.name == "alhvr_trainer" and "bundle" not in pkg.members:
+            pkg.set_member("bundle", loader.load("bundle"))
 
     def on_object(self, *, obj: Object, **_: Any) -> None:
         if obj.docstring:
