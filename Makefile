@@ -15,6 +15,7 @@ OLDEST_STAMP := $(OLDEST_FOLDER)/.installed
 APPS := $(VENV)/apps
 APPS_STAMP := $(APPS)/.installed
 APPS_LISTS := tests/bundle/apps.txt tests/bundle/apps_with_dependencies.txt
+DOCS_STAMP := $(VENV)/.installed-docs
 SITE_PACKAGES = import sysconfig; print(sysconfig.get_path("purelib"))
 WITH_OLDEST := PYTHONPATH="$(CURDIR)/$(OLDEST_FOLDER)"
 
@@ -22,10 +23,12 @@ export PYTHONNOUSERSITE := 1
 # ITK, once imported, leaves Python with the C locale
 export PYTHONUTF8 := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# MkDocs Material's notice of its successor is no warning of ours
+export NO_MKDOCS_2_WARNING := 1
 unexport PYTHONPATH PYTHONHOME
 
 .DELETE_ON_ERROR:
-.PHONY: demo test test-oldest test-apps bench lint format install clean distclean
+.PHONY: demo test test-oldest test-apps bench docs lint format install clean distclean
 
 demo: $(STAMP)
 	$(BIN)/alhvr demo
@@ -52,6 +55,10 @@ BENCH_OUTPUT := bench_output
 bench: $(STAMP)
 	mkdir -p $(BENCH_OUTPUT)
 	$(foreach name,$(BENCH),$(BIN)/python benchmarks/$(name).py $(BENCH_$(name)) --output $(BENCH_OUTPUT)/$(name).json &&) :
+
+# the pages and the API as a site in site/, read with `python -m http.server -d site`
+docs: $(DOCS_STAMP)
+	$(BIN)/python -m mkdocs build --strict
 
 lint: $(STAMP)
 	$(BIN)/python -m ruff check .
@@ -97,8 +104,12 @@ $(APPS_STAMP): $(STAMP) $(APPS_LISTS)
 	$(APPS)/bin/python -m pip install --quiet -r $(word 2,$(APPS_LISTS))
 	@touch $@
 
+$(DOCS_STAMP): $(STAMP)
+	$(BIN)/python -m pip install --quiet --editable '.[docs]'
+	@touch $@
+
 clean:
-	rm -rf build dist *.egg-info demo_output $(BENCH_OUTPUT) .pytest_cache .mypy_cache .ruff_cache
+	rm -rf build dist site *.egg-info demo_output $(BENCH_OUTPUT) .pytest_cache .mypy_cache .ruff_cache
 	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -exec rm -rf {} +
 
 distclean: clean

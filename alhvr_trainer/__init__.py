@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 from alhvr_trainer.commands import COMMANDS
 
 if TYPE_CHECKING:  # what type checkers and editors see; the names below are the same
+    from alhvr_trainer.annotation.move_labeled import move_labeled
+    from alhvr_trainer.annotation.suggest import suggest
     from alhvr_trainer.cli import version
     from alhvr_trainer.commands.link import link, trainer_path, unlink
     from alhvr_trainer.commands.predict import predict
@@ -28,6 +30,7 @@ if TYPE_CHECKING:  # what type checkers and editors see; the names below are the
     from alhvr_trainer.planning.make_split import make_split
     from alhvr_trainer.planning.plan_and_preprocess import plan_and_preprocess
     from alhvr_trainer.planning.planner import ALHVRPlanner
+    from alhvr_trainer.pseudo_labels.rounds import rounds
     from alhvr_trainer.reports.command import report
     from alhvr_trainer.trainers.alhvr import ALHVRTrainer
 
@@ -47,10 +50,13 @@ __all__ = [
     "export_nnunet",
     "link",
     "make_split",
+    "move_labeled",
     "plan_and_preprocess",
     "predict",
     "predict_next_stage",
     "report",
+    "rounds",
+    "suggest",
     "train",
     "trainer_path",
     "unlink",

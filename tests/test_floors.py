@@ -8,12 +8,14 @@ from pathlib import Path
 PACKAGE = Path(__file__).resolve().parents[1] / "alhvr_trainer"
 FLOORS = (
     ("losses", "bundle"),
-    ("errors", "compatibility", "resources", "devices", "cluster"),
+    ("errors", "compatibility", "resources", "devices", "cluster", "processes"),
     ("config", "augmentation"),
     ("data",),
     ("planning", "trainers"),
     ("models",),
     ("commands", "evaluation", "export"),
+    ("annotation",),
+    ("pseudo_labels",),
     ("reports",),
     ("experiments",),
     ("cli", "ext_trainer", "__init__", "__main__"),

@@ -11,13 +11,13 @@ EDGES = (0.25, 0.75)
 """Shortest and longest edge of a box, as a share of the patch."""
 
 
-def boxes(samples: int, shape: Sequence[int], probability: float, generator: torch.Generator) -> Tensor:
+def boxes(samples: int, shape: Sequence[int], probability: float | Tensor, generator: torch.Generator) -> Tensor:
     """One box in each patch, all of it within, every edge uniform in :data:`EDGES` of the patch and every place alike.
 
     Args:
         samples: B.
         shape: *S.
-        probability: with which a patch has a box.
+        probability: with which a patch has a box; a number or a scalar on the device.
         generator: on the device of the result.
 
     Returns:

@@ -50,6 +50,10 @@ def next_step(name: str, signature: inspect.Signature, values: dict[str, Any], r
             out = Path(call["output"])
             words = ("--predictions", out, "--references", "LABELS", "--dataset_json", out / "dataset.json")
             return _line("alhvr", "evaluate", *words)
+        case "suggest":
+            return _line("alhvr", "move_labeled", "-d", call["dataset"], "FINISHED_LABELS")
+        case "move_labeled" if not call["dry_run"]:
+            return _line("alhvr", "train", "-d", call["dataset"], "-c", "CONFIGURATION")
         case "evaluate" if call["output"] is not None:
             metrics = Path(call["output"], "metrics.json")
             return f"alhvr export_bundle -d DATASET -c CONFIGURATION -o BUNDLE {_line('--evaluation', metrics)}"

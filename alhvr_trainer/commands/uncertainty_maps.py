@@ -38,8 +38,8 @@ from alhvr_trainer.bundle.scripts.windows import flips
 from alhvr_trainer.compatibility import replaced
 from alhvr_trainer.config.methods import method_of
 from alhvr_trainer.config.names import UNCERTAINTY_FOLDER
+from alhvr_trainer.config.plans import planned_proportion
 from alhvr_trainer.errors import InputError
-from alhvr_trainer.losses.regions import planned_proportion
 from alhvr_trainer.models import Member, TrainedModel, model_members
 
 if TYPE_CHECKING:

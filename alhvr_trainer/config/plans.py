@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import pydoc
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -15,10 +16,12 @@ from torch import nn
 
 from alhvr_trainer.config.dataset_json import channel_names, check_dataset_json
 from alhvr_trainer.config.files import is_list_of, is_name, is_positive, is_whole
+from alhvr_trainer.config.names import SETTINGS_KEY
 from alhvr_trainer.config.plans_keys import Configuration, Plans, in_nnunet, is_finite
 from alhvr_trainer.config.settings import Settings, known_settings, settings_from_plans, split_batch
 from alhvr_trainer.config.validation import validated
 from alhvr_trainer.errors import InputError, cut, one_line, shown
+from alhvr_trainer.losses.regions import paper_proportion
 
 MOST_PARAMETERS = 10**9
 MOST_LAYERS = 100
@@ -225,3 +228,9 @@ def _check_settings(configuration: dict[str, Any], where: str, kind: type[Settin
         split_batch(configuration["batch_size"], settings.unlabeled_batch_size)
     except InputError as error:
         raise InputError(f"{where}: {error}") from error
+
+
+def planned_proportion(configuration: Mapping[str, Any]) -> float:
+    """beta of a configuration in nnU-Net's plans: its own, else the paper's."""
+    planned: float | None = configuration.get(SETTINGS_KEY, {}).get("threshold_proportion")
+    return planned or paper_proportion(len(configuration["patch_size"]))

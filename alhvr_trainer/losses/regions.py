@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
-
-from alhvr_trainer.config.names import SETTINGS_KEY
 
 from .host import host_may_look
 from .sums import Group, gathered
@@ -22,12 +19,6 @@ REGIONS: tuple[Region, ...] = get_args(Region)
 def paper_proportion(dimensions: int) -> float:
     """beta as the paper has it: 0.8 in 2D (ACDC), 0.7 in 3D (BraTS2019)."""
     return 0.8 if dimensions == 2 else 0.7
-
-
-def planned_proportion(configuration: Mapping[str, Any]) -> float:
-    """beta of a configuration in nnU-Net's plans: its own, else the paper's."""
-    planned: float | None = configuration.get(SETTINGS_KEY, {}).get("threshold_proportion")
-    return planned or paper_proportion(len(configuration["patch_size"]))
 
 
 @dataclass(frozen=True)

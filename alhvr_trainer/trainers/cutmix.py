@@ -38,6 +38,8 @@ class CutMixSettings(TwoViewSettings):
     """Voxels outside of the boxes teach where the average's probability of their label is at least this."""
     cutmix: Share = 1.0
     """Probability that a box of an unlabeled patch shows a labeled one."""
+    cutmix_end: Share = 1.0
+    """Share of all training iterations after which there are no more boxes: whole scans have none."""
 
 
 @method(
@@ -67,10 +69,15 @@ class CutMixTrainer(TwoViewTrainer):
         super().initialize()
         self.generator = torch.Generator(self.device).manual_seed(self.seed + get_rank())
 
+    def cutmix(self) -> float:
+        """Today's probability of a box."""
+        return self.settings.cutmix if self.progress < self.settings.cutmix_end else 0.0
+
     def forward(self, samples: Samples) -> Forward:
         weak, second = self.views(samples.data)
         labeled, strong = second[: samples.labeled], second[samples.labeled :]
-        inside = boxes(len(strong), strong.shape[2:], self.settings.cutmix, self.generator)
+        probability = self.number("cutmix", self.cutmix)
+        inside = boxes(len(strong), strong.shape[2:], probability, self.generator)
         outputs = self.run("a", torch.cat((labeled, mixed(strong, repeated(labeled, len(strong)), inside))))
         with torch.no_grad():
             targets = self.run("average", weak[samples.labeled :])

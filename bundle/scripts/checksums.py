@@ -27,7 +27,7 @@ def write_checksums(bundle_root: str | Path) -> Path:
         python -c "from scripts.checksums import write_checksums; write_checksums('.')"    # in the bundle's folder
     """
     root = Path(bundle_root)
-    lines = [f"{_digest(path)}  {path.relative_to(root).as_posix()}\n" for path in _covered(root)]
+    lines = [f"{sha256(path)}  {path.relative_to(root).as_posix()}\n" for path in _covered(root)]
     target = root / CHECKSUMS_FILE
     target.write_text("".join(lines), encoding="utf-8")
     return target
@@ -60,7 +60,7 @@ def verify_checksums(bundle_root: str | Path = BUNDLE) -> bool:
     for name, digest in expected.items():
         if not (root / name).is_file():
             raise InputError(f"{root / name} is missing: {again}")
-        if _digest(root / name) != digest:
+        if sha256(root / name) != digest:
             raise InputError(f"{root / name} is damaged or changed, its checksum differs: {again}")
     return True
 
@@ -77,7 +77,8 @@ def _covered(root: Path) -> Iterable[Path]:
     return sorted(path for pattern in COVERED for path in root.glob(pattern))
 
 
-def _digest(path: Path) -> str:
+def sha256(path: Path) -> str:
+    """Digest of a file of any size, as hexadecimal digits."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while block := file.read(1 << 20):

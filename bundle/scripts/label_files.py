@@ -20,6 +20,10 @@ _GZIP = b"\x1f\x8b"
 _TOLERANCE = 1e-3  # mm, and entries of the direction matrix: NIfTI stores geometry in single precision
 
 
+Grid = dict[str, tuple[float, ...]]
+"""Size, spacing, and origin and direction or the affine; axes x, y, z."""
+
+
 @dataclass(frozen=True)
 class Labels:
     """What ``dataset.json`` says of the labels."""
@@ -65,8 +69,8 @@ class LabelMap:
     """Per axis of the array, in :attr:`unit`."""
     unit: str
     """"mm", or "voxels" where the format has no sizes, as pictures."""
-    grid: dict[str, tuple[float, ...]]
-    """What else must agree with a segmentation that it is compared with, axes x, y, z."""
+    grid: Grid
+    """What else must agree with a segmentation that it is compared with."""
 
 
 def read_label_map(file: Path, dataset_json: Mapping[str, Any]) -> LabelMap:
@@ -118,7 +122,7 @@ def read_pair(
                 f"{file} has values that are not labels of dataset.json: {listed(f'{value:g}' for value in unknown)}; "
                 f"labels are {', '.join(map(str, sorted(labels.values)))}"
             )
-    problem = different_voxels(maps[0], maps[1], (prediction_file, reference_file))
+    problem = different_voxels(maps[0].grid, maps[1].grid, (prediction_file, reference_file))
     if problem:
         raise InputError(problem)
     return maps[0], maps[1]
@@ -180,14 +184,27 @@ def open_nifti(file: Path) -> Any:
     return nibabel.load(file)
 
 
-def different_voxels(prediction: LabelMap, reference: LabelMap, names: tuple[object, object]) -> str | None:
-    """How the voxel grids of two label maps differ, as one line; None if they do not.
+def grid_of(file: Path, dataset_json: Mapping[str, Any]) -> Grid:
+    """The voxel grid of an image, as :attr:`LabelMap.grid` is that of a label map.
+
+    Raises:
+        InputError: unreadable.
+    """
+    try:
+        values, properties = _read(file, dataset_json)
+    except Exception as error:  # as for label maps
+        raise InputError(f"cannot read {file} (damaged or not an image): {error}") from error
+    return _grid(values[0], properties)
+
+
+def different_voxels(prediction: Grid, reference: Grid, names: tuple[object, object]) -> str | None:
+    """How two voxel grids differ, as one line; None if they do not.
 
     Args:
         names: what the line calls the two, e.g. their files.
     """
-    for what, expected in reference.grid.items():
-        found = prediction.grid.get(what, expected)
+    for what, expected in reference.items():
+        found = prediction.get(what, expected)
         if len(found) != len(expected) or not np.allclose(found, expected, rtol=0.0, atol=_TOLERANCE):
             one, other = f"{what} {found} of {names[0]}", f"{expected} of {names[1]}"
             return f"{one} differs from {other}: both must lie on the same voxels"
@@ -234,8 +251,8 @@ def _has_sizes(file: Path, properties: Mapping[str, Any]) -> bool:
     return "sitk_stuff" in properties or "nibabel_stuff" in properties or file.with_suffix(".json").is_file()
 
 
-def _grid(array: np.ndarray, properties: Mapping[str, Any]) -> dict[str, tuple[float, ...]]:
-    grid = {"size": array.shape[::-1], "spacing": tuple(float(size) for size in properties["spacing"][::-1])}
+def _grid(array: np.ndarray, properties: Mapping[str, Any]) -> Grid:
+    grid: Grid = {"size": array.shape[::-1], "spacing": tuple(float(size) for size in properties["spacing"][::-1])}
     itk, nifti = properties.get("sitk_stuff"), properties.get("nibabel_stuff")
     if itk:
         grid |= {"origin": tuple(itk["origin"]), "direction": tuple(itk["direction"])}

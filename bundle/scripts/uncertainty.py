@@ -151,7 +151,7 @@ def scores(
     """
     found = {
         name: {
-            "expected_dice": _expected_dice(np.isin(opinions, values)),
+            "expected_dice": mean_dice(np.isin(opinions, values)),
             "entropy": _entropy_nearby(np.isin(segmentation, values), entropy),
         }
         for name, values in classes.items()
@@ -160,11 +160,16 @@ def scores(
     return {**means, "classes": found}
 
 
-def _expected_dice(masks: np.ndarray) -> float | None:
-    """Mean Dice of all pairs of masks (M, *S) of which one at least is not empty."""
+def mean_dice(masks: np.ndarray) -> float | None:
+    """Mean Dice of all pairs of masks (M, *S) of which one at least is not empty; None if there is no such pair.
+
+    Example:
+        >>> mean_dice(np.array([[True, True, False], [True, False, False]]))
+        0.6666666666666666
+    """
     flat = masks.reshape(len(masks), -1)
     flat = flat[:, flat.any(axis=0)]
-    sizes = np.count_nonzero(flat, axis=1)
+    sizes = [np.count_nonzero(mask) for mask in flat]
     return _mean(
         2 * np.count_nonzero(flat[i] & flat[j]) / (sizes[i] + sizes[j]) if sizes[i] + sizes[j] else None
         for i, j in combinations(range(len(flat)), 2)
@@ -177,7 +182,7 @@ def _entropy_nearby(mask: np.ndarray, entropy: np.ndarray) -> float | None:
 
 def _mean(values: Any) -> float | None:
     known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known else None
+    return float(sum(known) / len(known)) if known else None
 
 
 def write_scores(found: Mapping[str, Any], folder: Path, case: str) -> None:

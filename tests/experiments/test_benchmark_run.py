@@ -18,7 +18,7 @@ import pytest
 import yaml
 from distributed import LocalCluster
 
-from alhvr_trainer.experiments.processes import run_logged
+from alhvr_trainer.processes import run_logged
 
 SUITE = {
     "name": "tiny",
@@ -181,7 +181,7 @@ def test_on_a_cluster_trainings_are_the_workers_and_end_with_the_command(tmp_pat
 
 CHILD = """
 import subprocess, sys, time
-from alhvr_trainer.experiments.processes import end_with_parent
+from alhvr_trainer.processes import end_with_parent
 subprocess.Popen(["sleep", "60"])
 print(1, flush=True)
 time.sleep({busy})
@@ -191,7 +191,7 @@ time.sleep(60)
 PARENT = """
 import os, sys
 from pathlib import Path
-from alhvr_trainer.experiments.processes import run_logged
+from alhvr_trainer.processes import run_logged
 run_logged([sys.executable, "-c", {child!r}], Path({log!r}), dict(os.environ))
 """
 

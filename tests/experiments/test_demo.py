@@ -217,7 +217,7 @@ def test_the_result_comes_with_its_worth():
 
 @pytest.fixture(scope="module")
 def tiny_demo(tmp_path_factory):
-    """The demo with a network of a few hundred weights, six steps long."""
+    """The demo with a network of a few hundred weights; ``--quick`` leaves six steps of sixty."""
     folder = tmp_path_factory.mktemp("demo")
     plans = json.loads((plans_folder() / "demo.json").read_text())
     configuration = plans["configurations"]["2d"]
@@ -230,13 +230,14 @@ def tiny_demo(tmp_path_factory):
         n_conv_per_stage=[1] * 3,
         n_conv_per_stage_decoder=[1] * 2,
     )
-    lengths = {"num_epochs": 2, "num_iterations_per_epoch": 3, "num_val_iterations_per_epoch": 1}
+    lengths = {"num_epochs": 20, "num_iterations_per_epoch": 3, "num_val_iterations_per_epoch": 1}
     configuration["alhvr"] = {"unlabeled_batch_size": 2, "seed": 0, **lengths}
     file = folder / "tiny.json"
     file.write_text(json.dumps(plans))
     arguments = {"labeled": 3, "unlabeled": 3, "test": 2, "plans_file": str(file)}
     command = [Path(sys.executable).parent / "alhvr", "demo", "--output", folder / "out"]
     command += [word for key, value in arguments.items() for word in (f"--{key}", str(value))]
+    command.append("--quick")
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout + result.stderr
     return folder / "out", command, result.stdout

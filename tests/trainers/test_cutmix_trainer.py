@@ -119,7 +119,11 @@ def test_regions_and_ignored_voxels_stay_with_their_sample(ignore: bool, trainer
 
 
 @pytest.mark.parametrize(
-    ("key", "value"), [("cutmix", 0.0), ("warm_up_fraction", 0.0), ("strong_transforms", 0), ("cutout", 0.5)]
+    ("key", "value"),
+    [
+        *(("cutmix", 0.0), ("cutmix_end", 0.0), ("warm_up_fraction", 0.0), ("strong_transforms", 0), ("cutout", 0.5)),
+        ("confidence_threshold", 1.0),
+    ],
 )
 def test_each_setting_takes_effect(tiny: Path, key: str, value: float):
     change_settings(tiny, cutmix=1.0, warm_up_fraction=0.1)
@@ -127,3 +131,30 @@ def test_each_setting_takes_effect(tiny: Path, key: str, value: float):
     assert torch.equal(before, weights_after_two_steps(tiny, CutMixTrainer))
     change_settings(tiny, **{key: value})
     assert not torch.equal(before, weights_after_two_steps(tiny, CutMixTrainer))
+
+
+def test_unsure_voxels_teach_nothing_but_boxes_do(tiny: Path):
+    change_settings(tiny, cutmix=1.0, confidence_threshold=0.6)
+    trainer: Any = make_trainer(tiny, CutMixTrainer)
+    trainer.initialize()
+    samples = replace(some_samples(trainer), valid=None, unlabeled_valid=None)
+    forward = trainer.forward(samples)
+    found = loss_of(trainer, samples, forward)
+    labels, inside = forward.logits["weak"].argmax(dim=1), forward.maps["inside"]
+    sure = forward.logits["weak"].softmax(dim=1).amax(dim=1) >= 0.6
+    assert 0.05 < sure.float().mean() < 0.95
+    true = samples.labels[0][:, 0].long()
+    for number, box in enumerate(inside):
+        labels[number][box] = true[number % samples.labeled][box]
+    torch.testing.assert_close(found, pseudo_label_loss(forward.logits["strong"], labels, sure | inside))
+
+
+def test_boxes_end(tiny: Path):
+    """The weight does not: the last part of the training has unmixed patches."""
+    change_settings(tiny, cutmix=1.0, cutmix_end=0.5, warm_up_fraction=0.0)
+    trainer: Any = make_trainer(tiny, CutMixTrainer)
+    trainer.initialize()
+    samples, steps = some_samples(trainer), trainer.num_epochs * trainer.num_iterations_per_epoch
+    for step in range(steps):
+        trainer.step = step
+        assert bool(trainer.forward(samples).maps["inside"].any()) == (step < steps / 2) and trainer.weight() == 1.0

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from alhvr_trainer.errors import InputError
-from alhvr_trainer.experiments.processes import end_with_parent
+from alhvr_trainer.processes import end_with_parent
 
 
 def main(job: str, plans: str, output: str, device: str) -> None:

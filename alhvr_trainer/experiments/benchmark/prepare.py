@@ -22,7 +22,7 @@ from alhvr_trainer.errors import InputError
 from alhvr_trainer.experiments.benchmark.jobs import Job, digest
 from alhvr_trainer.experiments.benchmark.suites import PHANTOM, Suite, file_name
 from alhvr_trainer.experiments.demo.phantom import write_dataset
-from alhvr_trainer.experiments.processes import run_logged
+from alhvr_trainer.processes import run_logged
 from alhvr_trainer.resources import plans_folder
 
 PHANTOM_ID = 902

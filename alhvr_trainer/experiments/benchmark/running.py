@@ -33,7 +33,7 @@ from alhvr_trainer.experiments.benchmark.prepare import (
     splits_of,
 )
 from alhvr_trainer.experiments.benchmark.suites import ENVIRONMENT, Suite
-from alhvr_trainer.experiments.processes import interrupted_by, run_logged
+from alhvr_trainer.processes import interrupted_by, run_logged
 from alhvr_trainer.resources import ext_trainer_folder
 
 TRAINERS = "nnUNet_extTrainer"

@@ -16,9 +16,10 @@ from pathlib import Path
 from alhvr_trainer import __version__
 from alhvr_trainer.commands.link import check_nnunet_finds_us
 from alhvr_trainer.config.files import read_object, write_json
+from alhvr_trainer.config.names import SETTINGS_KEY
 from alhvr_trainer.errors import InputError
 from alhvr_trainer.experiments.demo.steps import CONFIGURATION, STAMPS, Layout, Step, plan_steps
-from alhvr_trainer.experiments.processes import interrupted_by, last_line, run_logged
+from alhvr_trainer.processes import interrupted_by, last_line, run_logged
 from alhvr_trainer.resources import plans_folder
 
 
@@ -29,6 +30,7 @@ def demo(
     test: int = 20,
     seed: int = 0,
     plans_file: str = "demo",
+    quick: bool = False,
     fresh: bool = False,
 ) -> Path:
     """Run every step from scans to a deployed model on an embedded data set, and write a report with pictures.
@@ -44,6 +46,7 @@ def demo(
         test: test cases.
         seed: of the data set.
         plans_file: a ready plan (``plans/*.json``) or a file: network, batch size, length of training.
+        quick: train for a tenth of the time, to see that everything runs; the segmentations are poor.
         fresh: repeat all steps.
 
     Returns:
@@ -61,6 +64,8 @@ def demo(
     check_nnunet_finds_us()
     layout = Layout(Path(output).resolve(), plans_name)
     _claim(layout.output)
+    if quick:
+        plans = _shortened(plans, layout.output)
     run_steps(plan_steps(layout, plans, cases), layout, _settings(plans), fresh)
     print((layout.output / "summary.txt").read_text(encoding="utf-8"))
     print(f"report with pictures: {layout.report}")
@@ -94,6 +99,16 @@ def _ready_plan(name_or_file: str) -> tuple[Path, str]:
     if CONFIGURATION in (content.get("configurations") or ()) and "plans_name" in content:
         return file, content["plans_name"]
     raise InputError(f'{file} is not a ready plan with "plans_name" and a configuration {CONFIGURATION}')
+
+
+def _shortened(plans: Path, output: Path) -> Path:
+    """The plan with a tenth of the epochs, two at least, as a file in the output folder."""
+    content = read_object(plans)
+    settings = content["configurations"][CONFIGURATION].setdefault(SETTINGS_KEY, {})
+    settings["num_epochs"] = max(2, settings.get("num_epochs", 1000) // 10)
+    file = output / "quick_plans.json"
+    write_json(content, file)
+    return file
 
 
 def run_steps(steps: list[Step], layout: Layout, settings: str, fresh: bool = False) -> None:

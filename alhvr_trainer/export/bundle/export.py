@@ -14,6 +14,7 @@ import torch
 
 from alhvr_trainer.bundle.scripts.checksums import write_checksums
 from alhvr_trainer.config.files import read_object
+from alhvr_trainer.config.plans import planned_proportion
 from alhvr_trainer.errors import InputError, one_line
 from alhvr_trainer.export.bundle.architecture import BundleNetwork, bundle_network
 from alhvr_trainer.export.bundle.card import write_card
@@ -21,7 +22,6 @@ from alhvr_trainer.export.bundle.details import Details, next_changelog
 from alhvr_trainer.export.bundle.metadata import EXPORTED_BY, data_license, fill_metadata
 from alhvr_trainer.export.bundle.native_config import NATIVE_CONFIG, native_config, why_not_native
 from alhvr_trainer.export.bundle.results import Measured, measured
-from alhvr_trainer.losses.regions import planned_proportion
 from alhvr_trainer.models import Member, TrainedModel, model_members, model_named
 from alhvr_trainer.resources import bundle_folder
 

@@ -1,0 +1,1 @@
+"""Which unlabeled cases to annotate next, and taking finished labels into the dataset."""

@@ -1,0 +1,70 @@
+"""A model's predictions of unlabeled cases, kept with their origin."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from alhvr_trainer.bundle.scripts.checksums import sha256
+from alhvr_trainer.commands.predict import predict
+from alhvr_trainer.config.files import read_object, write_json
+from alhvr_trainer.config.names import UNCERTAINTY_FOLDER
+from alhvr_trainer.data.dataset import Cases, Dataset
+from alhvr_trainer.data.linking import link_cases
+from alhvr_trainer.data.splits import hidden_cases
+from alhvr_trainer.errors import InputError
+from alhvr_trainer.models import TrainedModel
+
+
+def unlabeled_of(dataset: Dataset, fold: int | str) -> Cases:
+    """The unlabeled cases of a fold.
+
+    Raises:
+        InputError: there is none.
+    """
+    return dataset.with_hidden(hidden_cases(dataset.splits, fold), f"fold {fold}")
+
+
+def predict_cases(model: TrainedModel, cases: Cases, folder: Path, device: str, num_processes: int) -> Path:
+    """Segmentations, maps and scores of cases; those that are there from the same checkpoint are kept.
+
+    Args:
+        model: that predicts, with one fold.
+        cases: images.
+        folder: for ``predicted`` and for links to the images.
+        device, num_processes: as for ``alhvr predict``.
+
+    Returns:
+        ``folder/predicted``.
+
+    Raises:
+        InputError: as :func:`~alhvr_trainer.predict`; or predictions of another checkpoint are there.
+    """
+    output, origin = folder / "predicted", folder / "origin.json"
+    now = origin_of(model)
+    if origin.exists() and read_object(origin) != now:
+        raise InputError(f"{output} holds predictions of another checkpoint than {now['checkpoint']}: remove {folder}")
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(now, origin)
+    ending = model.dataset_json["file_ending"]
+    missing = {
+        case: images for case, images in cases.items() if not (output / UNCERTAINTY_FOLDER / f"{case}.json").is_file()
+    }
+    if missing:
+        images = link_cases(missing, folder / "images", ending)
+        predict(
+            input=images,
+            output=output,
+            model_folder=model.folder,
+            fold=model.folds[0],
+            weights_file=model.weights_file,
+            uncertainty=True,
+            device=device,
+            num_processes=num_processes,
+        )
+    return output
+
+
+def origin_of(model: TrainedModel) -> dict[str, str]:
+    """Which model made a prediction: its folder's name, and checkpoint file and SHA-256 digest."""
+    file = model.checkpoint_path(model.folds[0])
+    return {"model": model.folder.name, "checkpoint": f"{file.parent.name}/{file.name}", "sha256": sha256(file)}
