@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import tifffile
+from alhvr_trainer.bundle.scripts import metrics
 from dicom_files import oblique_image, write_series
 from nnunet_environment import SUPPORT, set_nnunet
 from scripts.cases import find_cases
@@ -23,7 +24,6 @@ from scripts.distributed import cases_of_this_rank
 from scripts.evaluation import Evaluation, predict_and_evaluate
 from trained_models import assert_same_files, make_images, make_model
 
-from alhvr_trainer.bundle.scripts import metrics
 from alhvr_trainer.evaluation.evaluate import evaluate
 from alhvr_trainer.export.bundle import export_bundle
 from alhvr_trainer.resources import bundle_folder, ext_trainer_folder

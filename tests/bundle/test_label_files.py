@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import tifffile
-from PIL import Image
-from skimage import io
-
 from alhvr_trainer.bundle.scripts import label_files, metrics
 from alhvr_trainer.bundle.scripts.label_files import read_label_map
 from alhvr_trainer.bundle.scripts.metrics import case_metrics, surface_distances
+from PIL import Image
+from skimage import io
+
 from alhvr_trainer.errors import InputError
 from alhvr_trainer.evaluation.evaluate import evaluate
 

@@ -6,7 +6,6 @@ import os
 from pathlib import Path
 
 import pytest
-
 from alhvr_trainer.bundle.scripts.overwriting import inside_raw_dataset, not_writable, overwritten_input
 
 pytestmark = pytest.mark.any_nnunet

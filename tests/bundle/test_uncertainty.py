@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-
 from alhvr_trainer.bundle.scripts import uncertainty as module
 from alhvr_trainer.bundle.scripts.uncertainty import (
     DISAGREEMENT,
@@ -22,6 +21,7 @@ from alhvr_trainer.bundle.scripts.uncertainty import (
     write_scores,
     write_table,
 )
+
 from alhvr_trainer.losses.regions import split_regions
 
 

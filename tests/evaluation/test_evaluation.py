@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
+from alhvr_trainer.bundle.scripts.metrics import case_metrics, summarize, table
 from monai.metrics import compute_average_surface_distance, compute_hausdorff_distance
 from scipy.ndimage import binary_erosion, distance_transform_edt, gaussian_filter
 
-from alhvr_trainer.bundle.scripts.metrics import case_metrics, summarize, table
 from alhvr_trainer.errors import InputError
 from alhvr_trainer.evaluation.evaluate import evaluate
 from alhvr_trainer.experiments.demo.phantom import write_volume

@@ -9,10 +9,10 @@ from math import isnan
 
 import numpy as np
 import pytest
+from alhvr_trainer.bundle.scripts.metrics import Spread
 from benchmark_results import result, scores
 from scipy.stats import wilcoxon
 
-from alhvr_trainer.bundle.scripts.metrics import Spread
 from alhvr_trainer.errors import InputError
 from alhvr_trainer.experiments.benchmark.aggregate import (
     case_values,
