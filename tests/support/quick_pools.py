@@ -14,6 +14,7 @@ from multiprocessing.context import BaseContext, ForkServerContext, ForkServerPr
 from typing import Any
 
 MODULES = [
+    "alhvr_trainer.commands.uncertainty_maps",
     "nnunetv2.evaluation.evaluate_predictions",
     "nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor",
     "nnunetv2.inference.data_iterators",
