@@ -14,9 +14,9 @@ FLOORS = (
     ("planning", "trainers"),
     ("models",),
     ("commands", "evaluation", "export"),
+    ("reports",),
     ("annotation",),
     ("pseudo_labels",),
-    ("reports",),
     ("experiments",),
     ("cli", "ext_trainer", "__init__", "__main__"),
 )

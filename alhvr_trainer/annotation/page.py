@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jinja2 import Environment, PackageLoader
-from matplotlib.figure import Figure
 
 from alhvr_trainer.config.names import UNCERTAINTY_FOLDER
+from alhvr_trainer.reports.figures import Figure, plt
+from alhvr_trainer.reports.page import encoded, render
 
 if TYPE_CHECKING:
     from alhvr_trainer.models import TrainedModel
@@ -28,8 +26,7 @@ def write_page(rows: Sequence[dict[str, Any]], model: TrainedModel, folder: Path
         method: how the cases were chosen.
     """
     cases = [{**row, "picture": _picture(row, model, folder / "predicted", method)} for row in rows]
-    environment = Environment(loader=PackageLoader("alhvr_trainer.annotation", "."), autoescape=True)
-    page = environment.get_template("suggestions.html.j2").render(cases=cases, method=method, model=model.folder.name)
+    page = render("suggestions.html.j2", Path(__file__).parent, cases=cases, method=method, model=model.folder.name)
     file = folder / "suggestions.html"
     file.write_text(page, encoding="utf-8")
     return file
@@ -70,8 +67,9 @@ def slice_figure(image: np.ndarray, overlays: tuple[np.ndarray, np.ndarray] | No
         image: (rows, columns).
         overlays: labels and map, alike.
     """
-    figure = Figure(figsize=(6.4 if overlays else 3.2, 3.2), layout="constrained")
-    axes = figure.subplots(1, 2 if overlays else 1, squeeze=False)[0]
+    columns = 2 if overlays else 1
+    figure, grid = plt.subplots(1, columns, figsize=(3.2 * columns, 3.2), layout="constrained", squeeze=False)
+    axes = grid[0]
     low, high = np.percentile(image, (1, 99))
     for ax in axes:
         ax.imshow(image, cmap="gray", vmin=low, vmax=max(high, low + 1e-6))
@@ -82,10 +80,3 @@ def slice_figure(image: np.ndarray, overlays: tuple[np.ndarray, np.ndarray] | No
         for label in np.unique(labels[labels > 0]):
             axes[1].contour(labels == label, levels=[0.5], colors=[f"C{int(label) % 10}"], linewidths=1)
     return figure
-
-
-def encoded(figure: Figure) -> str:
-    """The figure as base64 text of a PNG."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=90)
-    return base64.b64encode(buffer.getvalue()).decode()
