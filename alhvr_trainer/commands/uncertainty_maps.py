@@ -27,9 +27,7 @@ from alhvr_trainer.bundle.scripts.uncertainty import (
     DISAGREEMENT,
     ENTROPY,
     REGIONS,
-    Opinions,
-    alhvr_regions,
-    confidence,
+    compare,
     labels_of_logits,
     scores,
     write_scores,
@@ -142,31 +140,21 @@ class OpinionPredictor(nnUNetPredictor):
     @torch.inference_mode()
     def predict_logits_from_preprocessed_data(self, data: Tensor) -> Tensor:
         """(C, *S) to (K + maps + M, *S), half precision."""
-        asked, segmenting = self.uncertainty, self.list_of_parameters
-        counting = sum(opinion.counts for opinion in asked.opinions)
-        logits = None if counting else super().predict_logits_from_preprocessed_data(data)
-        opinions, sure = Opinions(len(asked.opinions), asked.order), []
-        try:
-            for opinion in asked.opinions:
-                self.flip = opinion.flip
-                self.list_of_parameters = segmenting if opinion.weights is None else [opinion.weights]
-                found = super().predict_logits_from_preprocessed_data(data)
-                opinions.add(found)
-                if asked.proportion is not None:
-                    sure.append(confidence(found))
-                if opinion.counts:  # summed up as nnU-Net does, for the same bits
-                    logits = found if logits is None else logits.add_(found)
-        finally:
-            self.flip, self.list_of_parameters = None, segmenting
-        assert logits is not None
-        if counting > 1:
-            logits /= counting
-        maps = [*opinions.maps().values()]
-        if asked.proportion is not None:
-            maps.append(alhvr_regions(sure[0], sure[1], asked.proportion))
+        asked = self.uncertainty
+        predictions = ((self._ask(opinion, data), opinion.counts) for opinion in asked.opinions)
+        mean, maps, labels = compare(predictions, len(asked.opinions), asked.order, asked.proportion)
+        logits = super().predict_logits_from_preprocessed_data(data) if mean is None else mean
         if asked.own is not None:
-            maps.append(asked.own(logits[None].float(), asked.order is not None)[0])
-        return torch.cat((logits, *(each[None].to(logits) for each in maps), opinions.segmentations.to(logits)))
+            maps[EVIDENTIAL] = asked.own(logits[None].float(), asked.order is not None)[0]
+        return torch.cat((logits, *(maps[name][None].to(logits) for name in asked.maps), labels.to(logits)))
+
+    def _ask(self, opinion: Opinion, data: Tensor) -> Tensor:
+        segmenting, self.flip = self.list_of_parameters, opinion.flip
+        try:
+            self.list_of_parameters = segmenting if opinion.weights is None else [opinion.weights]
+            return super().predict_logits_from_preprocessed_data(data)
+        finally:
+            self.list_of_parameters, self.flip = segmenting, None
 
     def _internal_maybe_mirror_and_predict(self, x: Tensor) -> Tensor:
         if self.flip is None:

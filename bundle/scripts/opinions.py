@@ -23,17 +23,7 @@ from torch import nn
 from .input_error import InputError
 from .label_files import labels_of
 from .native import LabelWriter
-from .uncertainty import (
-    ENTROPY,
-    REGIONS,
-    Opinions,
-    alhvr_regions,
-    confidence,
-    labels_of_logits,
-    scores,
-    write_scores,
-    write_table,
-)
+from .uncertainty import ENTROPY, REGIONS, compare, labels_of_logits, scores, write_scores, write_table
 from .windows import flips
 
 
@@ -89,22 +79,16 @@ class OpinionInferer(Inferer):
         members = [*getattr(network, "members", ())]
         ask = self.inferer if members else self.inferer.without_mirroring()
         networks = members or [Flipped(network, axes) for axes in self.flips]
-        total = None if members else _one(self.inferer(inputs, network))
-        opinions, sure = Opinions(len(networks), self.order), []
-        for each in networks:
-            found = _one(ask(inputs, each))
-            opinions.add(found)
-            if self.proportion is not None:
-                sure.append(confidence(found))
-            if members:
-                total = found if total is None else total.add_(found)
-        assert total is not None
-        logits = total.div_(len(members)) if members else total
-        maps = [each[None] for each in opinions.maps().values()]
-        if self.proportion is not None:
-            regions = alhvr_regions(sure[0], sure[1], self.proportion)
-            maps.append(torch.stack([regions == number for number in (1, 2, 3)]))
-        return torch.cat([each.to(logits.dtype) for each in (logits, *maps, opinions.segmentations)])[None]
+        predictions = ((_one(ask(inputs, each)), bool(members)) for each in networks)
+        mean, maps, labels = compare(predictions, len(networks), self.order, self.proportion)
+        logits = _one(self.inferer(inputs, network)) if mean is None else mean
+        channels = [_channels(name, values) for name, values in maps.items()]
+        return torch.cat([each.to(logits.dtype) for each in (logits, *channels, labels)])[None]
+
+
+def _channels(name: str, values: torch.Tensor) -> torch.Tensor:
+    """A map (*S) as (1, *S); regions, which cannot be resampled, as one channel each."""
+    return torch.stack([values == number for number in (1, 2, 3)]) if name == REGIONS else values[None]
 
 
 def _one(logits: torch.Tensor) -> torch.Tensor:

@@ -18,7 +18,7 @@ from __future__ import annotations
 import csv
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -87,6 +87,37 @@ class Opinions:
             return torch.special.entr(both).sum(0).mean(0) / math.log(2)
         probabilities = probabilities / probabilities.sum(0)  # rounding
         return torch.special.entr(probabilities).sum(0) / math.log(len(probabilities))
+
+
+def compare(
+    predictions: Iterable[tuple[torch.Tensor, bool]],
+    number: int,
+    order: Sequence[int] | None = None,
+    proportion: float | None = None,
+) -> tuple[torch.Tensor | None, dict[str, torch.Tensor], torch.Tensor]:
+    """What several predictions of a case say together; they are taken one by one.
+
+    Args:
+        predictions: logits (K, *S) on the CPU, and whether they are part of the segmentation.
+        number: of predictions.
+        order: of a model of overlapping regions, the label of each; else None.
+        proportion: ALHVR's beta, for its regions by the first two predictions; None: no regions.
+
+    Returns:
+        The mean logits of the segmentation's part, in nnU-Net's order of additions (None if there is none); the maps,
+        (*S) each; and the labels of each prediction, (M, *S).
+    """
+    opinions, sure, total, counted = Opinions(number, order), list[torch.Tensor](), None, 0
+    for logits, counts in predictions:
+        opinions.add(logits)
+        if proportion is not None and len(sure) < 2:
+            sure.append(confidence(logits))
+        if counts:
+            total, counted = logits if total is None else total.add_(logits), counted + 1
+    maps = opinions.maps()
+    if proportion is not None:
+        maps[REGIONS] = alhvr_regions(sure[0], sure[1], proportion)
+    return total.div_(counted) if total is not None and counted > 1 else total, maps, opinions.segmentations
 
 
 def labels_of_logits(logits: torch.Tensor, order: Sequence[int] | None = None) -> torch.Tensor:

@@ -13,8 +13,10 @@ from alhvr_trainer.bundle.scripts import uncertainty as module
 from alhvr_trainer.bundle.scripts.uncertainty import (
     DISAGREEMENT,
     ENTROPY,
+    REGIONS,
     Opinions,
     alhvr_regions,
+    compare,
     confidence,
     labels_of_logits,
     scores,
@@ -79,6 +81,18 @@ def test_regions_are_those_of_training():
     found = alhvr_regions(*(confidence(each[0]) for each in logits), proportion=0.7)
     for number, mask in enumerate((expected.omega1, expected.omega2a | expected.omega2b, expected.omega3), start=1):
         assert torch.equal(found == number, mask[0]) and mask.any()
+
+
+def test_only_what_counts_is_part_of_the_segmentation():
+    logits = [torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(seed)) for seed in range(3)]
+    mean, maps, labels = compare([(each.clone(), seed != 1) for seed, each in enumerate(logits)], 3, proportion=0.8)
+    torch.testing.assert_close(mean, (logits[0] + logits[2]) / 2, rtol=0, atol=0)
+    assert torch.equal(labels, torch.stack(logits).argmax(dim=1)) and set(maps) == {ENTROPY, DISAGREEMENT, REGIONS}
+    torch.testing.assert_close(maps[ENTROPY], maps_of(*logits)[ENTROPY])
+    assert torch.equal(maps[REGIONS], alhvr_regions(confidence(logits[0]), confidence(logits[1]), 0.8))
+    alone, _, _ = compare([(logits[0].clone(), True), (logits[1].clone(), False)], 2)
+    assert alone is not None and torch.equal(alone, logits[0])
+    assert compare([(logits[0], False), (logits[1], False)], 2)[0] is None
 
 
 def test_labels_of_regions_paint_over_earlier_ones():
