@@ -452,11 +452,16 @@ def test_export_says_why_the_config_is_missing(tmp_path, capsys, monkeypatch):
 def test_regions_and_many_labels():
     regions = model_of(labels={**REGIONS, "ignore": 3})
     regions.dataset_json["regions_class_order"] = [1, 2]
-    steps = config_of(regions)["postprocessing"]["transforms"]
-    assert steps[1]["order"] == [1, 2]
+    (regions_to_labels,) = steps_of(regions, "scripts.native.RegionsToLabelsd")
+    assert regions_to_labels["order"] == [1, 2]
     many = model_of(labels={"background": 0, **{f"part {number}": number for number in range(1, 300)}})
-    steps = config_of(many)["postprocessing"]["transforms"]
-    assert (steps[1]["dtype"], steps[2]["output_dtype"]) == ("$torch.int32", "$np.uint16")
+    (labels,), (save,) = (steps_of(many, name) for name in ("AsDiscreted", "SaveImaged"))
+    assert (labels["dtype"], save["output_dtype"]) == ("$torch.int32", "$np.uint16")
+
+
+def steps_of(model: TrainedModel, name: str) -> list[dict[str, Any]]:
+    """Of the postprocessing, those of one kind."""
+    return [step for step in config_of(model)["postprocessing"]["transforms"] if step["_target_"] == name]
 
 
 @pytest.mark.parametrize(

@@ -71,7 +71,8 @@ def benchmark(
     names = _list(methods) if table is None else chosen.methods_of(table)
     if not tables_only:
         part = {"methods": names, "seeds": _list(seeds), "folds": _list(folds)}
-        check_whole_number("parallel", parallel)
+        if check_whole_number("parallel", parallel) > 1 and scheduler is not None:
+            raise InputError("--parallel is for one machine; with --scheduler, each worker of the cluster has one run")
         with on_cluster(scheduler):
             failures = run_suite(chosen, folder, device, remove_checkpoints, parallel, **part)
     results = read_results(folder, chosen.name)

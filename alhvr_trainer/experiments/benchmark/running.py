@@ -21,7 +21,7 @@ from alhvr_trainer.cluster import cluster_executor, is_cancelled
 from alhvr_trainer.commands.link import check_nnunet_finds_us
 from alhvr_trainer.config.files import check_folder, read_object
 from alhvr_trainer.devices import check_device
-from alhvr_trainer.errors import InputError, one_line
+from alhvr_trainer.errors import one_line
 from alhvr_trainer.experiments.benchmark.jobs import LOGS, Job, chosen_part, digest, is_done, jobs_of, model_folder
 from alhvr_trainer.experiments.benchmark.prepare import (
     dataset_of,
@@ -80,8 +80,6 @@ def run_suite(
     """
     if cluster_executor() is None:
         check_device(device)
-    elif parallel > 1:
-        raise InputError("--parallel is for one machine; with --scheduler, each worker of the cluster has one run")
     check_nnunet_finds_us()
     chosen_part(suite, **part)  # for its error, before anything is written
     check_folder(output)
