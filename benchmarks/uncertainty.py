@@ -4,13 +4,13 @@
     python benchmarks/uncertainty.py --runs RUNS --output benchmarks/results/uncertainty_hippocampus.json
 
 Spearman's correlation of the score with the real Dice over the cases, and how many of the worst tenth of the cases by
-Dice are in the tenth that the score flags. The checkpoints of the runs must be there.
+Dice are in the tenth that the score flags. The checkpoints of the runs must be there. Interrupted, the same command
+goes on.
 """
 
 from __future__ import annotations
 
 import json
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -68,9 +68,12 @@ def main(runs: str, output: str | None = None) -> None:
         runs: output folder of ``alhvr benchmark``.
         output: JSON file.
     """
-    found = []
+    found = json.loads(Path(output).read_text())["runs"] if output and Path(output).exists() else []
+    done = [(row["method"], row["seed"], row["labeled"]) for row in found]
     for file in sorted(Path(runs, "runs").glob("*.json")):
         run = json.loads(file.read_text())
+        if (run["job"]["method"], run["job"]["seed"], run["job"]["fold_name"]) in done:
+            continue
         with tempfile.TemporaryDirectory() as scratch:
             scores = predicted_scores(run, Path(scratch))
         real = run["metrics"]["final"]["validation"]
@@ -81,9 +84,10 @@ def main(runs: str, output: str | None = None) -> None:
             row[name] = agreement(np.nan_to_num(values, nan=-sign * np.inf), dice, sign)
         print(json.dumps(row), flush=True)
         found.append({**row, "labeled": run["job"]["fold_name"], "Dice": round(100 * float(dice.mean()), 2)})
-    if output:
-        how = {"command": " ".join(["python", *sys.argv]), **versions(torch.device("cpu"))}
-        Path(output).write_text(json.dumps({**how, "runs": found}, indent=2) + "\n")
+        if output:
+            command = f"python benchmarks/uncertainty.py --runs RUNS --output {output}"
+            how = {"command": command, **versions(torch.device("cpu"))}
+            Path(output).write_text(json.dumps({**how, "runs": found}, indent=2) + "\n")
 
 
 if __name__ == "__main__":
