@@ -10,15 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alhvr_trainer.config.files import read_json, replacing, write_json
-from alhvr_trainer.config.names import UNLABELED_KEY
+from alhvr_trainer.config.names import JOURNAL, UNLABELED_KEY
 from alhvr_trainer.errors import InputError
 
 if TYPE_CHECKING:
     from alhvr_trainer.data.dataset import Cases, Dataset
     from alhvr_trainer.data.splits import Splits
-
-JOURNAL = ".move_labeled.json"
-"""In the raw dataset while images move."""
 
 
 def move_labeled(
@@ -58,7 +55,10 @@ def move_labeled(
     from alhvr_trainer.data.workers import default_processes
 
     found = find_dataset(dataset)
-    _move(Path(str(found.raw), JOURNAL))  # what an interrupted call has left
+    journal = Path(str(found.raw), JOURNAL)
+    if dry_run and journal.is_file():
+        raise InputError(f"{journal}: an earlier call was interrupted; repeat it without --dry_run")
+    _move(journal)
     if "dataset" in found.dataset_json:
         raise InputError(
             f'dataset.json of {found.name} lists its cases under "dataset": add the new ones there by hand'
@@ -68,6 +68,7 @@ def move_labeled(
     splits = with_labeled(found.splits, list(files), wanted)
     for case, file in files.items():
         check_label(file, _images(found, case), found.dataset_json)
+        _check_no_other_label(file, found)
     moved = [case for case in files if case in found.unlabeled_images]
     print(f"{found.name}: {len(files)} cases become labeled: {', '.join(files)}")
     if dry_run:
@@ -79,8 +80,8 @@ def move_labeled(
             with replacing(target) as part:
                 shutil.copyfile(file, part)
     images = [image for case in moved for image in sources_of(found.unlabeled_images[case])]
-    write_json([[image, str(raw / "imagesTr" / Path(image).name)] for image in images], raw / JOURNAL)
-    _move(raw / JOURNAL)
+    write_json([[image, str(raw / "imagesTr" / Path(image).name)] for image in images], journal)
+    _move(journal)
     count = len(find_dataset(dataset).images)
     write_json({**found.dataset_json, "numTraining": count}, raw / "dataset.json", indent=4)
     if found.splits:
@@ -118,6 +119,13 @@ def label_files(labels: Path, dataset: Dataset) -> dict[str, Path]:
 def _same_label(file: Path, case: str, dataset: Dataset) -> bool:
     there = Path(str(dataset.raw), "labelsTr", file.name)
     return there.is_file() and there.read_bytes() == file.read_bytes()
+
+
+def _check_no_other_label(file: Path, dataset: Dataset) -> None:
+    """A hidden case has a label, which other folds may train on or validate with."""
+    there = Path(str(dataset.raw), "labelsTr", file.name)
+    if there.is_file() and there.read_bytes() != file.read_bytes():
+        raise InputError(f"{there} is another label of this case than {file}: remove the one that does not count")
 
 
 def _images(dataset: Dataset, case: str) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 from alhvr_trainer.bundle.scripts.checksums import sha256
@@ -11,7 +12,6 @@ from alhvr_trainer.config.names import UNCERTAINTY_FOLDER
 from alhvr_trainer.data.dataset import Cases, Dataset
 from alhvr_trainer.data.linking import link_cases
 from alhvr_trainer.data.splits import hidden_cases
-from alhvr_trainer.errors import InputError
 from alhvr_trainer.models import TrainedModel
 
 
@@ -25,7 +25,7 @@ def unlabeled_of(dataset: Dataset, fold: int | str) -> Cases:
 
 
 def predict_cases(model: TrainedModel, cases: Cases, folder: Path, device: str, num_processes: int) -> Path:
-    """Segmentations, maps and scores of cases; those that are there from the same checkpoint are kept.
+    """Segmentations, maps and scores of cases; those of the same checkpoint that are there are kept.
 
     Args:
         model: that predicts, with one fold.
@@ -37,12 +37,13 @@ def predict_cases(model: TrainedModel, cases: Cases, folder: Path, device: str, 
         ``folder/predicted``.
 
     Raises:
-        InputError: as :func:`~alhvr_trainer.predict`; or predictions of another checkpoint are there.
+        InputError: as :func:`~alhvr_trainer.predict`.
     """
     output, origin = folder / "predicted", folder / "origin.json"
     now = origin_of(model)
     if origin.exists() and read_object(origin) != now:
-        raise InputError(f"{output} holds predictions of another checkpoint than {now['checkpoint']}: remove {folder}")
+        print(f"{output} holds predictions of an earlier checkpoint: they are made again")
+        shutil.rmtree(output, ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)
     write_json(now, origin)
     ending = model.dataset_json["file_ending"]

@@ -17,7 +17,18 @@ from alhvr_trainer.errors import InputError, did_you_mean
 if TYPE_CHECKING:
     from alhvr_trainer.models import TrainedModel
 
-COLUMNS = ("rank", "case", "score", "expected_dice", "entropy", "foreground_voxels", "most_alike", "distance", "images")
+COLUMNS = (
+    "rank",
+    "case",
+    "method",
+    "score",
+    "expected_dice",
+    "entropy",
+    "foreground_voxels",
+    "most_alike",
+    "distance",
+    "images",
+)
 
 
 @dataclass(frozen=True)
@@ -148,10 +159,11 @@ def _rank(
             {
                 "rank": rank,
                 "case": each.case,
+                "method": method,
                 "score": round(needs[index], 4),
                 "expected_dice": each.scores.get("expected_dice"),
                 "entropy": each.scores.get("entropy"),
-                "foreground_voxels": each.foreground,
+                "foreground_voxels": "" if method == "random" else each.foreground,
                 "most_alike": "" if alike is None else candidates[alike].case,
                 "distance": "" if alike is None else round(float(apart[index, alike]), 4),
                 "images": each.images,

@@ -24,7 +24,7 @@ from typing import Any
 from alhvr_trainer.compatibility import nnunet_folder, nnunet_folder_if_set, require_nnunet_folders
 from alhvr_trainer.config.files import read_object
 from alhvr_trainer.config.lookup import dataset_in
-from alhvr_trainer.config.names import UNLABELED_FOLDER, UNLABELED_KEY
+from alhvr_trainer.config.names import JOURNAL, UNLABELED_FOLDER, UNLABELED_KEY
 from alhvr_trainer.data.splits import SPLITS_FILE, Splits, check_spelling, hidden_cases, load_splits
 from alhvr_trainer.errors import InputError, shown
 
@@ -93,6 +93,9 @@ class Dataset:
         # here, for the commands' help does without pydantic
         from alhvr_trainer.config.dataset_json import channel_names
 
+        journal = Path(str(self.raw), JOURNAL)
+        if journal.is_file():
+            raise InputError(f"{journal}: alhvr move_labeled was interrupted; repeat it, for cases are moved by half")
         ending = self.dataset_json["file_ending"]
         # not the number of channels: one file may hold several (RGB images)
         files_per_case = max(map(len, self.images.values()), default=len(channel_names(self.dataset_json)))

@@ -13,11 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from alhvr_trainer.compatibility import nnunet_folder
 from alhvr_trainer.config.files import read_object, write_json
 from alhvr_trainer.config.names import UNLABELED_KEY
 from alhvr_trainer.data.dataset import Cases, Dataset, preprocessed_folder, raw_folder
 from alhvr_trainer.data.splits import SPLITS_FILE
-from alhvr_trainer.errors import InputError
+from alhvr_trainer.errors import InputError, shown
 from alhvr_trainer.pseudo_labels.selection import Judged
 
 PSEUDO_LABELS = "pseudo_labels.json"
@@ -55,6 +56,10 @@ class Round:
     @property
     def preprocessed(self) -> Path:
         return Path(preprocessed_folder(self.name))
+
+    @property
+    def results(self) -> Path:
+        return Path(nnunet_folder("nnUNet_results"), self.name)
 
     @property
     def predicted(self) -> Path:
@@ -126,12 +131,30 @@ def is_written(this: Round, settings: Mapping[str, Any]) -> bool:
     file = this.raw / PSEUDO_LABELS
     if file.is_file():
         found = read_object(file)["settings"]
-        if found != dict(settings):
-            raise InputError(f"{file} was made with {found}, now it is {dict(settings)}: remove {this.raw}")
+        other = {key: value for key, value in found.items() if settings.get(key) != value}
+        if other:
+            now = {key: settings.get(key) for key in other}
+            raise InputError(
+                f"{file} was made with {shown(other)}, now it is {shown(now)}: choose another --first_id, or remove "
+                f"{' and '.join(map(str, (this.raw, this.results)))}"
+            )
         return True
     if (this.raw / "dataset.json").is_file() and not (this.raw / "origin.json").is_file():
         raise InputError(f"{this.raw} is there and no round of alhvr rounds: choose another --first_id")
     return False
+
+
+def clear_the_way(this: Round) -> None:
+    """Before a round's dataset is written: no preprocessed data of an earlier one, and no model of one.
+
+    Raises:
+        InputError: there is a model, which would be taken for this round's.
+    """
+    if this.results.exists():
+        raise InputError(
+            f"{this.results} holds the student of an earlier round {this.number}, whose data are gone: remove it"
+        )
+    shutil.rmtree(this.preprocessed, ignore_errors=True)
 
 
 def is_preprocessed(this: Round) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -190,6 +191,7 @@ def _prepare(
         "teacher": origin_of(teacher),
     }
     if not round_dataset.is_written(this, settings):
+        round_dataset.clear_the_way(this)
         unlabeled: Cases = fold.unlabeled
         predicted = predict_cases(teacher, unlabeled, this.raw, device, processes)
         judged = judge_cases(
@@ -202,7 +204,11 @@ def _prepare(
             teacher.dataset_json["file_ending"],
         )
         if not any(each.kept for each in judged.values()):
-            raise InputError(f"round {this.number}: no pseudo-label reaches a Dice of {threshold}; lower --threshold")
+            best = max((each.agreement for each in judged.values() if each.agreement is not None), default=None)
+            raise InputError(
+                f"round {this.number}: no pseudo-label reaches a Dice of {threshold}, "
+                + (f"the best has {best:.3f}: lower --threshold" if best is not None else "the teacher finds nothing")
+            )
         round_dataset.write_dataset(this, fold.train, fold.validation, unlabeled, judged, settings)
         kept = sum(each.kept for each in judged.values())
         print(
@@ -220,7 +226,7 @@ def _trained(dataset: str, configuration: str, fold: int | str, plans: str, trai
 
     folder = Path(nnunet_folder("nnUNet_results"), dataset, f"{trainer}__{plans}__{configuration}", f"fold_{fold}")
     if not (folder / "checkpoint_final.pth").is_file():
-        from alhvr_trainer.processes import run_logged
+        from alhvr_trainer.processes import interrupted_by, run_logged
 
         words = ["train", "-d", dataset, "-c", configuration, "-f", fold, "-p", plans, "-t", trainer]
         words += ["--device", device]
@@ -229,7 +235,8 @@ def _trained(dataset: str, configuration: str, fold: int | str, plans: str, trai
         command = [sys.executable, "-m", "alhvr_trainer", *map(str, words)]
         log = Path(nnunet_folder("nnUNet_results"), dataset, "rounds_logs", f"{trainer}_fold_{fold}.log")
         print(f"{shlex.join(['alhvr', *map(str, words)])} (log: {log})", flush=True)
-        problem = run_logged(command, log, dict(os.environ))
+        with interrupted_by(signal.SIGTERM, signal.SIGHUP):  # else the training would go on by itself
+            problem = run_logged(command, log, dict(os.environ))
         if problem:
             raise InputError(f"training {trainer} on {dataset} failed ({problem}); see {log}")
     return find_model(dataset, configuration, fold, plans, trainer)

@@ -26,6 +26,13 @@ class Judged:
     """Dice with the round before; None in the first round, or where neither finds anything."""
     kept: bool
 
+    @property
+    def agreement(self) -> float | None:
+        """The lower one of the two; None where the teacher finds nothing."""
+        if self.opinions is None or self.rounds is None:
+            return self.opinions
+        return min(self.opinions, self.rounds)
+
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
 
@@ -43,8 +50,8 @@ def judge(opinions: float | None, rounds: float | None, threshold: float) -> Jud
         >>> judge(0.9, None, 0.7).kept, judge(0.9, 0.5, 0.7).kept, judge(None, None, 0.7).kept
         (True, False, False)
     """
-    known = [value for value in (opinions, rounds) if value is not None]
-    return Judged(opinions, rounds, opinions is not None and min(known) >= threshold)
+    agreement = Judged(opinions, rounds, kept=False).agreement
+    return Judged(opinions, rounds, agreement is not None and agreement >= threshold)
 
 
 def dice_between(one: np.ndarray, other: np.ndarray, classes: Mapping[str, Sequence[int]]) -> float | None:

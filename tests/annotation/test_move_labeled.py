@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import SimpleITK as sitk
 from data_builders import NAME, ellipsoid, write_image
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 from planned_dataset import SHAPE
@@ -18,6 +17,7 @@ from tiny_training import make_trainer
 
 from alhvr_trainer import move_labeled
 from alhvr_trainer.annotation import move_labeled as module
+from alhvr_trainer.config.names import JOURNAL
 from alhvr_trainer.data.dataset import find_dataset
 from alhvr_trainer.errors import InputError
 
@@ -80,16 +80,17 @@ def test_as_nnunet_would_preprocess_them(tiny: Path, tmp_path: Path):
 
 
 def test_a_hidden_case_needs_no_move(tiny: Path, tmp_path: Path):
-    """It is in imagesTr already; its label is replaced by the annotator's."""
+    """It is in imagesTr already, with a label: another one is refused, for other folds may train on that."""
     target = tiny / "raw" / NAME / "labelsTr" / "case_004.nii.gz"
-    (tmp_path / "done").mkdir()
-    image = sitk.ReadImage(str(target))
-    changed = sitk.GetImageFromArray(np.clip(sitk.GetArrayFromImage(image), 0, 1))
-    changed.CopyInformation(image)
-    sitk.WriteImage(changed, str(tmp_path / "done" / "case_004.nii.gz"))
-    assert move_labeled(901, tmp_path / "done" / "case_004.nii.gz", num_processes=1) == ["case_004"]
+    file = tmp_path / "done" / "case_004.nii.gz"
+    write_image(file, 0 * ellipsoid(4, SHAPE)[1])
+    before = state(tiny)
+    with pytest.raises(InputError, match=r"labelsTr/case_004.nii.gz is another label of this case than .*: remove"):
+        move_labeled(901, file, num_processes=1)
+    assert state(tiny) == before
+    shutil.copyfile(target, file)
+    assert move_labeled(901, file, num_processes=1) == ["case_004"]
     assert find_dataset(901).splits[0]["unlabeled"] == ["case_005"]
-    assert sitk.GetArrayFromImage(sitk.ReadImage(str(target))).max() == 1
 
 
 def test_one_fold_of_several(tiny: Path, tmp_path: Path):
@@ -117,10 +118,14 @@ def test_an_interrupted_move_is_finished(tiny: Path, tmp_path: Path, monkeypatch
     with pytest.raises(KeyboardInterrupt):
         move_labeled(901, folder, num_processes=1)
     monkeypatch.setattr(shutil, "move", move)
+    with pytest.raises(InputError, match=r"an earlier call was interrupted; repeat it without --dry_run"):
+        move_labeled(901, folder, dry_run=True)
+    with pytest.raises(InputError, match="alhvr move_labeled was interrupted; repeat it"):
+        find_dataset(901).unlabeled_images  # noqa: B018
     assert move_labeled(901, folder, num_processes=1) == ["scan_000", "scan_001"]
     found = find_dataset(901)
     assert {"scan_000", "scan_001"} <= set(found.splits[0]["train"]) and set(found.unlabeled_images) == {"scan_002"}
-    assert not (tiny / "raw" / NAME / module.JOURNAL).exists()
+    assert not (tiny / "raw" / NAME / JOURNAL).exists()
 
 
 @pytest.mark.parametrize("option", ["dry_run", "new_fingerprint"])

@@ -67,18 +67,26 @@ def test_every_method(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_random_predicts_nothing(trained: Path, tmp_path: Path):
     rows = suggested(tmp_path / "out", number=2, method="random", seed=3)
     assert len(rows) == 2 and not (tmp_path / "out" / "predicted").exists()
+    assert all((row["method"], row["foreground_voxels"]) == ("random", "") for row in rows)
     assert [row["case"] for row in rows] == [
         row["case"] for row in suggested(tmp_path / "two", number=2, method="random", seed=3)
     ]
     assert "middle slice, 5 of 8" in (tmp_path / "out" / "suggestions.html").read_text(encoding="utf-8")
 
 
-def test_predictions_of_another_checkpoint_are_not_taken(trained: Path, tmp_path: Path):
+def test_predictions_of_another_checkpoint_are_made_again(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
+    """As after the training that follows on a suggestion."""
     suggested(tmp_path / "out", number=1)
+    asked: list[str] = []
+    predict = predictions.predict
+    monkeypatch.setattr(predictions, "predict", lambda **options: asked.append("again") or predict(**options))
     file = next(trained.rglob("checkpoint_final.pth"))
     file.write_bytes(next(trained.rglob("checkpoint_final.pth")).read_bytes() + b" ")
-    with pytest.raises(InputError, match=r"holds predictions of another checkpoint than fold_0/checkpoint_final.pth"):
-        suggested(tmp_path / "out", number=1)
+    suggested(tmp_path / "out", number=1)
+    suggested(tmp_path / "out", number=1)
+    assert asked == ["again"] and "holds predictions of an earlier checkpoint" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

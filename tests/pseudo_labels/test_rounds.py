@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -75,8 +76,12 @@ def test_two_rounds(taught: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytes
 
     monkeypatch.setattr("alhvr_trainer.processes.run_logged", must_not_run)
     assert rounds(901, "2d", rounds=2, **QUICKLY) == folder  # all is there, and found again
-    with pytest.raises(InputError, match=r"pseudo_labels.json was made with .*: remove "):
-        rounds(901, "2d", rounds=2, **{**QUICKLY, "threshold": 0.9})
+    another = {**QUICKLY, "threshold": 0.001}
+    with pytest.raises(InputError, match=r"made with .*threshold.*, now it is .*0.001.*: choose another --first_id"):
+        rounds(901, "2d", rounds=2, **another)
+    shutil.rmtree(raw(taught, 1))
+    with pytest.raises(InputError, match=r"results/\S+ holds the student of an earlier round 1, whose data are gone"):
+        rounds(901, "2d", rounds=2, first_id=902, **another)
 
 
 def test_goes_on_where_it_was_interrupted(taught: Path, monkeypatch: pytest.MonkeyPatch):
@@ -137,7 +142,7 @@ def test_numbers_of_datasets_that_are_taken_are_left(taught: Path):
         ({"fold": 3}, "fold is 3; splits_final.json of Dataset901_.* has 1 folds"),
         ({"fold": "all"}, "fold is all; splits_final.json of"),
         ({"plans": "Others"}, "Others.json"),
-        ({"threshold": 0.999}, "round 1: no pseudo-label reaches a Dice of 0.999; lower --threshold"),
+        ({"threshold": 0.999}, "round 1: no pseudo-label reaches a Dice of 0.999, the best has 0.*: lower --threshold"),
     ],
 )
 def test_refused(taught: Path, options: dict[str, Any], message: str):
