@@ -23,6 +23,8 @@ from step_cost import versions
 
 from alhvr_trainer import predict
 from alhvr_trainer.compatibility import nnunet_folder
+from alhvr_trainer.data.dataset import find_dataset
+from alhvr_trainer.data.linking import linked_cases
 
 SCORES = {"expected_dice": 1, "entropy": -1}
 """The scores, and their sign in a perfect world: the better the segmentation, the higher or the lower."""
@@ -31,23 +33,19 @@ SCORES = {"expected_dice": 1, "entropy": -1}
 def predicted_scores(run: dict[str, Any], folder: Path) -> dict[str, dict[str, Any]]:
     """Case -> scores of the validation cases, predicted anew."""
     job = run["job"]
-    images = Path(nnunet_folder("nnUNet_raw"), job["dataset"], "imagesTr")
-    chosen = folder / "images"
-    chosen.mkdir()
-    for case in run["metrics"]["final"]["validation"]:
-        for file in images.glob(f"{case}_[0-9][0-9][0-9][0-9].*"):
-            (chosen / file.name).symlink_to(file.resolve())
-    model = f"{job['trainer']}__{run['plans_name']}__{job['configuration']}"
-    output = predict(
-        input=chosen,
-        output=folder / "predicted",
-        model_folder=Path(nnunet_folder("nnUNet_results"), job["dataset"], model),
-        fold=job["fold"],
-        uncertainty=True,
-        device="cpu",
-        num_processes=1,
-        verify=False,
-    )
+    data, model = find_dataset(job["dataset"]), f"{job['trainer']}__{run['plans_name']}__{job['configuration']}"
+    cases = {case: data.images[case] for case in run["metrics"]["final"]["validation"]}
+    with linked_cases(cases, data.dataset_json["file_ending"]) as images:
+        output = predict(
+            input=images,
+            output=folder,
+            model_folder=Path(nnunet_folder("nnUNet_results"), job["dataset"], model),
+            fold=job["fold"],
+            uncertainty=True,
+            device="cpu",
+            num_processes=1,
+            verify=False,
+        )
     return {file.stem: json.loads(file.read_text()) for file in (output / "uncertainty").glob("*.json")}
 
 

@@ -106,7 +106,7 @@ def label_files(labels: Path, dataset: Dataset) -> dict[str, Path]:
     if not files:
         raise InputError(f"no label file CASE{ending} in {labels}")
     known = {**dataset.unlabeled_images, **{case: [] for case in dataset.hidden}}
-    begun = {case for case, file in files.items() if case in dataset.images and _same_label(file, case, dataset)}
+    begun = {case for case, file in files.items() if case in dataset.images and _same_label(file, dataset)}
     unknown = [case for case in files if case not in known and case not in begun]
     if unknown:
         what = "is labeled already" if unknown[0] in dataset.images else "is no case"
@@ -116,7 +116,7 @@ def label_files(labels: Path, dataset: Dataset) -> dict[str, Path]:
     return files
 
 
-def _same_label(file: Path, case: str, dataset: Dataset) -> bool:
+def _same_label(file: Path, dataset: Dataset) -> bool:
     there = Path(str(dataset.raw), "labelsTr", file.name)
     return there.is_file() and there.read_bytes() == file.read_bytes()
 
@@ -124,7 +124,7 @@ def _same_label(file: Path, case: str, dataset: Dataset) -> bool:
 def _check_no_other_label(file: Path, dataset: Dataset) -> None:
     """A hidden case has a label, which other folds may train on or validate with."""
     there = Path(str(dataset.raw), "labelsTr", file.name)
-    if there.is_file() and there.read_bytes() != file.read_bytes():
+    if there.is_file() and not _same_label(file, dataset):
         raise InputError(f"{there} is another label of this case than {file}: remove the one that does not count")
 
 
@@ -156,18 +156,16 @@ def check_label(file: Path, images: Sequence[str], dataset_json: dict[str, Any])
     Raises:
         InputError: it is unreadable, has other values than the labels, or lies on other voxels.
     """
-    import numpy as np
-
-    from alhvr_trainer.bundle.scripts.label_files import different_voxels, grid_of, labels_of, listed, read_label_map
+    from alhvr_trainer.bundle.scripts.label_files import (
+        check_values,
+        different_voxels,
+        grid_of,
+        labels_of,
+        read_label_map,
+    )
 
     found = read_label_map(file, dataset_json)
-    known = labels_of(dataset_json["labels"]).values
-    unknown = set(np.unique(found.array).tolist()) - known
-    if unknown:
-        raise InputError(
-            f"{file} has values that are not labels of dataset.json: {listed(f'{value:g}' for value in unknown)}; "
-            f"labels are {', '.join(map(str, sorted(known)))}"
-        )
+    check_values(found, labels_of(dataset_json["labels"]), file)
     problem = different_voxels(found.grid, grid_of(Path(images[0]), dataset_json), (file, images[0]))
     if problem:
         raise InputError(problem)
@@ -221,9 +219,6 @@ def _write_splits(splits: Splits, dataset: Dataset) -> None:
 
 def _preprocess(dataset: Dataset, cases: list[str], processes: int) -> None:
     """nnU-Net's preprocessing of these cases with all plans whose configurations are preprocessed."""
-    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
-
-    from alhvr_trainer.config.files import read_object
     from alhvr_trainer.data.preprocessing import unlabeled_folder
     from alhvr_trainer.data.workers import run_on_cases, useful_processes
 
@@ -237,31 +232,36 @@ def _preprocess(dataset: Dataset, cases: list[str], processes: int) -> None:
             shutil.copyfile(file, references / file.name)
     if (preprocessed / "dataset.json").is_file():
         shutil.copyfile(Path(str(dataset.raw), "dataset.json"), preprocessed / "dataset.json")
-    done: set[str] = set()
-    for plans_file in sorted(preprocessed.glob("*.json")):
-        content = read_object(plans_file) if plans_file.name != "splits_final.json" else {}
-        if "configurations" not in content:
-            continue
-        plans = PlansManager(content)
-        for name in plans.available_configurations:
-            configuration = plans.get_configuration(name)
-            folder = preprocessed / configuration.data_identifier
-            if not folder.is_dir() or configuration.data_identifier in done:
-                continue
-            done.add(configuration.data_identifier)
-            images: Cases = {case: dataset.images[case] for case in cases}
-            run_on_cases(
-                preprocess_labeled,
-                {
-                    case: (case, files, str(labels[case]), content, name, dataset.dataset_json, str(folder))
-                    for case, files in images.items()
-                },
-                useful_processes(processes, images),
-                f"Preprocessing {len(cases)} new labeled cases for {configuration.data_identifier}",
-            )
-            for case in cases:
-                for rest in (".pkl", ".b2nd", "_seg.b2nd"):
-                    Path(unlabeled_folder(str(folder)), f"{case}{rest}").unlink(missing_ok=True)
+    images: Cases = {case: dataset.images[case] for case in cases}
+    for folder, (plans, name) in _preprocessed_folders(preprocessed).items():
+        run_on_cases(
+            preprocess_labeled,
+            {
+                case: (case, files, str(labels[case]), plans, name, dataset.dataset_json, str(folder))
+                for case, files in images.items()
+            },
+            useful_processes(processes, images),
+            f"Preprocessing {len(cases)} new labeled cases for {folder.name}",
+        )
+        for case in cases:
+            for rest in (".pkl", ".b2nd", "_seg.b2nd"):
+                Path(unlabeled_folder(str(folder)), f"{case}{rest}").unlink(missing_ok=True)
+
+
+def _preprocessed_folders(preprocessed: Path) -> dict[Path, tuple[dict[str, Any], str]]:
+    """nnU-Net's folders of preprocessed cases that are there -> plans and configuration of one that uses them."""
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+    from alhvr_trainer.config.files import read_object
+    from alhvr_trainer.config.lookup import plans_in
+
+    found = {}
+    for identifier in plans_in(preprocessed):
+        plans = read_object(preprocessed / f"{identifier}.json")
+        manager = PlansManager(plans)
+        for name in manager.available_configurations:
+            found[preprocessed / manager.get_configuration(name).data_identifier] = (plans, name)
+    return {folder: used for folder, used in found.items() if folder.is_dir()}
 
 
 def preprocess_labeled(

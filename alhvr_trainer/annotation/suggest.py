@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from alhvr_trainer.bundle.scripts.overwriting import inside_raw_dataset
 from alhvr_trainer.config.files import check_folder, check_whole_number
 from alhvr_trainer.config.names import TRAINER_NAME, UNCERTAINTY_FOLDER, WEIGHTS_FILE
 from alhvr_trainer.devices import check_device
@@ -100,16 +101,18 @@ def suggest(
     check_whole_number("number", number)
     target = Path(output)
     check_folder(target)
+    problem = inside_raw_dataset(target)
+    if problem:
+        raise InputError(problem)
     check_device(device)
-    from alhvr_trainer.annotation.predictions import predict_cases, unlabeled_of
+    from alhvr_trainer.annotation.predictions import predict_cases
     from alhvr_trainer.data.dataset import find_dataset
     from alhvr_trainer.models import find_model, one_fold
 
     found = find_dataset(dataset)
-    model = find_model(
-        dataset, configuration, one_fold(fold, "its unlabeled cases are ranked"), plans, trainer, weights_file
-    )
-    cases = unlabeled_of(found, model.folds[0])
+    number_of_fold = one_fold(fold, "its unlabeled cases are ranked")
+    model = find_model(dataset, configuration, number_of_fold, plans, trainer, weights_file)
+    cases = found.fold(number_of_fold, (), ()).unlabeled
     target.mkdir(parents=True, exist_ok=True)
     if method == "random":
         candidates = [Candidate(case, images, {}, 0) for case, images in cases.items()]

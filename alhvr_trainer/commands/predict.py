@@ -113,7 +113,7 @@ def predict(
             scheduler, how, cases, target, verify, save_probabilities, continue_prediction, previous_stage
         )
         return _with_table(target, uncertainty)
-    predictor, maps = how.predictor()
+    predictor, maps = how.predictor(asked)
     if verify:
         _verify(cases, model)
     target.mkdir(parents=True, exist_ok=True)
@@ -218,10 +218,11 @@ class Predicting:
 
         return uncertainty_of(self.model, self.network, self.mirroring)
 
-    def predictor(self) -> tuple[Any, AbstractContextManager[None]]:
+    def predictor(self, asked: Uncertainty | None) -> tuple[Any, AbstractContextManager[None]]:
         """nnU-Net's, with the model's weights, and what to predict within, so that maps and scores are written.
 
-        The checkpoints are read without running code in them.
+        Args:
+            asked: what :meth:`asked` gives.
         """
         import torch
         from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
@@ -241,7 +242,6 @@ class Predicting:
             torch.set_num_threads(1)  # as nnUNetv2_predict does
         device = torch.device(self.device)
         options = {"tile_step_size": self.step_size, "use_mirroring": self.mirroring, "device": device}
-        asked = self.asked()
         context: AbstractContextManager[None] = nullcontext()
         if asked is None:
             predictor = nnUNetPredictor(**options)
@@ -296,7 +296,7 @@ def predict_part(
     check_device(how.device)
     if verify:
         _verify(cases, how.model)
-    predictor, maps = how.predictor()
+    predictor, maps = how.predictor(how.asked())
     with maps:
         predictor.predict_from_files_sequential(
             list(cases.values()),

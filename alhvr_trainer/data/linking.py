@@ -2,34 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from alhvr_trainer.data.dataset import Cases
 from alhvr_trainer.data.sources import companions
 
 
-def link_cases(cases: Cases, folder: Path, ending: str) -> Path:
-    """Links to the image files of the cases, named ``CASE_0000`` and so on, and to what these files refer to.
+@contextmanager
+def linked_cases(cases: Cases, ending: str) -> Iterator[Path]:
+    """A folder with links to the cases' images, ``CASE_0000`` and so on, and to what these refer to, until the end.
 
     Args:
         cases: case -> files in channel order.
-        folder: made if it is not there; other links in it are removed.
         ending: of the dataset's files.
 
-    Returns:
-        The folder.
-
     Example:
-        >>> link_cases({"a": ["/scans/a_0000.nii.gz"]}, Path("chosen"), ".nii.gz")   # doctest: +SKIP
-        PosixPath('chosen')
+        >>> with linked_cases({"a": ["/scans/a_0000.nii.gz"]}, ".nii.gz") as folder:    # doctest: +SKIP
+        ...     predict(input=folder, output="OUT", model_folder="MODEL")
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    for old in folder.iterdir():
-        if old.is_symlink():
-            old.unlink()
-    for case, files in cases.items():
-        for channel, file in enumerate(files):
-            (folder / f"{case}_{channel:04d}{ending}").symlink_to(Path(file).resolve())
-            for companion in companions(file):
-                (folder / Path(companion).name).symlink_to(Path(companion).resolve())
-    return folder
+    with TemporaryDirectory(prefix="alhvr_images_") as folder:
+        links: dict[str, Path] = {}
+        for case, files in cases.items():
+            for channel, file in enumerate(files):
+                links |= {Path(name).name: Path(name) for name in companions(file)}  # channels may share one
+                links[f"{case}_{channel:04d}{ending}"] = Path(file)
+        for name, source in links.items():
+            if source.exists():
+                Path(folder, name).symlink_to(source.resolve())
+        yield Path(folder)

@@ -9,7 +9,8 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from copy import deepcopy
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,11 @@ class Round:
         return Path(nnunet_folder("nnUNet_results"), self.name)
 
     @property
+    def model(self) -> Path:
+        """nnU-Net's folder of the student."""
+        return self.results / f"{self.trainer}__{self.plans}__{self.configuration}"
+
+    @property
     def predicted(self) -> Path:
         """The teacher's segmentations of all unlabeled cases."""
         return self.raw / "predicted"
@@ -84,16 +90,19 @@ def write_dataset(
         judged: of these, which are kept.
         settings: what the round was made with, for the record.
     """
+    from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
+
     ending = this.source.dataset_json["file_ending"]
     kept = [case for case, each in judged.items() if each.kept]
+    true = get_filenames_of_train_images_and_targets(str(this.source.raw), deepcopy(this.source.dataset_json))
     listed = {
-        **{case: (this.source.images[case], _true_label(this.source, case)) for case in (*train, *validation)},
-        **{case: (unlabeled[case], str(this.predicted.resolve() / f"{case}{ending}")) for case in kept},
+        **{case: (true[case]["images"], true[case]["label"]) for case in (*train, *validation)},
+        **{case: (unlabeled[case], this.predicted / f"{case}{ending}") for case in kept},
     }
     content = {key: value for key, value in this.source.dataset_json.items() if key not in ("dataset", UNLABELED_KEY)}
     content["numTraining"] = len(listed)
     content["dataset"] = {
-        case: {"images": [os.path.abspath(file) for file in images], "label": label}
+        case: {"images": [os.path.abspath(file) for file in images], "label": os.path.abspath(label)}
         for case, (images, label) in listed.items()
     }
     write_json(content, this.raw / "dataset.json", indent=4)
@@ -110,16 +119,9 @@ def write_dataset(
         "settings": dict(settings),
         "teacher": read_object(this.raw / "origin.json"),
         "cases_to_train_on": counts,
-        "cases": {case: each.as_dict() for case, each in judged.items()},
+        "cases": {case: asdict(each) for case, each in judged.items()},
     }
     write_json(record, this.raw / PSEUDO_LABELS)
-
-
-def _true_label(dataset: Dataset, case: str) -> str:
-    if "dataset" in dataset.dataset_json:
-        label = dataset.dataset_json["dataset"][case]["label"]
-        return os.path.abspath(os.path.join(str(dataset.raw), os.path.expandvars(label)))
-    return os.path.abspath(os.path.join(str(dataset.raw), "labelsTr", f"{case}{dataset.dataset_json['file_ending']}"))
 
 
 def is_written(this: Round, settings: Mapping[str, Any]) -> bool:

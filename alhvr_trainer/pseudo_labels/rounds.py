@@ -85,7 +85,7 @@ def rounds(
     least = DEFAULT_THRESHOLD if threshold is None else float(threshold)
     if dry_run:
         print(*_commands(of_fold, all_rounds, trainer, device), sep="\n")
-        return _model_folder(all_rounds[-1])
+        return all_rounds[-1].model
     teacher = _trained(of_fold.dataset.name, configuration, of_fold.number, plans, trainer, device)
     previous: Round | None = None
     for this in all_rounds:
@@ -253,12 +253,6 @@ def _validation(model: TrainedModel) -> str:
     return f"validation Dice {found['foreground_mean']['Dice']:.4f} of {model.trainer}"
 
 
-def _model_folder(this: Round) -> Path:
-    from alhvr_trainer.compatibility import nnunet_folder
-
-    return Path(nnunet_folder("nnUNet_results"), this.name, f"{this.trainer}__{this.plans}__{this.configuration}")
-
-
 def _commands(fold: Fold, all_rounds: list[Round], trainer: str, device: str) -> list[str]:
     """nnU-Net's commands; between them, alhvr rounds writes the datasets."""
     on = ["-device", device]
@@ -270,7 +264,7 @@ def _commands(fold: Fold, all_rounds: list[Round], trainer: str, device: str) ->
         if this.number == 1:
             lines.append(_train(name, this, number, tr, on))
         lines += [
-            _line("nnUNetv2_predict", "-i", this.raw / "images", "-o", this.predicted, *model, *on),
+            _line("nnUNetv2_predict", "-i", "UNLABELED_IMAGES", "-o", this.predicted, *model, *on),
             f"# {this.name}: true labels, and pseudo-labels of the cases on which opinions and rounds agree",
             _line("nnUNetv2_preprocess", "-d", this.identifier, "-plans_name", this.plans, "-c", this.configuration),
             _train(this.name, this, 0, this.trainer, on),

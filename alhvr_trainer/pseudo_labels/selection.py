@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +32,6 @@ class Judged:
         if self.opinions is None or self.rounds is None:
             return self.opinions
         return min(self.opinions, self.rounds)
-
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def judge(opinions: float | None, rounds: float | None, threshold: float) -> Judged:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from alhvr_trainer.bundle.scripts.uncertainty import ENTROPY, REGIONS
 from alhvr_trainer.config.files import is_name, read_object
 from alhvr_trainer.config.names import UNCERTAINTY_FOLDER
 from alhvr_trainer.data.dataset import Cases
-from alhvr_trainer.data.sources import companions
+from alhvr_trainer.data.linking import linked_cases
 from alhvr_trainer.errors import InputError, one_line, shown
 from alhvr_trainer.models import TrainedModel
 from alhvr_trainer.reports.volumes import Volume, as_volume, cropped, shrunk
@@ -194,18 +193,16 @@ def predicted(model: TrainedModel, fold: int | str, cases: Cases, **options: Any
 
     Args:
         model, fold: that predict.
-        cases: name -> images; some of the files in their folders.
+        cases: name -> images.
         options: further ones of ``alhvr_trainer.predict``.
     """
     from alhvr_trainer.commands.predict import predict
 
-    with TemporaryDirectory(prefix="alhvr_report_") as folder:
-        scans, output = Path(folder, "scans"), Path(folder, "segmentations")
-        scans.mkdir()
-        for file in (file for files in cases.values() for file in files):
-            for each in (file, *companions(file)):
-                if os.path.exists(each):
-                    Path(scans, os.path.basename(each)).symlink_to(os.path.abspath(each))
+    with (
+        linked_cases(cases, model.dataset_json["file_ending"]) as scans,
+        TemporaryDirectory(prefix="alhvr_report_") as folder,
+    ):
+        output = Path(folder, "segmentations")
         predict(
             fold=fold,
             input=scans,

@@ -116,16 +116,25 @@ def read_pair(
     for file in (prediction_file, reference_file):
         check_complete(file)
         maps.append(read_label_map(file, dataset_json))
-        unknown = set(np.unique(maps[-1].array).tolist()) - labels.values
-        if unknown:
-            raise InputError(
-                f"{file} has values that are not labels of dataset.json: {listed(f'{value:g}' for value in unknown)}; "
-                f"labels are {', '.join(map(str, sorted(labels.values)))}"
-            )
+        check_values(maps[-1], labels, file)
     problem = different_voxels(maps[0].grid, maps[1].grid, (prediction_file, reference_file))
     if problem:
         raise InputError(problem)
     return maps[0], maps[1]
+
+
+def check_values(found: LabelMap, labels: Labels, file: Path) -> None:
+    """A label map has no other values than the labels.
+
+    Raises:
+        InputError: it has; names the file and the values.
+    """
+    unknown = set(np.unique(found.array).tolist()) - labels.values
+    if unknown:
+        raise InputError(
+            f"{file} has values that are not labels of dataset.json: {listed(f'{value:g}' for value in unknown)}; "
+            f"labels are {', '.join(map(str, sorted(labels.values)))}"
+        )
 
 
 def common_unit(units: Mapping[str, str]) -> str:

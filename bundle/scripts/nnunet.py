@@ -200,42 +200,12 @@ def _threads_of_nnunet(device: torch.device) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-class NNUNetSegmentd(MapTransform):
-    """From logits to labels on the image's own grid: resample, decide, uncrop, transpose back, by nnU-Net.
-
-    In: ``data[key]``, logits ``(K, *S)``, and ``data[image_key]`` as :class:`NNUNetPreprocessd` left it. Out:
-    ``data[key]``, labels ``(1, x, y, z)``, a ``MetaTensor`` with the affine of the image. With ``data["case"]``,
-    the file that ``SaveImaged`` writes gets this name.
-    """
-
-    def __init__(self, keys: KeysCollection, nnunet: NNUNet, image_key: str = "image") -> None:
-        super().__init__(keys)
-        self.nnunet = nnunet
-        self.image_key = image_key
-
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        data = dict(data)
-        meta = dict(data[self.image_key].meta)
-        if "case" in data:
-            meta[ImageMetaKey.FILENAME_OR_OBJ] = f"{data['case']}{self.nnunet.file_ending}"
-        for key in self.key_iterator(data):
-            labels = convert_predicted_logits_to_segmentation_with_correct_shape(
-                data[key].cpu().numpy(),
-                self.nnunet.plans_manager,
-                self.nnunet.configuration_manager,
-                self.nnunet.label_manager,
-                as_properties(meta[PROPERTIES]),
-            )
-            labels = to_monai(labels[None], spatial_dims=len(meta[MetaKeys.SPATIAL_SHAPE]))
-            data[key] = MetaTensor(torch.from_numpy(np.ascontiguousarray(labels)), meta=meta)
-        return data
-
-
-class NNUNetMapd(MapTransform):
-    """Maps on the voxels of the network to the image's own grid, by nnU-Net; 0 where it cropped the image.
+class _ToImaged(MapTransform):
+    """To the image's own grid: resample, uncrop, transpose back, by nnU-Net.
 
     In: ``data[key]``, ``(C, *S)``, and ``data[image_key]`` as :class:`NNUNetPreprocessd` left it. Out:
-    ``data[key]``, ``(C, x, y, z)``, float32, a ``MetaTensor`` with the affine of the image.
+    ``data[key]``, ``(C, x, y, z)``, a ``MetaTensor`` with the affine of the image. With ``data["case"]``, the file
+    that ``SaveImaged`` writes gets this name.
     """
 
     def __init__(self, keys: KeysCollection, nnunet: NNUNet, image_key: str = "image") -> None:
@@ -248,14 +218,33 @@ class NNUNetMapd(MapTransform):
         meta = dict(data[self.image_key].meta)
         if "case" in data:
             meta[ImageMetaKey.FILENAME_OR_OBJ] = f"{data['case']}{self.nnunet.file_ending}"
-        properties = as_properties(meta[PROPERTIES])
         for key in self.key_iterator(data):
-            maps = in_image_space(
-                data[key].cpu().float(), properties, self.nnunet.configuration_manager, self.nnunet.plans_manager
-            )
-            maps = to_monai(maps, spatial_dims=len(meta[MetaKeys.SPATIAL_SHAPE]))
-            data[key] = MetaTensor(torch.from_numpy(np.ascontiguousarray(maps)), meta=meta)
+            found = self.in_image_space(data[key].cpu(), as_properties(meta[PROPERTIES]))
+            found = to_monai(found, spatial_dims=len(meta[MetaKeys.SPATIAL_SHAPE]))
+            data[key] = MetaTensor(torch.from_numpy(np.ascontiguousarray(found)), meta=meta)
         return data
+
+    def in_image_space(self, values: torch.Tensor, properties: dict[str, Any]) -> np.ndarray:
+        """(C, *S) to (C, z, y, x)."""
+        raise NotImplementedError
+
+
+class NNUNetSegmentd(_ToImaged):
+    """From logits ``(K, *S)`` to labels ``(1, x, y, z)`` on the image's own grid: see :class:`_ToImaged`."""
+
+    def in_image_space(self, values: torch.Tensor, properties: dict[str, Any]) -> np.ndarray:
+        nnunet = self.nnunet
+        labels: np.ndarray = convert_predicted_logits_to_segmentation_with_correct_shape(
+            values.numpy(), nnunet.plans_manager, nnunet.configuration_manager, nnunet.label_manager, properties
+        )
+        return labels[None]
+
+
+class NNUNetMapd(_ToImaged):
+    """From maps ``(C, *S)`` to float32 maps ``(C, x, y, z)``, 0 where nnU-Net cropped: see :class:`_ToImaged`."""
+
+    def in_image_space(self, values: torch.Tensor, properties: dict[str, Any]) -> np.ndarray:
+        return in_image_space(values.float(), properties, self.nnunet.configuration_manager, self.nnunet.plans_manager)
 
 
 def in_image_space(

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_training import make_trainer
+from data_builders import NAME
 
 from alhvr_trainer import suggest
 from alhvr_trainer.annotation import predictions
@@ -19,22 +19,13 @@ pytest_plugins = ["planned_dataset"]
 UNLABELED = {"case_004", "case_005", "scan_000", "scan_001", "scan_002"}
 
 
-@pytest.fixture
-def trained(tiny: Path) -> Path:
-    """A model with random weights, whose fold hides two cases beside the three unlabeled ones."""
-    trainer = make_trainer(tiny)
-    trainer.on_train_start()
-    trainer.save_checkpoint(str(Path(trainer.output_folder) / "checkpoint_final.pth"))
-    return tiny
-
-
 def suggested(output: Path, **options: Any) -> list[dict[str, str]]:
     table = suggest(901, "2d", 0, output=output, device="cpu", num_processes=1, **options)
     with table.open(encoding="utf-8") as file:
         return list(csv.DictReader(file))
 
 
-def test_every_method(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
+def test_every_method(untrained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
     """The second method takes the first one's predictions."""
     output = tmp_path / "suggestions"
     rows = suggested(output, number=3)
@@ -64,7 +55,7 @@ def test_every_method(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
         assert f"{row['case']}: slice " in page
 
 
-def test_random_predicts_nothing(trained: Path, tmp_path: Path):
+def test_random_predicts_nothing(untrained: Path, tmp_path: Path):
     rows = suggested(tmp_path / "out", number=2, method="random", seed=3)
     assert len(rows) == 2 and not (tmp_path / "out" / "predicted").exists()
     assert all((row["method"], row["foreground_voxels"]) == ("random", "") for row in rows)
@@ -75,18 +66,28 @@ def test_random_predicts_nothing(trained: Path, tmp_path: Path):
 
 
 def test_predictions_of_another_checkpoint_are_made_again(
-    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+    untrained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ):
     """As after the training that follows on a suggestion."""
     suggested(tmp_path / "out", number=1)
     asked: list[str] = []
     predict = predictions.predict
     monkeypatch.setattr(predictions, "predict", lambda **options: asked.append("again") or predict(**options))
-    file = next(trained.rglob("checkpoint_final.pth"))
-    file.write_bytes(next(trained.rglob("checkpoint_final.pth")).read_bytes() + b" ")
+    file = next(untrained.rglob("checkpoint_final.pth"))
+    file.write_bytes(next(untrained.rglob("checkpoint_final.pth")).read_bytes() + b" ")
     suggested(tmp_path / "out", number=1)
     suggested(tmp_path / "out", number=1)
     assert asked == ["again"] and "holds predictions of an earlier checkpoint" in capsys.readouterr().out
+
+
+def test_folders_of_others_are_left_alone(untrained: Path, tmp_path: Path):
+    (tmp_path / "origin.json").write_text('{"who": "someone else"}')
+    (tmp_path / "predicted").mkdir()
+    with pytest.raises(InputError, match=r"origin.json is not this package's: choose another folder"):
+        suggested(tmp_path, number=1)
+    assert (tmp_path / "predicted").is_dir()
+    with pytest.raises(InputError, match="belongs to the raw dataset Dataset901"):
+        suggested(untrained / "raw" / NAME / "imagesTr_unlabeled", number=1, method="random")
 
 
 @pytest.mark.parametrize(
@@ -98,7 +99,7 @@ def test_predictions_of_another_checkpoint_are_made_again(
         ({"trainer": "CPSTrainer"}, "no trained model .*CPSTrainer__ALHVRPlans__2d"),
     ],
 )
-def test_refused(trained: Path, tmp_path: Path, options: dict[str, Any], message: str):
+def test_refused(untrained: Path, tmp_path: Path, options: dict[str, Any], message: str):
     with pytest.raises(InputError, match=message):
         suggested(tmp_path / "out", **options)
     assert not (tmp_path / "out").exists()

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 from data_builders import NAME
-from tiny_training import make_trainer
 
 from alhvr_trainer import rounds
 from alhvr_trainer.config.files import read_object
@@ -25,47 +24,38 @@ STUDENT = "SupervisedTrainer"
 QUICKLY: dict[str, Any] = {"device": "cpu", "num_processes": 1, "student": STUDENT, "threshold": 0}
 
 
-@pytest.fixture
-def taught(tiny: Path) -> Path:
-    """A first teacher with random weights."""
-    trainer = make_trainer(tiny)
-    trainer.on_train_start()
-    trainer.save_checkpoint(str(Path(trainer.output_folder) / "checkpoint_final.pth"))
-    return tiny
-
-
 def raw(root: Path, number: int) -> Path:
     """901 is the tiny dataset's own number."""
     return root / "raw" / f"Dataset{901 + number}_{NAME[11:]}_2d_fold0_round{number}"
 
 
-def test_two_rounds(taught: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
+def test_two_rounds(untrained: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
     """Students of stock nnU-Net's kind train on all true labels and the kept pseudo-labels, from two teachers."""
     folder = rounds(901, "2d", rounds=2, **QUICKLY)
-    assert folder == taught / "results" / raw(taught, 2).name / f"{STUDENT}__ALHVRPlans__2d"
+    assert folder == untrained / "results" / raw(untrained, 2).name / f"{STUDENT}__ALHVRPlans__2d"
     assert (folder / "fold_0" / "checkpoint_final.pth").is_file()
     teachers = []
     for number in (1, 2):
-        record = read_object(raw(taught, number) / "pseudo_labels.json")
+        record = read_object(raw(untrained, number) / "pseudo_labels.json")
         kept = [case for case, each in record["cases"].items() if each["kept"]]
         assert set(record["cases"]) == UNLABELED and kept
         assert record["cases_to_train_on"] == {"true": 2, "pseudo": len(kept), "dropped": 5 - len(kept)}
         assert all((each["rounds"] is None) == (number == 1) for each in record["cases"].values() if each["kept"])
         teachers.append(record["teacher"])
-        listed = read_object(raw(taught, number) / "dataset.json")["dataset"]
+        listed = read_object(raw(untrained, number) / "dataset.json")["dataset"]
         assert set(listed) == {"case_000", "case_001", "case_002", "case_003", *kept}
         for case, entry in listed.items():
             own = Path(entry["label"]).parent
             assert own == (
-                raw(taught, number) / "predicted" if case in UNLABELED else taught / "raw" / NAME / "labelsTr"
+                raw(untrained, number) / "predicted" if case in UNLABELED else untrained / "raw" / NAME / "labelsTr"
             )
-            assert all(Path(file).parent.parent == taught / "raw" / NAME for file in entry["images"])
-        preprocessed = taught / "preprocessed" / raw(taught, number).name
+            assert all(Path(file).parent.parent == untrained / "raw" / NAME for file in entry["images"])
+        preprocessed = untrained / "preprocessed" / raw(untrained, number).name
         (split,) = json.loads((preprocessed / "splits_final.json").read_text())
         assert split == {"train": ["case_000", "case_001", *kept], "val": ["case_002", "case_003"]}
         references = preprocessed / "gt_segmentations"
         pseudo = sitk.GetArrayFromImage(sitk.ReadImage(str(references / f"{kept[0]}.nii.gz")))
-        own = sitk.GetArrayFromImage(sitk.ReadImage(str(raw(taught, number) / "predicted" / f"{kept[0]}.nii.gz")))
+        own = sitk.GetArrayFromImage(sitk.ReadImage(str(raw(untrained, number) / "predicted" / f"{kept[0]}.nii.gz")))
         np.testing.assert_array_equal(pseudo, own)
     assert [teacher["model"].split("__")[0] for teacher in teachers] == ["ALHVRTrainer", STUDENT]
     printed = capsys.readouterr().out
@@ -79,12 +69,12 @@ def test_two_rounds(taught: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytes
     another = {**QUICKLY, "threshold": 0.001}
     with pytest.raises(InputError, match=r"made with .*threshold.*, now it is .*0.001.*: choose another --first_id"):
         rounds(901, "2d", rounds=2, **another)
-    shutil.rmtree(raw(taught, 1))
+    shutil.rmtree(raw(untrained, 1))
     with pytest.raises(InputError, match=r"results/\S+ holds the student of an earlier round 1, whose data are gone"):
         rounds(901, "2d", rounds=2, first_id=902, **another)
 
 
-def test_goes_on_where_it_was_interrupted(taught: Path, monkeypatch: pytest.MonkeyPatch):
+def test_goes_on_where_it_was_interrupted(untrained: Path, monkeypatch: pytest.MonkeyPatch):
     """After the pseudo-labels, before the training: the predictions are not made again."""
     commands: list[list[str]] = []
 
@@ -95,10 +85,10 @@ def test_goes_on_where_it_was_interrupted(taught: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr("alhvr_trainer.processes.run_logged", stop)
     with pytest.raises(InputError, match=r"training SupervisedTrainer on .*_round1 failed \(no space left on device\)"):
         rounds(901, "2d", **QUICKLY)
-    (folder,) = (taught / "raw").glob("*_round1")
+    (folder,) = (untrained / "raw").glob("*_round1")
     made = {file: file.stat().st_mtime_ns for file in folder.rglob("*.nii.gz")}
     assert len(made) >= 3 * len(UNLABELED)
-    fold = taught / "results" / folder.name / f"{STUDENT}__ALHVRPlans__2d" / "fold_0"
+    fold = untrained / "results" / folder.name / f"{STUDENT}__ALHVRPlans__2d" / "fold_0"
     fold.mkdir(parents=True)
     (fold / "checkpoint_latest.pth").write_bytes(b"")
     with pytest.raises(InputError, match="no space left"):
@@ -107,8 +97,8 @@ def test_goes_on_where_it_was_interrupted(taught: Path, monkeypatch: pytest.Monk
     assert "--continue_training" in commands[1] and "--continue_training" not in commands[0]
 
 
-def test_a_dry_run_prints_nnunets_commands(taught: Path, capsys: pytest.CaptureFixture):
-    before = sorted(taught.rglob("*"))
+def test_a_dry_run_prints_nnunets_commands(untrained: Path, capsys: pytest.CaptureFixture):
+    before = sorted(untrained.rglob("*"))
     rounds(901, "2d", rounds=2, final="nnUNetTrainer", dry_run=True, **QUICKLY)
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("nnUNetv2_")]
     assert [line.split()[0].removeprefix("nnUNetv2_") for line in lines] == [
@@ -116,13 +106,13 @@ def test_a_dry_run_prints_nnunets_commands(taught: Path, capsys: pytest.CaptureF
         *("predict", "preprocess", "train"),
     ]
     assert lines[0] == f"nnUNetv2_train {NAME} 2d 0 -tr ALHVRTrainer -p ALHVRPlans -device cpu"
-    assert lines[-1] == f"nnUNetv2_train {raw(taught, 2).name} 2d 0 -tr nnUNetTrainer -p ALHVRPlans -device cpu"
-    assert sorted(taught.rglob("*")) == before
+    assert lines[-1] == f"nnUNetv2_train {raw(untrained, 2).name} 2d 0 -tr nnUNetTrainer -p ALHVRPlans -device cpu"
+    assert sorted(untrained.rglob("*")) == before
 
 
-def test_numbers_of_datasets_that_are_taken_are_left(taught: Path):
-    (taught / "raw" / "Dataset900_Other").mkdir()
-    (taught / "raw" / "Dataset902_Other").mkdir()
+def test_numbers_of_datasets_that_are_taken_are_left(untrained: Path):
+    (untrained / "raw" / "Dataset900_Other").mkdir()
+    (untrained / "raw" / "Dataset902_Other").mkdir()
     fold, plans = module._fold(901, "2d", 0, None)
     for number in (1, 2):
         assert module._rounds(fold, "2d", plans, [STUDENT] * number, None)[0].identifier == 903
@@ -145,6 +135,6 @@ def test_numbers_of_datasets_that_are_taken_are_left(taught: Path):
         ({"threshold": 0.999}, "round 1: no pseudo-label reaches a Dice of 0.999, the best has 0.*: lower --threshold"),
     ],
 )
-def test_refused(taught: Path, options: dict[str, Any], message: str):
+def test_refused(untrained: Path, options: dict[str, Any], message: str):
     with pytest.raises(InputError, match=message):
         rounds(901, "2d", **{**QUICKLY, **options})

@@ -47,3 +47,14 @@ def planned(planned_once: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 def tiny(planned: Path) -> Path:
     """The planned dataset with a network of few features, batch 2 + 2 and short epochs."""
     return make_tiny(planned)
+
+
+@pytest.fixture
+def untrained(tiny: Path) -> Path:
+    """With a model of random weights, whose fold hides two cases beside the three unlabeled ones."""
+    from tiny_training import make_trainer
+
+    trainer = make_trainer(tiny)
+    trainer.on_train_start()
+    trainer.save_checkpoint(str(Path(trainer.output_folder) / "checkpoint_final.pth"))
+    return tiny
