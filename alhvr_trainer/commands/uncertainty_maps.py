@@ -22,7 +22,7 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from torch import Tensor
 
 from alhvr_trainer.bundle.scripts.label_files import labels_of
-from alhvr_trainer.bundle.scripts.nnunet import in_image_space
+from alhvr_trainer.bundle.scripts.nnunet import in_image_space, regions_in_image_space
 from alhvr_trainer.bundle.scripts.uncertainty import (
     DISAGREEMENT,
     ENTROPY,
@@ -215,10 +215,9 @@ def export_with_maps(
 
 
 def _in_image_space(name: str, values: Tensor, *case: Any) -> np.ndarray:
-    if name != REGIONS:
-        return in_image_space(values[None].float(), *case)[0].astype(np.float32)
-    each = in_image_space(torch.stack([values == region for region in (1, 2, 3)]).float(), *case)
-    return ((each.argmax(axis=0) + 1) * (each.max(axis=0) > 0)).astype(np.uint8)
+    if name == REGIONS:
+        return regions_in_image_space(values, *case)
+    return in_image_space(values[None].float(), *case)[0].astype(np.float32)
 
 
 def write_map(values: np.ndarray, geometry: dict[str, Any], file: Path) -> None:

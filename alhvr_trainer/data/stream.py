@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class, nnUNetDatasetBlosc2
@@ -105,3 +105,16 @@ def _preprocessed_cases(fold: Fold, folder: str, labeled_folder: str) -> list[st
     if not cases:
         raise InputError(f"no unlabeled case: {folder} is empty and the raw data are not here (nnUNet_raw)")
     return cases
+
+
+def evenly(names: Sequence[str], count: int) -> list[str]:
+    """As many names, evenly spread over all of them: a fixed rule instead of a choice.
+
+    Example:
+        >>> evenly("abcde", 3), evenly("ab", 3)
+        (['a', 'c', 'e'], ['a', 'b'])
+    """
+    if count >= len(names) or count < 1:
+        return list(names) if count else []
+    steps = max(1, count - 1)
+    return [names[round(number * (len(names) - 1) / steps)] for number in range(count)]

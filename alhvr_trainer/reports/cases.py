@@ -5,10 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+
+import numpy as np
+import SimpleITK as sitk
 
 from alhvr_trainer.bundle.scripts.label_files import labels_of
 from alhvr_trainer.bundle.scripts.uncertainty import ENTROPY, REGIONS
@@ -19,9 +22,12 @@ from alhvr_trainer.data.linking import linked_cases
 from alhvr_trainer.errors import InputError, one_line, shown
 from alhvr_trainer.models import TrainedModel
 from alhvr_trainer.reports.volumes import Volume, as_volume, cropped, shrunk
+from alhvr_trainer.trainers.region_maps import MOMENTS, region_map_file
 
 SUMMARY = "summary.json"
 IMAGE, REFERENCE, PREDICTION = "image", "reference", "prediction"
+REGIONS_AT = {moment: f"{REGIONS}, {moment}" for moment in MOMENTS}
+"""Moment of the training -> name of the volume."""
 Dice = dict[str, dict[str, float]]
 """Case -> class -> Dice; of classes that neither reference nor prediction has, there is none."""
 
@@ -31,11 +37,18 @@ class ShownCase:
     """A case with its volumes."""
 
     name: str
-    score: str
-    """In words, e.g. "mean Dice 0.512"."""
-    by_class: dict[str, float]
+    measure: str
+    """What :attr:`value` is, e.g. "mean Dice"."""
+    value: float | None
+    details: dict[str, float]
+    """More such values, e.g. by class."""
     volumes: dict[str, Volume]
     """Image, reference, prediction, entropy, regions, where they are there; as :func:`prepared` gives them."""
+
+    @property
+    def score(self) -> str:
+        """In words, e.g. "mean Dice 0.512"."""
+        return f"{self.measure} {'unknown' if self.value is None else f'{self.value:.3f}'}"
 
 
 def read_validation(folder: Path, classes: Mapping[str, Sequence[int]], ending: str) -> Dice | None:
@@ -88,19 +101,6 @@ def worst(dice: Dice, count: int) -> list[str]:
     return sorted(known, key=lambda case: (known[case], case))[:count]
 
 
-def evenly(names: Sequence[str], count: int) -> list[str]:
-    """As many names, evenly spread over all of them: a fixed rule instead of a choice.
-
-    Example:
-        >>> evenly("abcde", 3), evenly("ab", 3)
-        (['a', 'c', 'e'], ['a', 'b'])
-    """
-    if count >= len(names) or count < 1:
-        return list(names) if count else []
-    steps = max(1, count - 1)
-    return [names[round(number * (len(names) - 1) / steps)] for number in range(count)]
-
-
 class Reader:
     """Reads the volumes of a model's cases with nnU-Net's reader, so all of a case lie on the same voxels.
 
@@ -118,6 +118,10 @@ class Reader:
     def labels(self, file: Path) -> Volume:
         """A label map; InputError if it cannot be read."""
         return self._read(self.reader.read_seg, str(file), labels=True)
+
+    def regions(self, file: Path) -> Volume:
+        """A map of ALHVR's regions; InputError if it cannot be read."""
+        return replace(self.labels(file), background=1)
 
     @staticmethod
     def _read(read: Any, files: Any, labels: bool) -> Volume:
@@ -150,8 +154,7 @@ def validation_case(
 ) -> ShownCase:
     """A validation case with its volumes."""
     volumes = {IMAGE: reader.image(images), REFERENCE: reader.labels(reference), PREDICTION: reader.labels(prediction)}
-    score = f"mean Dice {mean(list(dice.values())):.3f}"
-    return ShownCase(case, score, dict(dice), prepared(volumes, case))
+    return ShownCase(case, "mean Dice", mean(list(dice.values())), dict(dice), prepared(volumes, case))
 
 
 def unlabeled_case(reader: Reader, case: str, images: Sequence[str], folder: Path, ending: str) -> ShownCase:
@@ -166,13 +169,32 @@ def unlabeled_case(reader: Reader, case: str, images: Sequence[str], folder: Pat
     volumes[ENTROPY] = reader.image([maps / f"{case}_{ENTROPY}{ending}"])
     regions = maps / f"{case}_{REGIONS}{ending}"
     if regions.is_file():
-        volumes[REGIONS] = reader.labels(regions)
+        volumes[REGIONS] = reader.regions(regions)
     scores = read_object(maps / f"{case}.json")
     by_class = {name: each["expected_dice"] for name, each in scores["classes"].items()}
     known = {name: value for name, value in by_class.items() if value is not None}
-    expected = scores["expected_dice"]
-    score = f"expected Dice {'unknown' if expected is None else f'{expected:.3f}'}"
-    return ShownCase(case, score, known, prepared(volumes, case))
+    return ShownCase(case, "expected Dice", scores["expected_dice"], known, prepared(volumes, case))
+
+
+def mapped_case(reader: Reader, case: str, images: Sequence[str], fold: Path, ending: str) -> ShownCase | None:
+    """An unlabeled case with ALHVR's regions early, midway and late in the training; None if these were not mapped.
+
+    Args:
+        fold: folder of the training.
+        ending: of image files.
+    """
+    files = {name: region_map_file(fold, case, moment, ending) for moment, name in REGIONS_AT.items()}
+    maps = {name: reader.regions(file) for name, file in files.items() if file.is_file()}
+    if not maps:
+        return None
+    shares = {
+        f"Ω{region}, {moment}": float(np.mean(sitk.GetArrayViewFromImage(maps[name].image) == region))
+        for moment, name in REGIONS_AT.items()
+        if name in maps
+        for region in (2, 3)
+    }
+    measure, last = list(shares.items())[-1]
+    return ShownCase(case, f"share of {measure}", last, shares, prepared({IMAGE: reader.image(images), **maps}, case))
 
 
 def least_sure(folder: Path, cases: Sequence[str], count: int) -> list[str]:

@@ -41,7 +41,8 @@ def report(
     """Write one HTML file about a finished training: curves, warnings, worst validation and least sure unlabeled cases.
 
     The file needs no server and no network. With the extra "report" (pip install "alhvr-trainer[report]") it shows the
-    cases in 3D as well, with reference, prediction, entropy and ALHVR's regions to switch on and off.
+    cases in 3D as well, with reference, prediction, entropy and ALHVR's regions to switch on and off. Of the unlabeled
+    cases whose regions the training mapped (setting region_maps), the page shows these early, midway and late.
 
     Args:
         dataset: id or name; with configuration, plans and trainer it names the model.
@@ -55,7 +56,7 @@ def report(
         output: file to write, *.html; default: report.html in the fold's folder.
         validation: how many validation cases to show, those of lowest Dice; at most 20.
         unlabeled: how many unlabeled cases to predict at most, evenly spread over their names; of these the 4 least
-            sure are shown. 0: none.
+            sure are shown. 0: none is predicted.
         device: "cuda", "cpu" or "mps", for the unlabeled cases.
         num_processes: worker processes of the prediction.
 
@@ -100,14 +101,15 @@ def _check_output(output: Path) -> None:
 def _write(
     model: TrainedModel, fold: int | str, target: Path, validation: int, unlabeled: int, predicting: dict[str, object]
 ) -> Path:
-    from alhvr_trainer.reports.cases import Reader, class_values, evenly, read_validation, worst
+    from alhvr_trainer.data.stream import evenly
+    from alhvr_trainer.reports.cases import Reader, class_values, mapped_case, read_validation, worst
     from alhvr_trainer.reports.document import Document, document
     from alhvr_trainer.reports.training import read_training
 
     data = raw_dataset(model.dataset)
     folder = model.checkpoint_path(fold).parent / "validation"
     dice = read_validation(folder, class_values(model), model.dataset_json["file_ending"])
-    of_fold = _unlabeled(data, fold) if data and unlabeled else {}
+    of_fold = _unlabeled(data, fold) if data else {}
     chosen = {case: of_fold[case] for case in evenly(list(of_fold), unlabeled)}
     if chosen:
         _check_prediction(model, str(predicting["device"]))
@@ -129,7 +131,10 @@ def _write(
             else:
                 worst_cases.append(found)
     unsure = _unsure_cases(model, reader, fold, chosen, predicting) if chosen else []
-    parts = Document(model, fold, training, dice, worst_cases, unsure, len(chosen), len(of_fold), notes)
+    ending = model.dataset_json["file_ending"]
+    mapped = [mapped_case(reader, case, images, folder.parent, ending) for case, images in of_fold.items()]
+    over_time = [case for case in mapped if case is not None]
+    parts = Document(model, fold, training, dice, worst_cases, unsure, over_time, len(chosen), len(of_fold), notes)
     write_text(target, document(parts))
     print(f"{target}: {target.stat().st_size / 1e6:.1f} MB", flush=True)
     return target

@@ -15,6 +15,7 @@ from alhvr_trainer.reports.training import Training, curve_figure, curves_in_wor
 from alhvr_trainer.reports.viewer import EXTRA, OVERLAYS, SHOWN_AT_FIRST, legend, look, niivue_module
 from alhvr_trainer.reports.volumes import embedded
 from alhvr_trainer.trainers.history import label_key, pseudo_label_key
+from alhvr_trainer.trainers.region_maps import moments
 
 Classes = Mapping[str, Sequence[int]]
 """Name -> label values."""
@@ -36,6 +37,8 @@ class Document:
     """Validation cases."""
     unsure: Sequence[ShownCase]
     """Unlabeled cases."""
+    mapped: Sequence[ShownCase]
+    """Unlabeled cases with ALHVR's regions at several moments of the training."""
     predicted: int
     """Unlabeled cases of which the least sure were taken."""
     unlabeled: int
@@ -51,7 +54,7 @@ def document(found: Document, most_bytes: int = LARGEST_PAGE) -> str:
         most_bytes: of the page; the volumes are shrunk until they fit.
     """
     classes = class_values(found.model)
-    cases = (*found.worst, *found.unsure)
+    cases = (*found.worst, *found.unsure, *found.mapped)
     shown = [_entry(number, case, classes) for number, case in enumerate(cases)]
     training = found.training
     curves = None
@@ -79,7 +82,7 @@ def document(found: Document, most_bytes: int = LARGEST_PAGE) -> str:
         cases=shown,
         groups=_groups(found, shown, list(classes)),
         overlays=overlays,
-        legends={name: legend(name, classes) for name in overlays},
+        legends={name.partition(",")[0]: legend(name, classes) for name in overlays},
         has_viewer=module is not None,
         extra=EXTRA,
         module=module,
@@ -100,13 +103,13 @@ def _entry(number: int, case: ShownCase, classes: Classes) -> dict[str, Any]:
         "score": case.score,
         "picture": encoded(slice_figure(case.volumes, classes), 80),
         "words": f"{case.name}: the slice with most foreground, as {', '.join(case.volumes)}. {_in_words(case)}",
-        "volumes": {name: f"volume-{number}-{name}" for name in case.volumes},
+        "volumes": {name: f"volume-{number}-{of_case}" for of_case, name in enumerate(case.volumes)},
         "looks": {name: look(name, volume, classes) for name, volume in case.volumes.items()},
     }
 
 
 def _in_words(case: ShownCase) -> str:
-    listed = ", ".join(f"{name} {value:.3f}" for name, value in case.by_class.items())
+    listed = ", ".join(f"{name} {value:.3f}" for name, value in case.details.items())
     return f"{case.score[:1].upper()}{case.score[1:]}{f'; {listed}' if listed else ''}."
 
 
@@ -135,8 +138,9 @@ def _class_rows(found: Document, classes: Classes) -> list[list[str]]:
 
 
 def _groups(found: Document, shown: list[dict[str, Any]], classes: list[str]) -> list[dict[str, Any]]:
-    """The two parts of the page with cases."""
+    """The parts of the page with cases."""
     count = len(found.worst)
+    unlabeled, mapped = shown[count:][: len(found.unsure)], shown[count + len(found.unsure) :]
     dice = found.dice or {}
     overall = [mean(list(values.values())) for values in dice.values() if values]
     groups = []
@@ -149,7 +153,7 @@ def _groups(found: Document, shown: list[dict[str, Any]], classes: list[str]) ->
                 "heading": "Worst validation cases",
                 "title": "Validation cases, lowest Dice first",
                 "text": text,
-                "rows": _rows(found.worst, "mean Dice", classes),
+                "rows": _rows(found.worst, classes),
                 "cases": shown[:count],
             }
         )
@@ -162,16 +166,31 @@ def _groups(found: Document, shown: list[dict[str, Any]], classes: list[str]) ->
                 "text": f"Of {found.unlabeled} unlabeled cases, {found.predicted} were predicted. Shown, least sure "
                 f"first: {len(found.unsure)}. The expected Dice is that between the opinions of the "
                 "networks, or of mirrored copies: see alhvr predict --uncertainty.",
-                "rows": _rows(found.unsure, "expected Dice", classes),
-                "cases": shown[count:],
+                "rows": _rows(found.unsure, classes),
+                "cases": unlabeled,
+            }
+        )
+    if mapped:
+        epochs = ", ".join(f"{moment}: after epoch {epoch}" for epoch, moment in moments(found.training.epochs).items())
+        groups.append(
+            {
+                "key": "regions",
+                "heading": "ALHVR's regions during the training",
+                "title": "The same unlabeled cases at several moments",
+                "text": f"{epochs[:1].upper()}{epochs[1:]}; shares are of all voxels. In Ω2 one network is sure and "
+                "teaches the other, in Ω3 neither is sure. Sure means more confident than gamma, the mean over the "
+                "least confident voxels, so the regions need not shrink.",
+                "rows": _rows(found.mapped, list(found.mapped[0].details)),
+                "cases": mapped,
             }
         )
     return groups
 
 
-def _rows(cases: Sequence[ShownCase], score: str, classes: list[str]) -> list[list[str]]:
-    rows = [["case", score, *classes]]
+def _rows(cases: Sequence[ShownCase], details: list[str]) -> list[list[str]]:
+    measures = list(dict.fromkeys(case.measure for case in cases))
+    rows = [["case", *measures, *details]]
     for case in cases:
-        values = [f"{case.by_class[name]:.3f}" if name in case.by_class else "–" for name in classes]
-        rows.append([case.name, case.score.split()[-1], *values])
+        values = [case.value, *(case.details.get(name) for name in details)]
+        rows.append([case.name, *("–" if value is None else f"{value:.3f}" for value in values)])
     return rows

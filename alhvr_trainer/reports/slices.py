@@ -11,7 +11,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from alhvr_trainer.bundle.scripts.uncertainty import ENTROPY, REGIONS
-from alhvr_trainer.reports.cases import IMAGE, PREDICTION, REFERENCE
+from alhvr_trainer.reports.cases import IMAGE, PREDICTION, REFERENCE, REGIONS_AT
 from alhvr_trainer.reports.figures import (
     REGION_COLORS,
     Figure,
@@ -24,6 +24,7 @@ from alhvr_trainer.reports.figures import (
 from alhvr_trainer.reports.volumes import Volume
 from alhvr_trainer.trainers.history_plot import MOST_CLASSES_IN_LEGEND
 
+REGION_VOLUMES = (REGIONS, *REGIONS_AT.values())
 REGION_NAMES = {1: "Ω1: both networks sure", 2: "Ω2: one of them", 3: "Ω3: neither"}
 
 
@@ -31,7 +32,7 @@ def fullest_slice(masks: Sequence[np.ndarray]) -> int:
     """The slice with most foreground in all masks together; the middle one where there is none.
 
     Args:
-        masks: (z, y, x), foreground is not 0.
+        masks: one at least, (z, y, x); foreground is not 0.
 
     Example:
         >>> fullest_slice([np.array([[[0, 0]], [[1, 2]], [[0, 1]]])])
@@ -54,7 +55,8 @@ def slice_figure(volumes: Mapping[str, Volume], classes: Mapping[str, Sequence[i
 
 def _figure(volumes: Mapping[str, Volume], classes: Mapping[str, Sequence[int]]) -> Figure:
     arrays = {name: sitk.GetArrayFromImage(each.image) for name, each in volumes.items()}
-    number = fullest_slice([arrays[name] for name in (REFERENCE, PREDICTION) if name in arrays])
+    masks = {name: each.foreground for name, each in volumes.items() if each.labels}
+    number = fullest_slice([masks[name] for name in (REFERENCE, PREDICTION) if name in masks] or list(masks.values()))
     spacing = volumes[IMAGE].image.GetSpacing()
     aspect = spacing[1] / spacing[0]
     scan = arrays[IMAGE][number]
@@ -71,12 +73,12 @@ def _figure(volumes: Mapping[str, Volume], classes: Mapping[str, Sequence[int]])
             draw_outlines(ax, values[number], classes, colors)
         elif name == ENTROPY:
             ax.imshow(values[number], cmap="inferno", vmin=0, vmax=1, alpha=0.7, aspect=aspect)
-        elif name == REGIONS:
+        elif name in REGION_VOLUMES:
             for region, color in REGION_COLORS.items():
                 mask = values[number] == region
                 ax.imshow(np.ma.masked_where(~mask, mask), cmap=ListedColormap([color]), alpha=0.7, aspect=aspect)
     listed = colors if len(colors) <= MOST_CLASSES_IN_LEGEND else {}
     handles: list[Line2D | Patch] = [Line2D([], [], color=color, label=name) for name, color in listed.items()]
-    if REGIONS in arrays:
+    if not arrays.keys().isdisjoint(REGION_VOLUMES):
         handles += [Patch(facecolor=color, label=REGION_NAMES[region]) for region, color in REGION_COLORS.items()]
     return with_legend(figure, handles, columns=min(max(1, len(handles)), 2 * len(arrays)))

@@ -15,15 +15,15 @@ from typing import Any
 
 from matplotlib.colors import to_rgb
 
-from alhvr_trainer.bundle.scripts.uncertainty import ENTROPY, REGIONS
-from alhvr_trainer.reports.cases import IMAGE, PREDICTION, REFERENCE
+from alhvr_trainer.bundle.scripts.uncertainty import ENTROPY
+from alhvr_trainer.reports.cases import IMAGE, PREDICTION, REFERENCE, REGIONS_AT
 from alhvr_trainer.reports.figures import REGION_COLORS, class_colors
-from alhvr_trainer.reports.slices import REGION_NAMES
+from alhvr_trainer.reports.slices import REGION_NAMES, REGION_VOLUMES
 from alhvr_trainer.reports.volumes import Volume, window
 
 EXTRA = 'pip install "alhvr-trainer[report]"'
-OVERLAYS = (REFERENCE, PREDICTION, ENTROPY, REGIONS)
-SHOWN_AT_FIRST = (REFERENCE, PREDICTION)
+OVERLAYS = (REFERENCE, PREDICTION, ENTROPY, *REGION_VOLUMES)
+SHOWN_AT_FIRST = (REFERENCE, PREDICTION, REGIONS_AT["late"])
 LEAST_ENTROPY = 0.05
 """Less is not shown."""
 PALE = 0.45
@@ -54,7 +54,7 @@ def look(name: str, volume: Volume, classes: Mapping[str, Sequence[int]]) -> dic
         return {"colormap": "gray", "low": low, "high": high}
     if name == ENTROPY:
         return {"colormap": "inferno", "low": LEAST_ENTROPY, "high": 1.0}
-    if name == REGIONS:
+    if name in REGION_VOLUMES:
         return _labels(REGION_COLORS, 0.0)
     colors = class_colors(list(classes))
     by_value = {value: colors[each] for each, values in classes.items() for value in values}
@@ -65,7 +65,7 @@ def legend(name: str, classes: Mapping[str, Sequence[int]]) -> list[tuple[str, s
     """Color and meaning of what an overlay shows."""
     if name == ENTROPY:
         return [("#fcffa4", "entropy 1, a guess"), ("#bc3754", "entropy 0.5"), ("#000004", f"entropy {LEAST_ENTROPY}")]
-    if name == REGIONS:
+    if name in REGION_VOLUMES:
         return [(color, REGION_NAMES[region]) for region, color in REGION_COLORS.items()]
     white = PALE if name == REFERENCE else 0.0
     return [(_hex(color, white), f"{name}: {each}") for each, color in class_colors(list(classes)).items()]

@@ -9,7 +9,7 @@ import base64
 import gzip
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import nibabel
@@ -36,6 +36,14 @@ class Volume:
     image: sitk.Image
     labels: bool = False
     """Whether values are labels, which have no mean."""
+    background: int = 0
+    """Larger labels are foreground."""
+
+    @property
+    def foreground(self) -> np.ndarray:
+        """(z, y, x) bool."""
+        found: np.ndarray = sitk.GetArrayViewFromImage(self.image) > self.background
+        return found
 
 
 def as_volume(values: np.ndarray, properties: Mapping[str, Any], labels: bool = False) -> Volume:
@@ -119,12 +127,12 @@ def cropped(volumes: Mapping[str, Volume], margin: float = MARGIN) -> dict[str, 
         volumes: name -> volume.
         margin: see :func:`foreground_box`.
     """
-    masks = [sitk.GetArrayViewFromImage(each.image) for each in volumes.values() if each.labels]
+    masks = [each.foreground for each in volumes.values() if each.labels]
     if not masks:
         return dict(volumes)
     first = next(iter(volumes.values())).image
     box = foreground_box(masks, first.GetSpacing()[::-1], margin)[::-1]
-    return {name: Volume(each.image[tuple(box)], each.labels) for name, each in volumes.items()}
+    return {name: replace(each, image=each.image[tuple(box)]) for name, each in volumes.items()}
 
 
 def shrunk(volumes: Mapping[str, Volume], most_voxels: int = MOST_VOXELS) -> dict[str, Volume]:
@@ -140,11 +148,11 @@ def shrunk(volumes: Mapping[str, Volume], most_voxels: int = MOST_VOXELS) -> dic
         return dict(volumes)
     grid = sitk.BinShrink(first, factors)
     return {
-        name: Volume(
-            sitk.Resample(each.image, grid, sitk.Transform(), sitk.sitkNearestNeighbor)
+        name: replace(
+            each,
+            image=sitk.Resample(each.image, grid, sitk.Transform(), sitk.sitkNearestNeighbor)
             if each.labels
             else sitk.BinShrink(each.image, factors),
-            each.labels,
         )
         for name, each in volumes.items()
     }

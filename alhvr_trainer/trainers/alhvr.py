@@ -17,6 +17,7 @@ from alhvr_trainer.losses.voxels import valid_voxels
 from alhvr_trainer.trainers.decoders import Tap
 from alhvr_trainer.trainers.parallel import get_rank, get_world_size
 from alhvr_trainer.trainers.partners import unwrapped
+from alhvr_trainer.trainers.region_maps import forget_region_maps, write_region_maps
 from alhvr_trainer.trainers.samples import Forward, Predictions, Samples, first
 from alhvr_trainer.trainers.semi_supervised import SemiSupervisedTrainer
 from alhvr_trainer.trainers.two_passes import TwoPass
@@ -66,6 +67,8 @@ class ALHVRSettings(Settings):
     feature_tap: Tap = "stage"
     """Where CG-CPCL taps this stage: its output, behind LeakyReLU, or that of its "up-convolution", which has both
     signs, as the authors' features have in 2D."""
+    region_maps: int = Field(3, ge=0)
+    """Of how many unlabeled cases the regions are written as images early, midway and late, for ``alhvr report``."""
 
     @model_validator(mode="before")
     @classmethod
@@ -148,6 +151,14 @@ class ALHVRTrainer(SemiSupervisedTrainer):
             for group in optimizer.param_groups:
                 group.update(AUTHORS_SGD)
         return optimizer, schedule
+
+    def on_train_start(self) -> None:
+        super().on_train_start()
+        forget_region_maps(self)
+
+    def on_epoch_end(self) -> None:
+        write_region_maps(self)  # before the checkpoint: a training that goes on from it has the maps
+        super().on_epoch_end()
 
     def forward(self, samples: Samples) -> Forward:
         """Each network twice: on all samples, and its decoder on perturbed features of the unlabeled ones."""

@@ -14,6 +14,7 @@ from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.label_handling.label_handling import convert_labelmap_to_one_hot
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 
 from alhvr_trainer.data.foreground import FOLDER, PredictedForeground, foreground_voxels
 from alhvr_trainer.trainers.parallel import barrier, get_rank, get_world_size
@@ -35,10 +36,15 @@ def predicting(trainer: nnUNetTrainer, mirroring: bool) -> Iterator[Predict]:
         mirroring: whether to average over nnU-Net's mirrored copies.
     """
     predictor = nnUNetPredictor(
-        use_mirroring=mirroring, perform_everything_on_device=True, device=trainer.device, allow_tqdm=False
+        use_mirroring=mirroring,
+        perform_everything_on_device=trainer.device.type == "cuda",
+        device=trainer.device,
+        allow_tqdm=False,
     )
+    # DistributedDataParallel would wait for all ranks to predict alike: it shares the buffers of batch normalization
+    network = trainer.network
     predictor.manual_initialization(
-        trainer.network,
+        network.module if isinstance(network, DistributedDataParallel) else network,
         trainer.plans_manager,
         trainer.configuration_manager,
         None,

@@ -267,3 +267,15 @@ def in_image_space(
         for values in maps
     ]
     return np.stack(found)
+
+
+def regions_in_image_space(regions: torch.Tensor, *case: Any) -> np.ndarray:
+    """ALHVR's regions, (*S) int from 1 to 3, on the image's grid, (z, y, x) uint8; 0 where nnU-Net cropped the image.
+
+    Args:
+        regions: on the preprocessed grid.
+        case: further arguments of :func:`in_image_space`.
+    """
+    shares = in_image_space(torch.stack([regions == number for number in (1, 2, 3)]).float(), *case)
+    found: np.ndarray = (shares.argmax(axis=0) + 1) * (shares.max(axis=0) > 0)
+    return found.astype(np.uint8)

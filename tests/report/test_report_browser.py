@@ -61,7 +61,7 @@ class Opened:
         return found
 
     def switch(self, name: str) -> Any:
-        return self.page.get_by_role("checkbox", name=name)
+        return self.page.get_by_role("checkbox", name=name, exact=True)
 
 
 @pytest.fixture
@@ -144,6 +144,49 @@ def test_position_and_view_change_the_picture(opened: Opened):
     assert opened.wrong == []
 
 
+def test_regions_over_time_are_switched_on_one_after_the_other(opened: Opened):
+    opened.page.get_by_label("Case", exact=True).select_option(index=4)
+    opened.wait_for("scan_000, share of Ω3, late 0.")
+    opened.wait_for("Overlays: regions, late.")
+    late = opened.canvas()
+    opened.switch("regions, late").uncheck()
+    opened.switch("regions, early").check()
+    opened.wait_for("Overlays: regions, early.")
+    early = opened.canvas()
+    assert colored(early) > 0 and np.any(early != late)
+    assert opened.switch("prediction").is_disabled()
+    assert opened.wrong == []
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_no_fault(scheme: str, chromium: Any, page_once: Path):
+    """Names, roles, contrast, order and focus, as the Web Content Accessibility Guidelines ask for."""
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe is not installed")
+    opened = Opened(chromium, page_once, color_scheme=scheme)
+    opened.wait_for("Overlays: ")
+    found = axe.Axe().run(opened.page)
+    assert found.violations_count == 0, found.generate_report()
+    assert len(found.response["passes"]) > 20
+    opened.page.close()
+
+
+def test_screen_readers_are_told_of_everything(opened: Opened):
+    """Chromium's accessibility tree, which is what they read."""
+    tree = opened.page.locator("main").aria_snapshot()
+    for line in (
+        'region "Cases in 3D"',
+        'combobox "Case"',
+        'checkbox "reference" [checked]',
+        'checkbox "entropy" [disabled]',
+        'slider "bottom to top"',
+        'list "Colors: regions"',
+        'img "Case case_002, mean Dice',
+        'button "Show scan_001 in 3D"',
+        "caption: Validation cases, lowest Dice first",
+    ):
+        assert line in tree, tree
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_page_follows_the_color_scheme(scheme: str, chromium: Any, page_once: Path):
     page = Opened(chromium, page_once, color_scheme=scheme).page
@@ -163,5 +206,5 @@ def test_without_webgl_the_pictures_remain(chromium: Any, page_once: Path):
     page.goto(page_once.as_uri())
     page.get_by_text("This browser has no WebGL 2").wait_for()
     assert page.get_by_label("Case", exact=True).is_disabled()
-    assert page.locator("img").count() == 5
+    assert page.locator("img").count() == 7
     page.close()

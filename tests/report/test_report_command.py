@@ -16,7 +16,7 @@ import nibabel
 import numpy as np
 import pytest
 import torch
-from finished_training import QUICKLY, WARNING
+from finished_training import MAPPED, QUICKLY, WARNING
 from trained_models import DATASET, make_model
 
 import alhvr_trainer
@@ -88,13 +88,14 @@ def test_page_shows_the_worst_and_the_least_sure(page: Page):
     """Two of each, in this order; the first validation case has moved farthest."""
     shown = json.loads(page.scripts["cases"])
     names = [case["name"] for case in shown["cases"]]
-    assert names[:2] == ["case_002", "case_001"] and set(names[2:]) == {"scan_000", "scan_002"}
+    assert names[:2] == ["case_002", "case_001"] and set(names[2:4]) == {"scan_000", "scan_002"}
     assert [list(case["volumes"]) for case in shown["cases"]] == [
         *[["image", "reference", "prediction"]] * 2,
         *[["image", "prediction", "entropy", "regions"]] * 2,
+        *[["image", "regions, early", "regions, midway", "regions, late"]] * 2,
     ]
     dice = [float(case["score"].removeprefix("mean Dice ")) for case in shown["cases"][:2]]
-    sure = [float(case["score"].removeprefix("expected Dice ")) for case in shown["cases"][2:]]
+    sure = [float(case["score"].removeprefix("expected Dice ")) for case in shown["cases"][2:4]]
     assert dice == sorted(dice) and sure == sorted(sure)
     assert "Of 3 unlabeled cases, 2 were predicted. Shown, least sure first: 2." in " ".join(page.text.split())
 
@@ -106,12 +107,26 @@ def test_page_carries_volumes_and_module(page: Page):
             data = gzip.decompress(base64.b64decode(page.scripts[key]))
             volumes[name] = np.asarray(nibabel.Nifti1Image.from_bytes(data).dataobj)
         assert len({each.shape for each in volumes.values()}) == 1
-        assert set(np.unique(volumes["prediction"])) <= {0, 1, 2}
+        assert set(np.unique(volumes.get("prediction", 0))) <= {0, 1, 2}
         if "entropy" in volumes:
             assert 0 <= volumes["entropy"].min() < volumes["entropy"].max() <= 1
             assert set(np.unique(volumes["regions"])) <= {0, 1, 2, 3}
     module = gzip.decompress(base64.b64decode(page.scripts["niivue"])).decode()
     assert "initialize" in module and "render" in module
+
+
+def test_page_shows_the_regions_early_midway_and_late(page: Page, page_once: Path):
+    text = " ".join(page.text.split())
+    assert "Early: after epoch 3, midway: after epoch 15, late: after epoch 30; shares are of all voxels." in text
+    rows = [re.findall(r"<td>(.*?)</td>", row) for row in re.findall(r"<tr>(.*?)</tr>", text)]
+    for case in MAPPED:
+        (values,) = [[float(cell) for cell in row[1:]] for row in rows if row[:1] == [case] and len(row) == 8]
+        last, *shares = values
+        early, midway, late = shares[1::2]
+        assert early > midway > late == last > 0
+        cube, both, all_voxels = 2 * 16 * 12, 4 * 20 * 16, 8 * 32 * 28
+        assert shares[:2] == [round((both - cube) / all_voxels, 3), round(cube / all_voxels, 3)]
+    assert page.text.count('aria-label="Colors: regions"') == 1
 
 
 def test_page_can_be_used_without_a_mouse_and_without_eyes(page: Page):
@@ -123,12 +138,12 @@ def test_page_can_be_used_without_a_mouse_and_without_eyes(page: Page):
     labels = {each["for"] for each in page.all("label") if "for" in each}
     assert {each["id"] for each in page.all("select")} == labels
     inputs = len(page.all("input"))
-    assert len(re.findall(r"<label>[^<]*(?:<input[^>]*>)[^<]*</label>", page.text)) == inputs == 4 + 1 + 3
+    assert len(re.findall(r"<label>[^<]*(?:<input[^>]*>)[^<]*</label>", page.text)) == inputs == 7 + 1 + 3
     levels = [int(tag[1]) for tag, _ in page.tags if re.fullmatch("h[1-6]", tag)]
     assert levels[0] == 1 and all(after - before <= 1 for before, after in pairwise(levels))
     (status,) = [each for each in page.all("p") if each.get("id") == "viewer-status"]
     assert status["aria-live"] == "polite"
-    assert len(page.all("button")) == 4
+    assert len(page.all("button")) == 6
 
 
 def test_page_stays_below_its_limit(finished: Path):
@@ -138,8 +153,8 @@ def test_page_stays_below_its_limit(finished: Path):
     noise = np.random.default_rng(0).uniform(0, 1, (60, 100, 100))
     geometry = {"spacing": (1.0, 1.0, 1.0)}
     volumes = {"image": as_volume(noise, geometry), "prediction": as_volume(noise > 0.5, geometry, labels=True)}
-    cases = [ShownCase(f"case {number}", "expected Dice 0.500", {}, volumes) for number in range(2)]
-    found = Document(model, 0, read_training(model, 0), None, (), cases, 2, 2, ())
+    cases = [ShownCase(f"case {number}", "expected Dice", 0.5, {}, volumes) for number in range(2)]
+    found = Document(model, 0, read_training(model, 0), None, (), cases, (), 2, 2, ())
     whole, limit = len(document(found).encode()), 3_500_000
     assert 1.2 * limit < whole < LARGEST_PAGE
     assert len(document(found, limit).encode()) <= limit
@@ -151,7 +166,7 @@ def test_page_without_the_extra_says_what_to_install(finished: Path, tmp_path: P
     page = Page(file)
     assert "<code>pip install &#34;alhvr-trainer[report]&#34;</code>" in page.text
     assert not page.all("script") and not page.all("input")
-    assert len(page.all("img")) == 1 + 3  # the curves, and slices of each validation case
+    assert len(page.all("img")) == 1 + 3 + 2  # the curves, and slices of each validation case
     assert "Least sure unlabeled cases" not in page.text
 
 

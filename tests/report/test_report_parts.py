@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from finished_training import WARNING
 
+from alhvr_trainer.data.stream import evenly
 from alhvr_trainer.errors import InputError
-from alhvr_trainer.reports.cases import evenly, least_sure, prepared, read_validation, worst
+from alhvr_trainer.reports.cases import least_sure, prepared, read_validation, worst
 from alhvr_trainer.reports.figures import plt
 from alhvr_trainer.reports.page import render
 from alhvr_trainer.reports.slices import fullest_slice, slice_figure

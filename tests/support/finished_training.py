@@ -14,11 +14,14 @@ from trained_models import make_model
 
 from alhvr_trainer.trainers.alhvr import ALHVRTrainer
 from alhvr_trainer.trainers.history import HistoryKeys
+from alhvr_trainer.trainers.region_maps import MOMENTS, region_map_file
 
 QUICKLY: dict[str, Any] = {"device": "cpu", "num_processes": 1}
 """Options of ``report``."""
 CASES = ("case_000", "case_001", "case_002")
 """Validated, from the best to the worst."""
+MAPPED = ("scan_000", "scan_001")
+"""Unlabeled, with ALHVR's regions at three moments."""
 WARNING = "class 2 (core) has vanished from the pseudo-labels: in epochs {} to {} it covers 0.00%. Lower something"
 
 
@@ -50,7 +53,19 @@ def make_training(root: Path, epochs: int = 30, shape: tuple[int, int, int] = (1
     lines = [f"2026-01-01 00:00:0{n}.0: ALHVR WARNING: {WARNING.format(n, n + 4)}" for n in range(3)]
     (fold / "training_log_2026_1_1_00_00_00.txt").write_text("\n".join(["epoch 0", *lines]), encoding="utf-8")
     _validate(raw, fold / "validation")
+    _map_regions(raw, fold)
     return fold
+
+
+def _map_regions(raw: Path, fold: Path) -> None:
+    """Of two unlabeled cases: Ω2 around a cube of Ω3 that shrinks."""
+    for case in MAPPED:
+        image = sitk.ReadImage(str(raw / "imagesTr_unlabeled" / f"{case}_0000.nii.gz"))
+        for number, moment in enumerate(MOMENTS):
+            regions = np.ones(image.GetSize()[::-1], dtype=np.uint8)
+            regions[2:-2, 6:-6, 6:-6] = 2
+            regions[3:-3, 8 + 2 * number : -8 - 2 * number, 8:-8] = 3
+            data_builders.write_image(region_map_file(fold, case, moment, ".nii.gz"), regions, image.GetSpacing())
 
 
 def _validate(raw: Path, folder: Path) -> None:
