@@ -194,7 +194,7 @@ def mapped_case(reader: Reader, case: str, images: Sequence[str], fold: Path, en
         for region in (2, 3)
     }
     measure, last = list(shares.items())[-1]
-    return ShownCase(case, f"share of {measure}", last, shares, prepared({IMAGE: reader.image(images), **maps}, case))
+    return ShownCase(case, measure, last, shares, prepared({IMAGE: reader.image(images), **maps}, case))
 
 
 def least_sure(folder: Path, cases: Sequence[str], count: int) -> list[str]:

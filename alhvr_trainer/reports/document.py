@@ -176,8 +176,8 @@ def _groups(found: Document, shown: list[dict[str, Any]], classes: list[str]) ->
             {
                 "key": "regions",
                 "heading": "ALHVR's regions during the training",
-                "title": "The same unlabeled cases at several moments",
-                "text": f"{epochs[:1].upper()}{epochs[1:]}; shares are of all voxels. In Ω2 one network is sure and "
+                "title": "The same unlabeled cases at several moments: shares of the voxels",
+                "text": f"{epochs[:1].upper()}{epochs[1:]}. In Ω2 one network is sure and "
                 "teaches the other, in Ω3 neither is sure. Sure means more confident than gamma, the mean over the "
                 "least confident voxels, so the regions need not shrink.",
                 "rows": _rows(found.mapped, list(found.mapped[0].details)),
@@ -188,9 +188,10 @@ def _groups(found: Document, shown: list[dict[str, Any]], classes: list[str]) ->
 
 
 def _rows(cases: Sequence[ShownCase], details: list[str]) -> list[list[str]]:
-    measures = list(dict.fromkeys(case.measure for case in cases))
-    rows = [["case", *measures, *details]]
+    columns = list(dict.fromkeys([*(case.measure for case in cases), *details]))
+    rows = [["case", *columns]]
     for case in cases:
-        values = [case.value, *(case.details.get(name) for name in details)]
-        rows.append([case.name, *("–" if value is None else f"{value:.3f}" for value in values)])
+        values = {**case.details, case.measure: case.value}
+        known = (values.get(name) for name in columns)
+        rows.append([case.name, *("–" if value is None else f"{value:.3f}" for value in known)])
     return rows

@@ -77,7 +77,8 @@ def _figure(volumes: Mapping[str, Volume], classes: Mapping[str, Sequence[int]])
             for region, color in REGION_COLORS.items():
                 mask = values[number] == region
                 ax.imshow(np.ma.masked_where(~mask, mask), cmap=ListedColormap([color]), alpha=0.7, aspect=aspect)
-    listed = colors if len(colors) <= MOST_CLASSES_IN_LEGEND else {}
+    outlined = REFERENCE in arrays or PREDICTION in arrays
+    listed = colors if outlined and len(colors) <= MOST_CLASSES_IN_LEGEND else {}
     handles: list[Line2D | Patch] = [Line2D([], [], color=color, label=name) for name, color in listed.items()]
     if not arrays.keys().isdisjoint(REGION_VOLUMES):
         handles += [Patch(facecolor=color, label=REGION_NAMES[region]) for region, color in REGION_COLORS.items()]

@@ -117,15 +117,14 @@ def test_page_carries_volumes_and_module(page: Page):
 
 def test_page_shows_the_regions_early_midway_and_late(page: Page, page_once: Path):
     text = " ".join(page.text.split())
-    assert "Early: after epoch 3, midway: after epoch 15, late: after epoch 30; shares are of all voxels." in text
+    assert "Early: after epoch 3, midway: after epoch 15, late: after epoch 30. In Ω2" in text
     rows = [re.findall(r"<td>(.*?)</td>", row) for row in re.findall(r"<tr>(.*?)</tr>", text)]
     for case in MAPPED:
-        (values,) = [[float(cell) for cell in row[1:]] for row in rows if row[:1] == [case] and len(row) == 8]
-        last, *shares = values
-        early, midway, late = shares[1::2]
-        assert early > midway > late == last > 0
+        (values,) = [[float(cell) for cell in row[1:]] for row in rows if row[:1] == [case] and len(row) == 7]
+        late, _, early, _, midway, _ = values
+        assert early > midway > late > 0
         cube, both, all_voxels = 2 * 16 * 12, 4 * 20 * 16, 8 * 32 * 28
-        assert shares[:2] == [round((both - cube) / all_voxels, 3), round(cube / all_voxels, 3)]
+        assert values[1:3] == [round((both - cube) / all_voxels, 3), round(cube / all_voxels, 3)]
     assert page.text.count('aria-label="Colors: regions"') == 1
 
 
