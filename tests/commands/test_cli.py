@@ -318,6 +318,11 @@ def test_commands_are_functions_of_the_package():
             ["3d_cascade_fullres"],
             "alhvr train -d 27 -c 3d_cascade_fullres -f 0 -p My -t CPSTrainer",
         ),
+        ("move_labeled", "27 done", [], "alhvr train -d 27 -c CONFIGURATION"),
+        ("move_labeled", "27 done -f 0", [], "alhvr train -d 27 -c CONFIGURATION -f 0"),
+        ("move_labeled", "27 done -f 2,3", [], "alhvr train -d 27 -c CONFIGURATION -f 2"),
+        ("move_labeled", "27 done -f 0 --new_fingerprint", [], "alhvr plan_and_preprocess -d 27 --clean"),
+        ("move_labeled", "27 done -f 0 --dry_run", [], None),
         (
             "predict",
             "27 2d -i in -o 'my out'",
