@@ -13,6 +13,7 @@ from nnunetv2.utilities.label_handling.label_handling import determine_num_input
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import nn
 
+from alhvr_trainer.bundle.scripts.checksums import sha256
 from alhvr_trainer.compatibility import nnunet_folder
 from alhvr_trainer.config.dataset_json import check_dataset_json
 from alhvr_trainer.config.files import is_list_of, is_name, is_whole, read_object
@@ -59,6 +60,15 @@ class TrainedModel:
 
     def checkpoint_path(self, fold: int | str) -> Path:
         return self.folder / f"fold_{fold}" / self.weights_file
+
+    @property
+    def origin(self) -> list[dict[str, str]]:
+        """Which model makes a prediction: for each fold the folder's name, and checkpoint file and SHA-256 digest."""
+        files = [self.checkpoint_path(fold) for fold in self.folds]
+        return [
+            {"model": self.folder.name, "checkpoint": f"{file.parent.name}/{file.name}", "sha256": sha256(file)}
+            for file in files
+        ]
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from alhvr_trainer.bundle.scripts.checksums import sha256
 from alhvr_trainer.commands.predict import predict
 from alhvr_trainer.config.files import read_object, write_json
 from alhvr_trainer.config.names import UNCERTAINTY_FOLDER
@@ -31,7 +30,7 @@ def predict_cases(model: TrainedModel, cases: Cases, folder: Path, device: str, 
         InputError: as :func:`~alhvr_trainer.predict`; or the folder has another ``origin.json``.
     """
     output, origin = folder / "predicted", folder / "origin.json"
-    now = origin_of(model)
+    (now,) = model.origin
     before = read_object(origin) if origin.exists() else now
     if before.keys() != now.keys():
         raise InputError(f"{origin} is not this package's: choose another folder than {folder}")
@@ -56,9 +55,3 @@ def predict_cases(model: TrainedModel, cases: Cases, folder: Path, device: str, 
                 num_processes=num_processes,
             )
     return output
-
-
-def origin_of(model: TrainedModel) -> dict[str, str]:
-    """Which model made a prediction: its folder's name, and checkpoint file and SHA-256 digest."""
-    file = model.checkpoint_path(model.folds[0])
-    return {"model": model.folder.name, "checkpoint": f"{file.parent.name}/{file.name}", "sha256": sha256(file)}

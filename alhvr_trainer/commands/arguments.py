@@ -7,8 +7,10 @@ import functools
 import inspect
 import io
 import re
+import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
+from itertools import takewhile
 from typing import Any
 
 from alhvr_trainer.errors import did_you_mean, shown
@@ -58,7 +60,9 @@ def parse(name: str, function: Callable[..., Any], words: Sequence[str]) -> dict
     fire.decorators.SetParseFns(**parsers)(record)
     try:
         with contextlib.redirect_stderr(io.StringIO()):
-            fire.Fire(record, command=_long_flags(signature.parameters, words))
+            long = _long_flags(signature.parameters, words)
+            _refuse_values_side_by_side(name, signature.parameters, words, long)
+            fire.Fire(record, command=long)
         return calls[-1]
     except UsageError as error:
         reason = str(error)
@@ -105,6 +109,27 @@ def _long_flags(parameters: Mapping[str, inspect.Parameter], words: Sequence[str
             flag = f"no{flag.removeprefix('no').removeprefix('_')}"
         long.append(f"--{flag}{value}")
     return long
+
+
+def _refuse_values_side_by_side(
+    name: str, parameters: Mapping[str, inspect.Parameter], words: Sequence[str], long: Sequence[str]
+) -> None:
+    """``-c 2d 3d_fullres`` is nnU-Net's habit; here, the second value would fill another parameter."""
+    several = [f"--{each.name}" for each in parameters.values() if _SEVERAL.search(each.annotation)]
+    # of each word the flag that it is or whose value it is; "": it fills a parameter that no flag names
+    owners: list[str] = []
+    for before, word in zip(["", *long], long, strict=False):
+        is_value = _FLAG.fullmatch(before) and "=" not in before and not _FLAG.fullmatch(word)
+        owners.append(before if is_value else word.partition("=")[0] if _FLAG.fullmatch(word) else "")
+    positional = (each for each in parameters.values() if each.kind is not each.KEYWORD_ONLY)
+    unnamed = [each for each in positional if each.default is each.empty and f"--{each.name}" not in owners]
+    surplus = owners.count("") - len(unnamed)
+    for index in range(1, len(words)):
+        if surplus > 0 and not owners[index] and owners[index - 1] in several:
+            end = index + len([*takewhile(lambda owner: not owner, owners[index : index + surplus])])
+            values = ",".join(word.strip(",") for word in words[index - 1 : end])
+            line = shlex.join(["alhvr", name, *words[: index - 1], values, *words[end:]])
+            raise UsageError(f"{owners[index - 1]} takes several values as one word, with commas: {line}")
 
 
 def _value(parameter: inspect.Parameter, text: str) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,10 @@ def next_step(name: str, signature: inspect.Signature, values: dict[str, Any], r
         case "suggest":
             return _line("alhvr", "move_labeled", "-d", call["dataset"], "FINISHED_LABELS")
         case "move_labeled" if not call["dry_run"]:
-            return _line("alhvr", "train", "-d", call["dataset"], "-c", "CONFIGURATION")
+            if call["new_fingerprint"]:
+                return _line("alhvr", "plan_and_preprocess", "-d", call["dataset"], "--clean")
+            fold = () if call["fold"] is None else ("-f", _folds(call)[0])
+            return _line("alhvr", "train", "-d", call["dataset"], "-c", "CONFIGURATION", *fold)
         case "evaluate" if call["output"] is not None:
             metrics = Path(call["output"], "metrics.json")
             return f"alhvr export_bundle -d DATASET -c CONFIGURATION -o BUNDLE {_line('--evaluation', metrics)}"
@@ -73,10 +77,13 @@ def _line(*words: object) -> str:
     return shlex.join(map(str, words))
 
 
+def _folds(call: dict[str, Any]) -> Sequence[object]:
+    return call["fold"] if isinstance(call["fold"], (tuple, list)) else (call["fold"],)
+
+
 def _model(call: dict[str, Any]) -> list[object]:
     """The flags that name a model; those that are defaults are left out."""
-    folds = call["fold"] if isinstance(call["fold"], (tuple, list)) else (call["fold"],)
-    words = ["-d", call["dataset"], "-c", call["configuration"], "-f", ",".join(map(str, folds))]
+    words = ["-d", call["dataset"], "-c", call["configuration"], "-f", ",".join(map(str, _folds(call)))]
     for flag, key, default in (("-p", "plans", PLANS_NAME), ("-t", "trainer", TRAINER_NAME)):
         words += [flag, call[key]] if call[key] not in (None, default) else []
     return words

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alhvr_trainer.bundle.scripts.overwriting import inside_raw_dataset, overwritten_input
-from alhvr_trainer.config.files import check_folder
-from alhvr_trainer.config.names import TRAINER_NAME, UNCERTAINTY_FOLDER, WEIGHTS_FILE
+from alhvr_trainer.config.files import check_folder, read_object
+from alhvr_trainer.config.names import PREDICTED_BY, TRAINER_NAME, UNCERTAINTY_FOLDER, WEIGHTS_FILE
 from alhvr_trainer.data.dataset import Cases, files_by_case
 from alhvr_trainer.devices import check_device
-from alhvr_trainer.errors import InputError, one_line
+from alhvr_trainer.errors import InputError, cut, one_line
 
 if TYPE_CHECKING:
     from alhvr_trainer.commands.uncertainty_maps import Uncertainty
@@ -69,7 +69,7 @@ def predict(
             the time.
         previous_stage: for the second stage of a cascade, the folder with the segmentations of the first
             (-prev_stage_predictions).
-        continue_prediction: leave out cases that are segmented already.
+        continue_prediction: leave out cases that are segmented already; with uncertainty, by the same checkpoints.
         num_processes: worker processes for preprocessing, and as many for writing; none on a cluster's workers.
         verify: read every image first, so that a damaged one is named before anything is computed.
         scheduler: address of a Dask cluster, whose workers share the cases: docs/cluster.md. They must see the folders
@@ -107,7 +107,7 @@ def predict(
     how = Predicting(model, network, device, step_size, mirroring, uncertainty)
     asked = how.asked()  # for its error, before anything is written
     if asked and continue_prediction:
-        _check_scores_are_there(cases, target, model.dataset_json["file_ending"])
+        _check_scores(cases, target, model.dataset_json["file_ending"], asked.origin)
     if scheduler is not None:
         _predict_on_cluster(
             scheduler, how, cases, target, verify, save_probabilities, continue_prediction, previous_stage
@@ -185,12 +185,28 @@ def _previous(model: TrainedModel, folder: str | Path | None, cases: Cases) -> l
     return files
 
 
-def _check_scores_are_there(cases: Cases, target: Path, ending: str) -> None:
-    """nnU-Net leaves out cases that are segmented already, and with them their maps and scores."""
+def _check_scores(cases: Cases, target: Path, ending: str, origin: list[dict[str, str]]) -> None:
+    """nnU-Net leaves out cases that are segmented already, by whatever model, and with them their maps and scores."""
     for case in cases:
-        there, missing = target / f"{case}{ending}", target / UNCERTAINTY_FOLDER / f"{case}.json"
-        if there.exists() and not missing.exists():
-            raise InputError(f"{there} is there without {missing}: remove it, or predict without --continue_prediction")
+        there, scores = target / f"{case}{ending}", target / UNCERTAINTY_FOLDER / f"{case}.json"
+        if not there.exists():
+            continue
+        if not scores.exists():
+            raise InputError(f"{there} is there without {scores}: remove it, or predict without --continue_prediction")
+        found = read_object(scores).get(PREDICTED_BY)
+        if found != origin:
+            raise InputError(
+                f"{scores} is of another model or checkpoint ({cut(_said(found), 300)}) than the one that is to go on "
+                f"({_said(origin)}): choose another --output, or predict without --continue_prediction"
+            )
+
+
+def _said(origin: Any) -> str:
+    """The checkpoints in words; what a file says may be anything."""
+    try:
+        return ", ".join(f"{each['model']}/{each['checkpoint']}, SHA-256 {each['sha256'][:8]}" for each in origin)
+    except (TypeError, KeyError):
+        return "unknown"
 
 
 def _written(target: Path, cases: Cases, model: TrainedModel) -> list[Path]:

@@ -35,7 +35,7 @@ from alhvr_trainer.bundle.scripts.uncertainty import (
 from alhvr_trainer.bundle.scripts.windows import flips
 from alhvr_trainer.compatibility import replaced
 from alhvr_trainer.config.methods import method_of
-from alhvr_trainer.config.names import UNCERTAINTY_FOLDER
+from alhvr_trainer.config.names import PREDICTED_BY, UNCERTAINTY_FOLDER
 from alhvr_trainer.config.plans import planned_proportion
 from alhvr_trainer.errors import InputError
 from alhvr_trainer.models import Member, TrainedModel, model_members
@@ -71,6 +71,8 @@ class Uncertainty:
     """ALHVR's beta, if its regions can be mapped."""
     own: Callable[[Tensor, bool], Tensor] | None
     """A method's own uncertainty of logits (B, C, *S), as (B, *S)."""
+    origin: list[dict[str, str]]
+    """Of the model, for the record."""
 
     @property
     def maps(self) -> tuple[str, ...]:
@@ -103,7 +105,7 @@ def uncertainty_of(model: TrainedModel, network: str, mirroring: bool) -> Uncert
     order = tuple(manager.regions_class_order) if manager.has_regions else None
     two = pairs and len(pairs) == 2 and order is None
     proportion = planned_proportion(model.configuration_manager.configuration) if two else None
-    return Uncertainty(_opinions(members, network, mirroring, model), order, proportion, own)
+    return Uncertainty(_opinions(members, network, mirroring, model), order, proportion, own, model.origin)
 
 
 def _opinions(members: list[Member], network: str, mirroring: bool, model: TrainedModel) -> tuple[Opinion, ...]:
@@ -169,7 +171,7 @@ def uncertainty_maps(uncertainty: Uncertainty) -> Iterator[None]:
     Args:
         uncertainty: of the :class:`OpinionPredictor` that predicts.
     """
-    export = partial(export_with_maps, uncertainty.maps, uncertainty.order)
+    export = partial(export_with_maps, uncertainty.maps, uncertainty.order, uncertainty.origin)
     with replaced(predict_from_raw_data, export_prediction_from_logits=export):
         yield
 
@@ -177,6 +179,7 @@ def uncertainty_maps(uncertainty: Uncertainty) -> Iterator[None]:
 def export_with_maps(
     maps: tuple[str, ...],
     order: tuple[int, ...] | None,
+    origin: list[dict[str, str]],
     predicted: Any,
     properties: dict[str, Any],
     configuration: Any,
@@ -189,7 +192,7 @@ def export_with_maps(
     """nnU-Net's export of a segmentation, after ``uncertainty/CASE_MAP...`` and ``uncertainty/CASE.json``.
 
     Args:
-        maps, order: of :class:`Uncertainty`.
+        maps, order, origin: of :class:`Uncertainty`.
         predicted: of :class:`OpinionPredictor`; the others as for nnU-Net's ``export_prediction_from_logits``.
     """
     manager: LabelManager = plans.get_label_manager(dataset_json)
@@ -211,7 +214,8 @@ def export_with_maps(
     segmentation = labels_of_logits(logits, order).numpy()
     classes = labels_of(dataset_json["labels"]).classes
     # last, for a case without scores is predicted again
-    write_scores(scores(segmentation, opinions.numpy().astype(int), entropy, classes), folder, case)
+    found_scores = scores(segmentation, opinions.numpy().astype(int), entropy, classes)
+    write_scores({**found_scores, PREDICTED_BY: origin}, folder, case)
 
 
 def _in_image_space(name: str, values: Tensor, *case: Any) -> np.ndarray:

@@ -177,7 +177,7 @@ def _prepare(
     processes: int,
 ) -> None:
     """Pseudo-labels, dataset and preprocessed data of a round; what is there is kept."""
-    from alhvr_trainer.annotation.predictions import origin_of, predict_cases
+    from alhvr_trainer.annotation.predictions import predict_cases
     from alhvr_trainer.bundle.scripts.label_files import labels_of
     from alhvr_trainer.pseudo_labels import round_dataset
     from alhvr_trainer.pseudo_labels.selection import judge_cases
@@ -188,7 +188,7 @@ def _prepare(
         "configuration": this.configuration,
         "plans": this.plans,
         "threshold": threshold,
-        "teacher": origin_of(teacher),
+        "teacher": teacher.origin[0],
     }
     if not round_dataset.is_written(this, settings):
         round_dataset.clear_the_way(this)

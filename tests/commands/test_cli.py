@@ -89,6 +89,8 @@ def arguments_of(line: str) -> dict:
         ("-d 27 --plans-file my-plans.json", {"plans_file": "my-plans.json"}),
         ("-d 27 --check", {"check": True, "verify": True}),
         ("-d 27 --noverify", {"check": False, "verify": False}),
+        ("-f 0 27", {"fold": 0, "dataset": 27}),
+        ("27 2d -f 0 -o out", {"fold": 0, "configurations": "2d", "output": "out"}),
         ("-d 27", {"fold": 0, "plans_file": None, "check": False, "configurations": "2d", "output": "out"}),
     ],
 )
@@ -112,6 +114,12 @@ def test_values_arrive(line, expected):
         ("-d 27 2d 0 plans out True True 1 one_too_many", "unknown argument one_too_many"),
         ("-d 27 -o", "--output needs a value"),
         ("-d 27 -o -f 0", "--output needs a value; if -f is meant: --output=-f"),
+        (
+            "-d 27 -f 0 1 -o x",
+            "--fold takes several values as one word, with commas: alhvr sample -d 27 -f 0,1 -o x (see",
+        ),
+        ("-d 27 --fold=0 1 2", "with commas: alhvr sample -d 27 --fold=0,1,2 (see"),
+        ("-f 0, 1 27 -o 'a b'", "with commas: alhvr sample -f 0,1 27 -o 'a b' (see"),
     ],
 )
 def test_wrong_usage(line, reason, sample_command, capsys):
@@ -135,6 +143,24 @@ def test_errors_of_the_system_name_the_file(monkeypatch, capsys, sample_command)
     monkeypatch.setattr(cli, "command", full)
     assert cli.main(["sample"]) == 1
     assert capsys.readouterr().err == "alhvr: /data/plans.json: No space left on device\n"
+
+
+@pytest.mark.parametrize(
+    ("typed", "right"),
+    [
+        ("plan_and_preprocess -d 27 -c 2d 3d_fullres", "plan_and_preprocess -d 27 -c 2d,3d_fullres"),
+        ("make_split -d 27 --labeled one two", "make_split -d 27 --labeled one,two"),
+        ("predict -d 27 -c 2d -f 0 1 2 -i a -o b", "predict -d 27 -c 2d -f 0,1,2 -i a -o b"),
+        ("move_labeled -d 27 -f 0 1 finished", "move_labeled -d 27 -f 0,1 finished"),
+        ("benchmark acdc --seeds 0 1", "benchmark acdc --seeds 0,1"),
+    ],
+)
+def test_several_values_side_by_side_are_refused(typed, right, capsys):
+    """They would fill other parameters, an output folder for instance."""
+    assert cli.main(shlex.split(typed)) == 2
+    assert f"as one word, with commas: alhvr {right} (see" in capsys.readouterr().err
+    name, *words = shlex.split(right)
+    parse(name, command(name), words)
 
 
 def test_british_spelling_of_an_option():
@@ -292,6 +318,11 @@ def test_commands_are_functions_of_the_package():
             ["3d_cascade_fullres"],
             "alhvr train -d 27 -c 3d_cascade_fullres -f 0 -p My -t CPSTrainer",
         ),
+        ("move_labeled", "27 done", [], "alhvr train -d 27 -c CONFIGURATION"),
+        ("move_labeled", "27 done -f 0", [], "alhvr train -d 27 -c CONFIGURATION -f 0"),
+        ("move_labeled", "27 done -f 2,3", [], "alhvr train -d 27 -c CONFIGURATION -f 2"),
+        ("move_labeled", "27 done -f 0 --new_fingerprint", [], "alhvr plan_and_preprocess -d 27 --clean"),
+        ("move_labeled", "27 done -f 0 --dry_run", [], None),
         (
             "predict",
             "27 2d -i in -o 'my out'",

@@ -181,6 +181,30 @@ def test_a_prediction_that_continues_has_all_maps(images: Path, tmp_path: Path):
         predict(**options, uncertainty=True, continue_prediction=True)
 
 
+def test_scores_of_two_models_are_not_mixed(images: Path, tmp_path: Path):
+    """The same checkpoints go on; others of the same name, and scores of unknown origin, are refused."""
+    model = make_model(tmp_path / "results", folds=(0, 1))
+    options: dict[str, Any] = {"input": images, "output": tmp_path / "out", "uncertainty": True, **QUICKLY}
+    predict(model_folder=model, **options)
+    scores = tmp_path / "out" / "uncertainty" / "case.json"
+    before = scores.read_bytes()
+    predict(model_folder=model, continue_prediction=True, **options)
+    assert scores.read_bytes() == before
+
+    match = (
+        r"uncertainty/case.json is of another model or checkpoint \(.*fold_0/checkpoint_final.pth, SHA-256 .{8}\) than"
+    )
+    with pytest.raises(InputError, match=rf"{match} .*fold_1.*: choose another --output"):
+        predict(model_folder=model, fold=(0, 1), continue_prediction=True, **options)
+    shutil.copyfile(model / "fold_1" / "checkpoint_final.pth", model / "fold_0" / "checkpoint_final.pth")
+    with pytest.raises(InputError, match=match):
+        predict(model_folder=model, continue_prediction=True, **options)
+    for unknown in ({}, {"predicted_by": 3}, {"predicted_by": [{"model": 3}]}):
+        scores.write_text(json.dumps({**json.loads(before), "predicted_by": None, **unknown}))
+        with pytest.raises(InputError, match=r"case.json is of another model or checkpoint \(unknown\)"):
+            predict(model_folder=model, continue_prediction=True, **options)
+
+
 def test_maps_do_not_go_where_the_images_are(images: Path, tmp_path: Path):
     scans = tmp_path / "out" / "uncertainty"
     shutil.copytree(images, scans)

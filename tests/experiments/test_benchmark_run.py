@@ -17,6 +17,7 @@ import psutil
 import pytest
 import yaml
 from distributed import LocalCluster
+from processes_end import all_end
 
 from alhvr_trainer.processes import run_logged
 
@@ -120,22 +121,6 @@ def first_trainings(folder: Path) -> list[psutil.Process]:
             return found
         time.sleep(0.05)
     raise AssertionError("no training started")
-
-
-def ended(process: psutil.Process) -> bool:
-    """Whether it runs no more, even if nobody has waited for it yet."""
-    try:
-        return process.status() == psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return True
-
-
-def all_end(processes: list[psutil.Process]) -> bool:
-    """Whether they end soon: on a busy machine a signal takes its time."""
-    end = time.monotonic() + 30
-    while time.monotonic() < end and not all(map(ended, processes)):
-        time.sleep(0.05)
-    return all(map(ended, processes))
 
 
 @pytest.mark.slow

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import base64
 import csv
+import html
 import io
 import json
+import re
 from math import isnan
 
 import numpy as np
 import pytest
 from alhvr_trainer.bundle.scripts.metrics import Spread
 from benchmark_results import result, scores
+from html_page import Page
 from scipy.stats import wilcoxon
 
 from alhvr_trainer.errors import InputError
@@ -21,7 +25,7 @@ from alhvr_trainer.experiments.benchmark.aggregate import (
     paired_test,
     rows_of,
 )
-from alhvr_trainer.experiments.benchmark.plots import box_plots, values_by_fold
+from alhvr_trainer.experiments.benchmark.plots import box_plots, boxes_in_words, values_by_fold
 from alhvr_trainer.experiments.benchmark.report import write_report
 from alhvr_trainer.experiments.benchmark.suites import load_suite, parse_suite
 from alhvr_trainer.experiments.benchmark.tables import comma_separated, markdown, mean_and_sd
@@ -217,11 +221,17 @@ def test_numbers_as_in_papers():
     assert mean_and_sd("ASD", Spread(None, None, 0)) == "–"
 
 
-def test_box_plots_show_cases(three_methods, tmp_path):
+@pytest.mark.parametrize("dark", [False, True])
+def test_box_plots_show_cases(three_methods, dark):
     values = values_by_fold(three_methods, "final", METHODS, "Dice")
     assert values["5 labeled"]["A"] == pytest.approx([70, 80, 90])
-    box_plots(three_methods, "final", METHODS, tmp_path / "plots" / "cases.png")
-    assert (tmp_path / "plots" / "cases.png").read_bytes()[:4] == b"\x89PNG"
+    figure = box_plots({"Dice": values}, dark)
+    assert np.mean(figure.get_facecolor()[:3]) == (0 if dark else 1)
+    (axes,) = figure.axes
+    assert [label.get_text() for label in axes.get_xticklabels()] == METHODS
+    assert axes.get_title() == "Dice (%), 5 labeled"
+    words = "Box plots of the cases, medians. Dice (%), 5 labeled: A 80.00, B 60.00, C 50.00."
+    assert boxes_in_words({"Dice": values}) == words
 
 
 def test_report_holds_tables_plots_and_what_is_missing(three_methods, tmp_path):
@@ -233,6 +243,7 @@ def test_report_holds_tables_plots_and_what_is_missing(three_methods, tmp_path):
     assert files == [
         "plots/cases_best.png",
         "plots/cases_final.png",
+        "report.html",
         "report.md",
         *(
             f"tables/{table}_{point}.{kind}"
@@ -242,8 +253,34 @@ def test_report_holds_tables_plots_and_what_is_missing(three_methods, tmp_path):
         ),
     ]
     assert all(name in text for name in files[:2])
+    assert (tmp_path / files[0]).read_bytes()[:4] == b"\x89PNG"
     without_c = write_report(parse_suite(SUITE, "suite"), three_methods[:4], tmp_path).read_text()
     assert "| C | 5 labeled | none | | | |" in without_c
+
+
+def test_page_is_the_report_in_one_file(three_methods, tmp_path):
+    """The same cells as in Markdown, the same pictures, and text of the suite is no HTML."""
+    suite = parse_suite({**SUITE, "description": "5 < 20 & <b>", "group": "case[0-9]"}, "suite")
+    report = write_report(suite, three_methods[:4], tmp_path)
+    page = Page(report.with_suffix(".html"))
+    page.check_accessible()
+    assert page.links_elsewhere() == []
+    assert "<p>5 &lt; 20 &amp; &lt;b&gt;</p>" in page.text and "names <code>case[0-9]</code> finds" in page.text
+    assert "<td><strong>80.00 ± 14.14</strong></td>" in page.text and "<td><u>60.00 ± 0.00</u></td>" in page.text
+    assert "<strong>Bold</strong>: best mean, <u>underlined</u>: second" in page.text and "**" not in page.text
+    assert "<tr><td>C</td><td>5 labeled</td><td>none</td><td></td><td></td><td></td></tr>" in page.text
+
+    tables = re.findall(r"<table>.*?</table>", page.text, re.DOTALL)
+    assert len(tables) == 5 and all("<caption>" in table for table in tables)
+    found = re.findall("<t[hd](?: [^>]*)?>(.*?)</t[hd]>", page.text)
+    cells = [html.unescape(re.sub("</?(strong|u)>", "", cell)) for cell in found]
+    lines = [line for line in report.read_text().splitlines() if line.startswith("|") and "---" not in line]
+    assert cells == [re.sub(r"\*\*|</?u>", "", cell).strip() for line in lines for cell in line[1:-1].split("|")]
+
+    assert len(page.all("source")) == len(page.all("img")) == 2
+    picture = base64.b64decode(str(page.all("img")[0]["src"]).partition(",")[2])
+    assert picture == (tmp_path / "plots" / "cases_final.png").read_bytes()
+    assert "Dice (%), 5 labeled: A 80.00, B 60.00; HD95" in str(page.all("img")[0]["alt"])
 
 
 def test_what_a_step_costs_is_one_more_column_of_the_comparison(three_methods, tmp_path):

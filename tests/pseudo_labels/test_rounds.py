@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import SimpleITK as sitk
-from data_builders import NAME
+from data_builders import NAME, change_settings
+from processes_end import all_end
 
 from alhvr_trainer import rounds
 from alhvr_trainer.config.files import read_object
@@ -95,6 +102,40 @@ def test_goes_on_where_it_was_interrupted(untrained: Path, monkeypatch: pytest.M
         rounds(901, "2d", **QUICKLY)
     assert made == {file: file.stat().st_mtime_ns for file in folder.rglob("*.nii.gz")}
     assert "--continue_training" in commands[1] and "--continue_training" not in commands[0]
+
+
+def training_of(command: subprocess.Popen, log: Path) -> list[psutil.Process]:
+    """The processes that a command has started, once its training has finished an epoch."""
+    end = time.monotonic() + 300
+    while not (log.is_file() and "epoch 1/" in log.read_text(encoding="utf-8")):
+        assert command.poll() is None and time.monotonic() < end, f"no training began; see {log}"
+        time.sleep(0.05)
+    return psutil.Process(command.pid).children(recursive=True)
+
+
+@pytest.mark.slow
+def test_a_command_that_is_ended_ends_its_training(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
+    """By SIGTERM, as a scheduler ends it: training and workers end as well, and the step is still to be done."""
+    change_settings(tiny, num_epochs=1000)
+    monkeypatch.setenv("nnUNet_n_proc_DA", "1")
+    words = ["-d", "901", "-c", "2d", "--device", "cpu", "--num_processes", "1"]
+    with subprocess.Popen([sys.executable, "-m", "alhvr_trainer", "rounds", *words]) as command:
+        started: list[psutil.Process] = []
+        try:
+            started = training_of(command, tiny / "results" / NAME / "rounds_logs" / "ALHVRTrainer_fold_0.log")
+            assert len(started) > 1 and any("train" in process.cmdline() for process in started)
+            command.send_signal(signal.SIGTERM)
+            assert command.wait(timeout=60) == 130
+            assert all_end(started)
+        finally:
+            for process in (command, *started):
+                with suppress(psutil.NoSuchProcess):
+                    process.kill()
+    assert not list(tiny.rglob("checkpoint_final.pth"))
+    rounds(901, "2d", device="cpu", dry_run=True)
+    assert capsys.readouterr().out.startswith(f"nnUNetv2_train {NAME} 2d 0 -tr ALHVRTrainer")
 
 
 def test_a_dry_run_prints_nnunets_commands(untrained: Path, capsys: pytest.CaptureFixture):

@@ -7,8 +7,6 @@ import gzip
 import json
 import re
 import shutil
-from html.parser import HTMLParser
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from finished_training import MAPPED, QUICKLY, WARNING
+from html_page import Page
 from trained_models import DATASET, make_model
 
 import alhvr_trainer
@@ -32,29 +31,6 @@ from alhvr_trainer.reports.volumes import as_volume
 pytest_plugins = ["report_page"]
 
 
-class Page(HTMLParser):
-    """Tags with their attributes, and the text of scripts by id."""
-
-    def __init__(self, file: Path) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.scripts: dict[str, str] = {}
-        self.text = file.read_text(encoding="utf-8")
-        self.inside = ""
-        self.feed(self.text)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        self.inside = str(dict(attrs).get("id")) if tag == "script" else ""
-
-    def handle_data(self, data: str) -> None:
-        if self.inside:
-            self.scripts[self.inside] = self.scripts.get(self.inside, "") + data
-
-    def all(self, tag: str) -> list[dict[str, str | None]]:
-        return [attributes for name, attributes in self.tags if name == tag]
-
-
 @pytest.fixture(scope="session")
 def page(page_once: Path) -> Page:
     return Page(page_once)
@@ -68,9 +44,7 @@ def refused(*arguments: Any, **options: Any) -> str:
 
 def test_page_is_one_file(page: Page, page_once: Path):
     """Nothing in it leads elsewhere."""
-    links = [each.get("src") or each.get("href") or each.get("srcset") for _, each in page.tags]
-    assert all(link.startswith("data:") for link in links if link)
-    assert "url(" not in page.text.split("</style>")[0]
+    assert page.links_elsewhere() == []
     assert page_once.stat().st_size < LARGEST_PAGE
 
 
@@ -130,16 +104,13 @@ def test_page_shows_the_regions_early_midway_and_late(page: Page, page_once: Pat
 
 def test_page_can_be_used_without_a_mouse_and_without_eyes(page: Page):
     """Native controls with labels, headings in order, alternatives to pictures, a status that is read out."""
-    assert page.all("html")[0]["lang"] == "en"
-    assert all(each.get("alt") for each in page.all("img"))
+    page.check_accessible()
     ids = [each["id"] for _, each in page.tags if "id" in each]
     assert len(ids) == len(set(ids))
     labels = {each["for"] for each in page.all("label") if "for" in each}
     assert {each["id"] for each in page.all("select")} == labels
     inputs = len(page.all("input"))
     assert len(re.findall(r"<label>[^<]*(?:<input[^>]*>)[^<]*</label>", page.text)) == inputs == 7 + 1 + 3
-    levels = [int(tag[1]) for tag, _ in page.tags if re.fullmatch("h[1-6]", tag)]
-    assert levels[0] == 1 and all(after - before <= 1 for before, after in pairwise(levels))
     (status,) = [each for each in page.all("p") if each.get("id") == "viewer-status"]
     assert status["aria-live"] == "polite"
     assert len(page.all("button")) == 6

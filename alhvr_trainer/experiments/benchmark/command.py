@@ -48,7 +48,7 @@ def benchmark(
         scheduler: address of a Dask cluster, whose workers take the runs: docs/cluster.md.
 
     Returns:
-        The report, OUTPUT/report.md.
+        The report, OUTPUT/report.md; beside it lies the same as a page, report.html.
 
     Raises:
         InputError: bad suite, data or arguments; or runs failed: the others were done, and the failed ones are named.
@@ -80,7 +80,7 @@ def benchmark(
         from alhvr_trainer.experiments.benchmark.report import write_report
 
         report = write_report(chosen, results, folder)
-        print(f"report: {report}", flush=True)
+        print(f"report: {report}, and as a page {report.with_suffix('.html').name}", flush=True)
     if failures:
         raise InputError(f"{len(failures)} run(s) failed, all others are done: {'; '.join(failures)}")
     if not results:

@@ -1,4 +1,4 @@
-"""Tables of a benchmark as Markdown, in the layout of the paper, and as CSV."""
+"""Tables of a benchmark as Markdown and HTML, in the layout of the paper, and as CSV."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import csv
 import io
 from collections.abc import Callable, Mapping, Sequence
 from itertools import groupby
-from typing import Any
+from typing import Any, NamedTuple
+
+from markupsafe import Markup
 
 from alhvr_trainer.bundle.scripts.metrics import METRICS, Spread
 from alhvr_trainer.experiments.benchmark.aggregate import Row, ranked
@@ -22,6 +24,23 @@ HEADINGS = {
 _PERCENT = ("Dice", "Jaccard")
 NOT_MEASURED = "not measured"
 Column = tuple[str, Callable[[Row], str]]
+Cells = list[list[str]]
+"""Of a table, the headings first; a short row ends in empty cells."""
+
+
+class Marks(NamedTuple):
+    """How a document marks its text."""
+
+    text: Callable[[str], str]
+    """Of a constant with fields to fill in."""
+    strong: Callable[[str], str]
+    underlined: Callable[[str], str]
+    code: Callable[[str], str]
+
+
+MARKDOWN = Marks(str, "**{}**".format, "<u>{}</u>".format, "`{}`".format)
+HTML = Marks(Markup, Markup("<strong>{}</strong>").format, Markup("<u>{}</u>").format, Markup("<code>{}</code>").format)
+"""Escapes what it marks."""
 
 
 def _tick(key: str, region: str | None = None) -> Callable[[Row], str]:
@@ -53,33 +72,60 @@ COLUMNS: dict[str, tuple[Column, ...]] = {
 slides' Table 1, cross pseudo-supervision on a union of regions."""
 
 
-def markdown(table: str, rows: Sequence[Row], costs: Mapping[str, str] | None = None) -> str:
-    """A table as Markdown: per fraction (and class) the best mean of each metric bold, the second underlined.
+def table_cells(
+    table: str, rows: Sequence[Row], costs: Mapping[str, str] | None = None, marks: Marks = MARKDOWN
+) -> Cells:
+    """A table: per fraction (and class) the best mean of each metric strong, the second underlined.
 
     Args:
         table: key of :data:`COLUMNS`.
         rows: see :func:`alhvr_trainer.experiments.benchmark.aggregate.rows_of`.
         costs: what a training step of each method costs, for one more column.
+        marks: of the document.
     """
     columns = COLUMNS[table]
     metrics = [metric for metric in METRICS if any(metric in row.statistics for row in rows)]
     headings = [*(heading for heading, _ in columns), "Seeds", *(HEADINGS[metric] for metric in metrics), "p"]
-    headings += ["Training step"] if costs else []
-    lines = [headings, ["---"] * len(headings)]
+    lines = [[*headings, *(["Training step"] if costs else [])]]
     for _, group in groupby(rows, key=_block):
         block = list(group)
         for row in block:
-            cells = [_emphasized(metric, row, block) for metric in metrics]
+            cells = [_emphasized(metric, row, block, marks) for metric in metrics]
             cost = [costs.get(row.method, NOT_MEASURED)] if costs else []
             lines.append([*(cell(row) for _, cell in columns), str(len(row.seeds)), *cells, p_cell(row), *cost])
-    return "\n".join([*(f"| {' | '.join(line)} |" for line in lines), *_notes(rows)]) + "\n"
+    return lines
+
+
+def markdown(table: str, rows: Sequence[Row], costs: Mapping[str, str] | None = None) -> str:
+    """A table as Markdown, and below it what to know; see :func:`table_cells`."""
+    text, below = markdown_table(table_cells(table, rows, costs)), notes(rows)
+    return f"{text}\n\n{below}\n" if below else f"{text}\n"
+
+
+def markdown_table(cells: Cells, rule: str = " --- ") -> str:
+    """Cells as Markdown.
+
+    Args:
+        cells: of a table.
+        rule: of a column, below its heading.
+
+    Example:
+        >>> print(markdown_table([["Method", "Seeds"], ["A", "0"], ["B"]]))
+        | Method | Seeds |
+        | --- | --- |
+        | A | 0 |
+        | B | |
+    """
+    width = len(cells[0])
+    first, *others = (f"| {' | '.join(row)} |{' |' * (width - len(row))}" for row in cells)
+    return "\n".join([first, f"|{'|'.join([rule] * width)}|", *others])
 
 
 def _block(row: Row) -> tuple[str, str]:
     return row.fold, row.class_name
 
 
-def _emphasized(metric: str, row: Row, block: Sequence[Row]) -> str:
+def _emphasized(metric: str, row: Row, block: Sequence[Row], marks: Marks) -> str:
     if metric not in row.statistics:
         return NOT_MEASURED
     text, mean = mean_and_sd(metric, row.statistics[metric]), row.statistics[metric].mean
@@ -87,8 +133,8 @@ def _emphasized(metric: str, row: Row, block: Sequence[Row]) -> str:
     if len(block) < 2 or mean is None:
         return text
     if mean == order[0]:
-        return f"**{text}**"
-    return f"<u>{text}</u>" if mean == order[1] else text
+        return marks.strong(text)
+    return marks.underlined(text) if mean == order[1] else text
 
 
 def mean_and_sd(metric: str, spread: Spread) -> str:
@@ -110,14 +156,14 @@ def p_cell(row: Row) -> str:
     return "< 0.001" if row.test.p < 0.001 else f"{row.test.p:.3f}"
 
 
-def _notes(rows: Sequence[Row]) -> list[str]:
+def notes(rows: Sequence[Row]) -> str:
     """What a reader of the rows must know: n of the tests, what no run measured, which distances are left out."""
-    notes = []
+    found = []
     if numbers := sorted({row.test.n for row in rows if row.test}):
-        notes.append(f"p: n = {' or '.join(map(str, numbers))}.")
+        found.append(f"p: n = {' or '.join(map(str, numbers))}.")
     unknown = [HEADINGS[metric].split(" (")[0] for metric in METRICS if not any(metric in r.statistics for r in rows)]
     if rows and unknown:
-        notes.append(f"{NOT_MEASURED.capitalize()}: {'; '.join(unknown)}.")
+        found.append(f"{NOT_MEASURED.capitalize()}: {'; '.join(unknown)}.")
     missing = [
         f"{row.method} ({row.fold}{f', {row.class_name}' if row.class_name else ''}): {row.without_distance}"
         for row in rows
@@ -125,8 +171,8 @@ def _notes(rows: Sequence[Row]) -> list[str]:
     ]
     if missing:
         said = "Without distances, as prediction or reference is empty (all seeds together)"
-        notes.append(f"{said}: {'; '.join(missing)}.")
-    return ["", " ".join(notes)] if notes else []
+        found.append(f"{said}: {'; '.join(missing)}.")
+    return " ".join(found)
 
 
 def comma_separated(rows: Sequence[Row]) -> str:
