@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 import shlex
 import signal
-import stat
 import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+ENDS_WITH_PARENT = "ALHVR_ENDS_WITH_PARENT"
+"""Environment variable of the commands that :func:`run_logged` starts."""
 
 
 def run_logged(
@@ -38,7 +40,7 @@ def run_logged(
         # in its own session, so that its worker processes can be ended with it
         process = subprocess.Popen(
             command,
-            env=environment,
+            env={**environment, ENDS_WITH_PARENT: "1"},
             stdin=subprocess.PIPE,  # never written to: it closes when this process ends, see end_with_parent
             stdout=file,
             stderr=subprocess.STDOUT,
@@ -73,12 +75,14 @@ def end_with_parent() -> None:
     It would go on beside the one that takes up its work.
     """
 
+    if not os.environ.pop(ENDS_WITH_PARENT, ""):  # a user may start it by hand
+        return
+
     def watch() -> None:
         os.read(0, 1)  # nothing comes: it returns when the other end is closed
         os.killpg(os.getpgrp(), signal.SIGKILL)
 
-    if stat.S_ISFIFO(os.fstat(0).st_mode):  # a user may start it by hand
-        threading.Thread(target=watch, daemon=True).start()
+    threading.Thread(target=watch, daemon=True).start()
 
 
 @contextmanager

@@ -114,10 +114,11 @@ def training_of(command: subprocess.Popen, log: Path) -> list[psutil.Process]:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("end", "status"), [(signal.SIGTERM, 130), (signal.SIGKILL, -signal.SIGKILL)])
 def test_a_command_that_is_ended_ends_its_training(
-    tiny: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+    end: signal.Signals, status: int, tiny: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ):
-    """By SIGTERM, as a scheduler ends it: training and workers end as well, and the step is still to be done."""
+    """As a scheduler ends it: training and workers end as well, and the step is still to be done."""
     change_settings(tiny, num_epochs=1000)
     monkeypatch.setenv("nnUNet_n_proc_DA", "1")
     words = ["-d", "901", "-c", "2d", "--device", "cpu", "--num_processes", "1"]
@@ -126,8 +127,8 @@ def test_a_command_that_is_ended_ends_its_training(
         try:
             started = training_of(command, tiny / "results" / NAME / "rounds_logs" / "ALHVRTrainer_fold_0.log")
             assert len(started) > 1 and any("train" in process.cmdline() for process in started)
-            command.send_signal(signal.SIGTERM)
-            assert command.wait(timeout=60) == 130
+            command.send_signal(end)
+            assert command.wait(timeout=60) == status
             assert all_end(started)
         finally:
             for process in (command, *started):
