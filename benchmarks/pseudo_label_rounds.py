@@ -23,23 +23,33 @@ from annotation import CONFIGURATION, DATASET, PLANS, TRAINER, Study
 from step_cost import versions
 
 FOLDS = {"5 labelled": 0, "20 labelled": 1}
+THRESHOLDS = (0.0, 0.7, 0.8, 0.85, 0.9)
+"""What each would keep is counted."""
 
 
-def real_dice(raw: Path, source: Path) -> dict[str, float]:
-    """Mean Dice in % of the pseudo-labels, of those that were kept and of those that were dropped."""
+def real_dice(raw: Path, source: Path) -> dict[str, dict[str, float]]:
+    """For several thresholds, how many pseudo-labels are above, and the mean Dice in % of these and of the others."""
     from alhvr_trainer.bundle.scripts.metrics import case_metrics
     from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 
     labels = {"Anterior": 1, "Posterior": 2}
-    found: dict[str, Any] = {"kept": [], "dropped": []}
+    rows = []
     for case, judged in json.loads((raw / "pseudo_labels.json").read_text())["cases"].items():
         prediction, truth = (
             SimpleITKIO().read_seg(str(folder / f"{case}.nii.gz"))[0][0].astype(int)
             for folder in (raw / "predicted", source / "labelsTr")
         )
         metrics = case_metrics(prediction, truth, labels, (1, 1, 1))
-        found["kept" if judged["kept"] else "dropped"].append(np.nanmean([m["Dice"] for m in metrics.values()]))
-    return {name: round(100 * float(np.mean(dice)), 2) for name, dice in found.items() if dice}
+        agreement = [judged[key] for key in ("opinions", "rounds") if judged[key] is not None]
+        rows.append((min(agreement, default=0.0), 100 * np.nanmean([m["Dice"] for m in metrics.values()])))
+    score, dice = np.array(rows).T
+    found: dict[str, dict[str, float]] = {}
+    for threshold in THRESHOLDS:
+        kept = score >= threshold
+        parts = {"Dice of the kept": dice[kept], "Dice of the dropped": dice[~kept]}
+        means = {name: round(float(part.mean()), 2) for name, part in parts.items() if part.size}
+        found[str(threshold)] = {"kept": int(kept.sum()), **means}
+    return found
 
 
 def validation_dice(results: Path, dataset: str, trainer: str, fold: int) -> float:
@@ -52,7 +62,7 @@ def main(
     labeled: tuple[str, ...] = ("5 labelled", "20 labelled"),
     seeds: tuple[int, ...] = (0, 1, 2),
     rounds: int = 2,
-    threshold: float = 0.7,
+    threshold: float = 0.85,
     teacher: str = "ALHVRTrainer",
     output: str | None = None,
 ) -> None:
@@ -83,7 +93,7 @@ def main(
             for number in range(1, rounds + 1):
                 (folder,) = raw.glob(f"*_fold{fold}_round{number}")
                 counts = json.loads((folder / "pseudo_labels.json").read_text())["cases_to_train_on"]
-                found: dict[str, Any] = {"pseudo_labels": real_dice(folder, raw / DATASET)}
+                found: dict[str, Any] = {"pseudo-labels by threshold": real_dice(folder, raw / DATASET)}
                 found["student"] = validation_dice(results, folder.name, TRAINER, 0)
                 row[f"round {number}"] = {**counts, **found}
             print(json.dumps(row), flush=True)

@@ -56,7 +56,7 @@ def rounds(
         student: trainer of the students, one that learns from labels alone.
         final: trainer of the last student; default: as student.
         threshold: least Dice between the teacher's opinions, and from the second round on with the round before; cases
-            below are dropped. Default: 0.7; 0 keeps all in which anything is found.
+            below are dropped. Default: 0.85; 0 keeps all in which anything is found.
         first_id: number of the first round's dataset; default: the first free ones from 900 on.
         device: "cuda", "cpu" or "mps".
         num_processes: worker processes.

@@ -13,7 +13,7 @@ from alhvr_trainer.bundle.scripts.uncertainty import mean_dice
 from alhvr_trainer.config.files import read_object
 from alhvr_trainer.config.names import UNCERTAINTY_FOLDER
 
-DEFAULT_THRESHOLD = 0.7
+DEFAULT_THRESHOLD = 0.85
 
 
 @dataclass(frozen=True)
