@@ -64,7 +64,7 @@ class TrainedModel:
     @property
     def origin(self) -> list[dict[str, str]]:
         """Which model makes a prediction: for each fold the folder's name, and checkpoint file and SHA-256 digest."""
-        files = [self.checkpoint_path(fold) for fold in self.folds]
+        files = sorted(self.checkpoint_path(fold) for fold in self.folds)
         return [
             {"model": self.folder.name, "checkpoint": f"{file.parent.name}/{file.name}", "sha256": sha256(file)}
             for file in files

@@ -114,22 +114,31 @@ def _long_flags(parameters: Mapping[str, inspect.Parameter], words: Sequence[str
 def _refuse_values_side_by_side(
     name: str, parameters: Mapping[str, inspect.Parameter], words: Sequence[str], long: Sequence[str]
 ) -> None:
-    """``-c 2d 3d_fullres`` is nnU-Net's habit; here, the second value would fill another parameter."""
+    """``-c 2d 3d_fullres`` is nnU-Net's habit; here, the second value would fill another parameter.
+
+    Not refused is what may well be meant for that one: a word that a required parameter needs, any word before the
+    first parameter has its own (``-f 0 27 2d``), and what is no number behind one.
+    """
     several = [f"--{each.name}" for each in parameters.values() if _SEVERAL.search(each.annotation)]
     # of each word the flag that it is or whose value it is; "": it fills a parameter that no flag names
     owners: list[str] = []
     for before, word in zip(["", *long], long, strict=False):
         is_value = _FLAG.fullmatch(before) and "=" not in before and not _FLAG.fullmatch(word)
         owners.append(before if is_value else word.partition("=")[0] if _FLAG.fullmatch(word) else "")
-    positional = (each for each in parameters.values() if each.kind is not each.KEYWORD_ONLY)
+    positional = [each for each in parameters.values() if each.kind is not each.KEYWORD_ONLY]
     unnamed = [each for each in positional if each.default is each.empty and f"--{each.name}" not in owners]
     surplus = owners.count("") - len(unnamed)
     for index in range(1, len(words)):
-        if surplus > 0 and not owners[index] and owners[index - 1] in several:
+        option = owners[index - 1]
+        if surplus <= 0 or owners[index] or option not in several:
+            continue
+        begun = f"--{positional[0].name}" in owners or "" in owners[:index] or words[index - 1].endswith(",")
+        like = words[index].strip(",").isdigit() or not words[index - 1].rpartition("=")[2].strip(",").isdigit()
+        if begun and like:
             end = index + len([*takewhile(lambda owner: not owner, owners[index : index + surplus])])
-            values = ",".join(word.strip(",") for word in words[index - 1 : end])
+            values = ",".join(filter(None, (word.strip(",") for word in words[index - 1 : end])))
             line = shlex.join(["alhvr", name, *words[: index - 1], values, *words[end:]])
-            raise UsageError(f"{owners[index - 1]} takes several values as one word, with commas: {line}")
+            raise UsageError(f"{option} takes several values as one word, with commas: {line}")
 
 
 def _value(parameter: inspect.Parameter, text: str) -> Any:

@@ -185,7 +185,7 @@ def _previous(model: TrainedModel, folder: str | Path | None, cases: Cases) -> l
     return files
 
 
-def _check_scores(cases: Cases, target: Path, ending: str, origin: list[dict[str, str]]) -> None:
+def _check_scores(cases: Cases, target: Path, ending: str, origin: list[dict[str, Any]]) -> None:
     """nnU-Net leaves out cases that are segmented already, by whatever model, and with them their maps and scores."""
     for case in cases:
         there, scores = target / f"{case}{ending}", target / UNCERTAINTY_FOLDER / f"{case}.json"
@@ -196,17 +196,21 @@ def _check_scores(cases: Cases, target: Path, ending: str, origin: list[dict[str
         found = read_object(scores).get(PREDICTED_BY)
         if found != origin:
             raise InputError(
-                f"{scores} is of another model or checkpoint ({cut(_said(found), 300)}) than the one that is to go on "
-                f"({_said(origin)}): choose another --output, or predict without --continue_prediction"
+                f"{scores} was predicted by {cut(_said(found), 300)}, and now {_said(origin)} is named: choose another "
+                "--output, or predict without --continue_prediction"
             )
 
 
 def _said(origin: Any) -> str:
     """The checkpoints in words; what a file says may be anything."""
     try:
-        return ", ".join(f"{each['model']}/{each['checkpoint']}, SHA-256 {each['sha256'][:8]}" for each in origin)
+        return ", ".join(
+            f"{each['model']}/{each['checkpoint']} (SHA-256 {each['sha256'][:8]}, network {each['network']}, "
+            f"{'with' if each['mirroring'] else 'without'} mirroring)"
+            for each in origin
+        )
     except (TypeError, KeyError):
-        return "unknown"
+        return "an unknown model"
 
 
 def _written(target: Path, cases: Cases, model: TrainedModel) -> list[Path]:

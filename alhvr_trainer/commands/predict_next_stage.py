@@ -13,6 +13,7 @@ def predict_next_stage(
     dataset: int | str,
     configuration: str = "3d_lowres",
     fold: int | str = 0,
+    *,
     plans: str | None = None,
     trainer: str = TRAINER_NAME,
     device: str = "cuda",

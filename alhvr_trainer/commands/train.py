@@ -19,6 +19,7 @@ def train(
     dataset: int | str,
     configuration: str,
     fold: int | str = 0,
+    *,
     plans: str | None = None,
     trainer: str = TRAINER_NAME,
     continue_training: bool = False,

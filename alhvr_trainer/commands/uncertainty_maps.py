@@ -71,7 +71,7 @@ class Uncertainty:
     """ALHVR's beta, if its regions can be mapped."""
     own: Callable[[Tensor, bool], Tensor] | None
     """A method's own uncertainty of logits (B, C, *S), as (B, *S)."""
-    origin: list[dict[str, str]]
+    origin: list[dict[str, Any]]
     """Of the model, for the record."""
 
     @property
@@ -105,7 +105,8 @@ def uncertainty_of(model: TrainedModel, network: str, mirroring: bool) -> Uncert
     order = tuple(manager.regions_class_order) if manager.has_regions else None
     two = pairs and len(pairs) == 2 and order is None
     proportion = planned_proportion(model.configuration_manager.configuration) if two else None
-    return Uncertainty(_opinions(members, network, mirroring, model), order, proportion, own, model.origin)
+    origin = [{**each, "network": network, "mirroring": mirroring} for each in model.origin]
+    return Uncertainty(_opinions(members, network, mirroring, model), order, proportion, own, origin)
 
 
 def _opinions(members: list[Member], network: str, mirroring: bool, model: TrainedModel) -> tuple[Opinion, ...]:
@@ -179,7 +180,7 @@ def uncertainty_maps(uncertainty: Uncertainty) -> Iterator[None]:
 def export_with_maps(
     maps: tuple[str, ...],
     order: tuple[int, ...] | None,
-    origin: list[dict[str, str]],
+    origin: list[dict[str, Any]],
     predicted: Any,
     properties: dict[str, Any],
     configuration: Any,
@@ -201,6 +202,8 @@ def export_with_maps(
     logits, found, opinions = channels.split([outputs, len(maps), len(channels) - outputs - len(maps)])
     folder, case = Path(file).parent / UNCERTAINTY_FOLDER, Path(file).name
     folder.mkdir(exist_ok=True)
+    for name in {ENTROPY, DISAGREEMENT, REGIONS, EVIDENTIAL}.difference(maps):  # of a model that predicted before
+        (folder / f"{case}_{name}{dataset_json['file_ending']}").unlink(missing_ok=True)
     for name, values in zip(maps, found, strict=True):
         write_map(
             _in_image_space(name, values, properties, configuration, plans),

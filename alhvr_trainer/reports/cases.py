@@ -120,8 +120,13 @@ class Reader:
         return self._read(self.reader.read_seg, str(file), labels=True)
 
     def regions(self, file: Path) -> Volume:
-        """A map of ALHVR's regions; InputError if it cannot be read."""
-        return replace(self.labels(file), background=1)
+        """A map of ALHVR's regions; InputError if it cannot be read, or is none."""
+        found = replace(self.labels(file), background=1)
+        values = sitk.GetArrayViewFromImage(found.image)
+        low, high = int(values.min()), int(values.max())
+        if low < 0 or high > 3:
+            raise InputError(f"{file} is no map of ALHVR's regions, 1 to 3: its values are {low} to {high}")
+        return found
 
     @staticmethod
     def _read(read: Any, files: Any, labels: bool) -> Volume:
@@ -142,7 +147,7 @@ def prepared(volumes: Mapping[str, Volume], case: str) -> dict[str, Volume]:
     sizes = {name: each.image.GetSize() for name, each in volumes.items()}
     if len(set(sizes.values())) > 1:
         listed = ", ".join(f"{name} {size}" for name, size in sizes.items())
-        raise InputError(f"the files of case {case} have different sizes: {listed}; predict or convert it again")
+        raise InputError(f"the files of case {case} have different sizes: {listed}; make those anew that are wrong")
     first = next(iter(volumes.values())).image
     for each in volumes.values():  # they differ by rounding, which ITK does not forgive
         each.image.CopyInformation(first)

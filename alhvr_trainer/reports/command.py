@@ -132,8 +132,14 @@ def _write(
                 worst_cases.append(found)
     unsure = _unsure_cases(model, reader, fold, chosen, predicting) if chosen else []
     ending = model.dataset_json["file_ending"]
-    mapped = [mapped_case(reader, case, images, folder.parent, ending) for case, images in of_fold.items()]
-    over_time = [case for case in mapped if case is not None]
+    over_time = []
+    for case, images in of_fold.items():
+        try:
+            mapped = mapped_case(reader, case, images, folder.parent, ending)
+        except InputError as error:
+            notes.append(f"The regions of unlabeled case {case} are not shown: {error}.")
+        else:
+            over_time += [mapped] if mapped else []
     parts = Document(model, fold, training, dice, worst_cases, unsure, over_time, len(chosen), len(of_fold), notes)
     write_text(target, document(parts))
     print(f"{target}: {target.stat().st_size / 1e6:.1f} MB", flush=True)

@@ -15,7 +15,7 @@ from alhvr_trainer.reports.training import Training, curve_figure, curves_in_wor
 from alhvr_trainer.reports.viewer import EXTRA, OVERLAYS, SHOWN_AT_FIRST, legend, look, niivue_module
 from alhvr_trainer.reports.volumes import embedded
 from alhvr_trainer.trainers.history import label_key, pseudo_label_key
-from alhvr_trainer.trainers.region_maps import moments
+from alhvr_trainer.trainers.region_maps import MOMENTS
 
 Classes = Mapping[str, Sequence[int]]
 """Name -> label values."""
@@ -102,7 +102,7 @@ def _entry(number: int, case: ShownCase, classes: Classes) -> dict[str, Any]:
         "name": case.name,
         "score": case.score,
         "picture": encoded(slice_figure(case.volumes, classes), 80),
-        "words": f"{case.name}: the slice with most foreground, as {', '.join(case.volumes)}. {_in_words(case)}",
+        "words": f"{case.name}: one slice, as {', '.join(case.volumes)}. {_in_words(case)}",
         "volumes": {name: f"volume-{number}-{of_case}" for of_case, name in enumerate(case.volumes)},
         "looks": {name: look(name, volume, classes) for name, volume in case.volumes.items()},
     }
@@ -171,16 +171,16 @@ def _groups(found: Document, shown: list[dict[str, Any]], classes: list[str]) ->
             }
         )
     if mapped:
-        epochs = ", ".join(f"{moment}: after epoch {epoch}" for epoch, moment in moments(found.training.epochs).items())
+        when = ", ".join(f"{moment}: after {share:.0%}" for moment, share in MOMENTS.items())
         groups.append(
             {
                 "key": "regions",
                 "heading": "ALHVR's regions during the training",
                 "title": "The same unlabeled cases at several moments: shares of the voxels",
-                "text": f"{epochs[:1].upper()}{epochs[1:]}. In Ω2 one network is sure and "
+                "text": f"{when[:1].upper()}{when[1:]} of the training. In Ω2 one network is sure and "
                 "teaches the other, in Ω3 neither is sure. Sure means more confident than gamma, the mean over the "
                 "least confident voxels, so the regions need not shrink.",
-                "rows": _rows(found.mapped, list(found.mapped[0].details)),
+                "rows": _rows(found.mapped, list(dict.fromkeys(key for case in found.mapped for key in case.details))),
                 "cases": mapped,
             }
         )
@@ -188,7 +188,7 @@ def _groups(found: Document, shown: list[dict[str, Any]], classes: list[str]) ->
 
 
 def _rows(cases: Sequence[ShownCase], details: list[str]) -> list[list[str]]:
-    columns = list(dict.fromkeys([*(case.measure for case in cases), *details]))
+    columns = [*sorted({case.measure for case in cases} - {*details}), *details]
     rows = [["case", *columns]]
     for case in cases:
         values = {**case.details, case.measure: case.value}

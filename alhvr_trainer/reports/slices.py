@@ -25,7 +25,7 @@ from alhvr_trainer.reports.volumes import Volume
 from alhvr_trainer.trainers.history_plot import MOST_CLASSES_IN_LEGEND
 
 REGION_VOLUMES = (REGIONS, *REGIONS_AT.values())
-REGION_NAMES = {1: "Ω1: both networks sure", 2: "Ω2: one of them", 3: "Ω3: neither"}
+REGION_NAMES = {1: "Ω1: both networks sure", 2: "Ω2: one network sure", 3: "Ω3: no network sure"}
 
 
 def fullest_slice(masks: Sequence[np.ndarray]) -> int:

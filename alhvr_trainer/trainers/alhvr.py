@@ -67,7 +67,7 @@ class ALHVRSettings(Settings):
     feature_tap: Tap = "stage"
     """Where CG-CPCL taps this stage: its output, behind LeakyReLU, or that of its "up-convolution", which has both
     signs, as the authors' features have in 2D."""
-    region_maps: int = Field(3, ge=0)
+    region_maps: int = Field(3, ge=0, le=20)
     """Of how many unlabeled cases the regions are written as images early, midway and late, for ``alhvr report``."""
 
     @model_validator(mode="before")
@@ -157,8 +157,8 @@ class ALHVRTrainer(SemiSupervisedTrainer):
         forget_region_maps(self)
 
     def on_epoch_end(self) -> None:
-        write_region_maps(self)  # before the checkpoint: a training that goes on from it has the maps
         super().on_epoch_end()
+        write_region_maps(self)
 
     def forward(self, samples: Samples) -> Forward:
         """Each network twice: on all samples, and its decoder on perturbed features of the unlabeled ones."""

@@ -163,6 +163,32 @@ def test_several_values_side_by_side_are_refused(typed, right, capsys):
     parse(name, command(name), words)
 
 
+@pytest.mark.parametrize(
+    "typed",
+    [
+        "predict -f 0 27 2d -i a -o b",
+        "predict -f 0,1 27 2d -i a -o b",
+        "predict -f 0 27 -c 2d -i a -o b",
+        "predict 27 -f 0 2d -i a -o b",
+        "export_bundle -f 0 27 2d -o x",
+        "plan_and_preprocess -c 2d 27 my-plans.json",
+        "benchmark --seeds 0 acdc out",
+        "make_split --labeled 5 27 3",
+        "move_labeled -d 27 -f 0 finished",
+    ],
+)
+def test_words_that_fill_other_parameters_are_not_refused(typed):
+    name, *words = shlex.split(typed)
+    values = list(parse(name, command(name), words).values())
+    assert all(str(word) in map(str, values) for word in words if word.isdigit() or word in ("2d", "acdc", "out"))
+
+
+@pytest.mark.parametrize("name", ["train", "suggest", "predict_next_stage", "report", "rounds"])
+def test_a_second_fold_fills_no_other_parameter(name, capsys):
+    assert cli.main([name, "-d", "27", "-c", "2d", "-f", "0", "1"]) == 2
+    assert "unknown argument 1" in capsys.readouterr().err
+
+
 def test_british_spelling_of_an_option():
     from alhvr_trainer.export.bundle import export_bundle
 

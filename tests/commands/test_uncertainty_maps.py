@@ -191,9 +191,9 @@ def test_scores_of_two_models_are_not_mixed(images: Path, tmp_path: Path):
     predict(model_folder=model, continue_prediction=True, **options)
     assert scores.read_bytes() == before
 
-    match = (
-        r"uncertainty/case.json is of another model or checkpoint \(.*fold_0/checkpoint_final.pth, SHA-256 .{8}\) than"
-    )
+    match = r"uncertainty/case.json was predicted by .*fold_0/checkpoint_final.pth \(SHA-256 .{8}, network a, with"
+    with pytest.raises(InputError, match=f"{match} mirroring.*, and now .*network b, with mirroring.* is named: "):
+        predict(model_folder=model, network="b", continue_prediction=True, **options)
     with pytest.raises(InputError, match=rf"{match} .*fold_1.*: choose another --output"):
         predict(model_folder=model, fold=(0, 1), continue_prediction=True, **options)
     shutil.copyfile(model / "fold_1" / "checkpoint_final.pth", model / "fold_0" / "checkpoint_final.pth")
@@ -201,8 +201,19 @@ def test_scores_of_two_models_are_not_mixed(images: Path, tmp_path: Path):
         predict(model_folder=model, continue_prediction=True, **options)
     for unknown in ({}, {"predicted_by": 3}, {"predicted_by": [{"model": 3}]}):
         scores.write_text(json.dumps({**json.loads(before), "predicted_by": None, **unknown}))
-        with pytest.raises(InputError, match=r"case.json is of another model or checkpoint \(unknown\)"):
+        with pytest.raises(InputError, match=r"case.json was predicted by an unknown model, and now"):
             predict(model_folder=model, continue_prediction=True, **options)
+
+
+def test_maps_of_another_model_do_not_stay(images: Path, tmp_path: Path):
+    """Two folds of two networks have no regions."""
+    model = make_model(tmp_path / "results", folds=(0, 1))
+    options: dict[str, Any] = {"input": images, "output": tmp_path / "out", "uncertainty": True, **QUICKLY}
+    regions = tmp_path / "out" / "uncertainty" / "case_regions.nii.gz"
+    predict(model_folder=model, **options)
+    assert regions.exists()
+    predict(model_folder=model, fold=(0, 1), **options)
+    assert not regions.exists()
 
 
 def test_maps_do_not_go_where_the_images_are(images: Path, tmp_path: Path):

@@ -29,6 +29,7 @@ from alhvr_trainer.experiments.benchmark.plots import box_plots, boxes_in_words,
 from alhvr_trainer.experiments.benchmark.report import write_report
 from alhvr_trainer.experiments.benchmark.suites import load_suite, parse_suite
 from alhvr_trainer.experiments.benchmark.tables import comma_separated, markdown, mean_and_sd
+from alhvr_trainer.reports.page import encoded
 
 pytestmark = pytest.mark.any_nnunet
 
@@ -306,3 +307,7 @@ def test_table_of_distances_that_no_method_has(tmp_path):
 def test_shipped_tables_name_methods():
     tables = load_suite("acdc").tables
     assert len(tables["regions"]) == 7 and tables["ablation"][-1] == "ALHVR"
+
+
+def test_names_in_plots_are_no_formulas():
+    assert encoded(box_plots({"Dice": {"5 labeled": {"A$_$B": [70.0, 80.0]}}}))

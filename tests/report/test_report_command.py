@@ -91,14 +91,14 @@ def test_page_carries_volumes_and_module(page: Page):
 
 def test_page_shows_the_regions_early_midway_and_late(page: Page, page_once: Path):
     text = " ".join(page.text.split())
-    assert "Early: after epoch 3, midway: after epoch 15, late: after epoch 30. In Ω2" in text
+    assert "Early: after 10%, midway: after 50%, late: after 100% of the training. In Ω2" in text
     rows = [re.findall(r"<td>(.*?)</td>", row) for row in re.findall(r"<tr>(.*?)</tr>", text)]
     for case in MAPPED:
         (values,) = [[float(cell) for cell in row[1:]] for row in rows if row[:1] == [case] and len(row) == 7]
-        late, _, early, _, midway, _ = values
+        early, midway, late = values[1::2]
         assert early > midway > late > 0
         cube, both, all_voxels = 2 * 16 * 12, 4 * 20 * 16, 8 * 32 * 28
-        assert values[1:3] == [round((both - cube) / all_voxels, 3), round(cube / all_voxels, 3)]
+        assert values[:2] == [round((both - cube) / all_voxels, 3), round(cube / all_voxels, 3)]
     assert page.text.count('aria-label="Colors: regions"') == 1
 
 
@@ -161,6 +161,19 @@ def test_stock_trainings_have_reports(finished: Path, tmp_path: Path):
     text = report(model_folder=model, unlabeled=0).read_text(encoding="utf-8")
     assert "Training curves. loss: training from 0.5 to -0.25." in text
     assert "The training was not validated" in text and "The training log has none." in text
+
+
+def test_damaged_maps_of_regions_are_named_and_left_out(finished: Path, tmp_path: Path):
+    model = tmp_path / "ALHVRTrainer__ALHVRPlans__2d"
+    shutil.copytree(finished / "results" / DATASET / model.name, model)
+    maps = model / "fold_0" / "regions"
+    (maps / "scan_000_regions_late.nii.gz").write_bytes(b"no image")
+    shutil.copyfile(
+        finished / "raw" / DATASET / "imagesTr" / "case_000_0000.nii.gz", maps / "scan_001_regions_early.nii.gz"
+    )
+    text = report(model_folder=model, unlabeled=0, validation=0).read_text(encoding="utf-8")
+    assert "The regions of unlabeled case scan_000 are not shown: cannot read " in text
+    assert "scan_001_regions_early.nii.gz is no map of ALHVR&#39;s regions, 1 to 3" in text
 
 
 def test_missing_files_of_a_case_are_named(finished: Path, tmp_path: Path):

@@ -14,6 +14,7 @@ from tiny_training import make_trainer
 
 from alhvr_trainer import predict
 from alhvr_trainer.data.linking import linked_cases
+from alhvr_trainer.trainers import region_maps
 from alhvr_trainer.trainers.cps import CPSTrainer
 from alhvr_trainer.trainers.region_maps import moments, region_map_file
 
@@ -68,6 +69,7 @@ def test_maps_do_not_change_the_training(tiny: Path):
         weights.append(torch.cat([each.flatten() for each in trainer.network.parameters()]))
         # the second training removes the first one's
         assert len(list((fold / "regions").iterdir())) == 2 * count
+        (fold / "regions" / "scan_000_regions_early.nii.gz").touch()
     assert torch.equal(*weights)
 
 
@@ -76,3 +78,15 @@ def test_a_method_without_regions_maps_none(tiny: Path):
     trainer: Any = make_trainer(tiny, CPSTrainer)
     trainer.run_training()
     assert not (Path(trainer.output_folder) / "regions").exists()
+
+
+def test_a_case_that_cannot_be_mapped_does_not_end_the_training(tiny: Path, monkeypatch: pytest.MonkeyPatch):
+    def fail(*confidences: Any) -> None:
+        raise MemoryError("too large")
+
+    monkeypatch.setattr(region_maps, "alhvr_regions", fail)
+    trainer, fold = trained(tiny, epochs=1, region_maps=1)
+    assert trainer.current_epoch == 1 and not (fold / "regions").exists()
+    (log,) = fold.glob("training_log_*.txt")
+    case = trainer.data.unlabeled.identifiers[0]
+    assert f"ALHVR WARNING: no map of the regions of case {case}: too large" in log.read_text()

@@ -85,8 +85,12 @@ def _train(job: Job, plans: str, fold: Path, device: str) -> bool:
     if (fold / "checkpoint_final.pth").exists():
         return True
     interrupted = any((fold / f"checkpoint_{name}.pth").exists() for name in ("latest", "best"))
-    train(job.dataset, job.configuration, job.fold, plans, job.trainer, continue_training=interrupted, device=device)
+    _train_as(job, plans, continue_training=interrupted, device=device)
     return interrupted
+
+
+def _train_as(job: Job, plans: str, **options: Any) -> None:
+    train(job.dataset, job.configuration, job.fold, plans=plans, trainer=job.trainer, **options)
 
 
 def _best_is_final(fold: Path) -> bool:
@@ -103,8 +107,7 @@ def _validate(job: Job, plans: str, fold: Path, checkpoint: str, device: str) ->
         if checkpoint != "final" or not (common / _SUMMARY).exists():
             best = checkpoint == "best"
             (common / _SUMMARY).unlink(missing_ok=True)
-            trained = (job.dataset, job.configuration, job.fold, plans, job.trainer)
-            train(*trained, validation_only=True, best=best, device=device)
+            _train_as(job, plans, validation_only=True, best=best, device=device)
         common.replace(folder)
     return folder
 

@@ -42,7 +42,7 @@ def box_plots(values: Mapping[str, Values], dark: bool = False) -> Figure:
         figure, axes = plt.subplots(len(panels), figsize=size, layout="constrained", squeeze=False)
         for ax, (title, boxes) in zip(axes.flat, panels.items(), strict=True):
             ax.boxplot(list(boxes.values()), showmeans=True, widths=0.6, flierprops={"markersize": 3})
-            ax.set_xticks(range(1, len(boxes) + 1), list(boxes), rotation=35, ha="right")
+            ax.set_xticks(range(1, len(boxes) + 1), list(boxes), rotation=35, ha="right", parse_math=False)
             ax.grid(axis="y", alpha=0.3)
             ax.set_title(title)
         return figure
