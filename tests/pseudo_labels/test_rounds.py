@@ -17,12 +17,16 @@ import psutil
 import pytest
 import SimpleITK as sitk
 from data_builders import NAME, change_settings
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from processes_end import all_end
+from tiny_training import make_trainer
 
 from alhvr_trainer import rounds
 from alhvr_trainer.config.files import read_object
 from alhvr_trainer.errors import InputError
 from alhvr_trainer.pseudo_labels import rounds as module
+from alhvr_trainer.trainers.evil import EVILTrainer
+from alhvr_trainer.trainers.uamt import UAMTTrainer
 
 pytest_plugins = ["planned_dataset"]
 
@@ -102,6 +106,20 @@ def test_goes_on_where_it_was_interrupted(untrained: Path, monkeypatch: pytest.M
         rounds(901, "2d", **QUICKLY)
     assert made == {file: file.stat().st_mtime_ns for file in folder.rglob("*.nii.gz")}
     assert "--continue_training" in commands[1] and "--continue_training" not in commands[0]
+
+
+@pytest.mark.parametrize("kind", [nnUNetTrainer, UAMTTrainer, EVILTrainer])
+def test_any_trainer_is_a_teacher(kind: type[nnUNetTrainer], tiny: Path, monkeypatch: pytest.MonkeyPatch):
+    trainer = make_trainer(tiny, kind)
+    trainer.on_train_start()
+    trainer.save_checkpoint(str(Path(trainer.output_folder) / "checkpoint_final.pth"))
+    monkeypatch.setattr("alhvr_trainer.processes.run_logged", lambda *words: "it is not the student's turn")
+    with pytest.raises(InputError, match="it is not the student's turn"):
+        rounds(901, "2d", trainer=kind.__name__, **QUICKLY)
+    (folder,) = (tiny / "raw").glob("*_round1")
+    record = read_object(folder / "pseudo_labels.json")
+    assert record["teacher"]["model"] == f"{kind.__name__}__ALHVRPlans__2d"
+    assert set(record["cases"]) == UNLABELED and record["cases_to_train_on"]["pseudo"] > 0
 
 
 def training_of(command: subprocess.Popen, log: Path) -> list[psutil.Process]:
