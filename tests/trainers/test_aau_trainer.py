@@ -17,6 +17,7 @@ from alhvr_trainer.trainers.samples import take_apart
 from alhvr_trainer.trainers.supervised import SupervisedTrainer
 
 pytest_plugins = ["planned_dataset"]
+pytestmark = pytest.mark.any_nnunet  # test_rivals.py trains this method with the oldest release
 
 
 def test_the_autoencoder_stays_as_it_was_trained(tiny: Path):

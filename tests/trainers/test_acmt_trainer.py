@@ -18,6 +18,7 @@ from alhvr_trainer.trainers.samples import predictions, take_apart
 from alhvr_trainer.trainers.supervised import SupervisedTrainer
 
 pytest_plugins = ["planned_dataset"]
+pytestmark = pytest.mark.any_nnunet  # test_rivals.py trains this method with the oldest release
 
 
 def started(root: Path, kind: type = ACMTTrainer, **settings: Any) -> Any:

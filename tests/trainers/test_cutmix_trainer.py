@@ -17,6 +17,7 @@ from alhvr_trainer.trainers.partners import unwrapped
 from alhvr_trainer.trainers.samples import Forward, predictions, take_apart
 
 pytest_plugins = ["planned_dataset"]
+pytestmark = pytest.mark.any_nnunet  # test_rivals.py trains this method with the oldest release
 
 
 @pytest.fixture

@@ -18,6 +18,7 @@ from alhvr_trainer.trainers.samples import predictions, take_apart
 from alhvr_trainer.trainers.variants import trainer_named
 
 pytest_plugins = ["planned_dataset"]
+pytestmark = pytest.mark.any_nnunet  # test_rivals.py trains this method with the oldest release
 
 IGNORE = {"labels": {"background": 0, "shell": 1, "core": 2, "ignore": 3}}
 REGIONS = {"labels": {"background": 0, "whole": [1, 2], "core": 2}, "regions_class_order": [1, 2]}

@@ -21,6 +21,7 @@ from alhvr_trainer.trainers.mcf import MCFTrainer, labels_of, other_architecture
 from alhvr_trainer.trainers.samples import Samples, predictions, take_apart
 
 pytest_plugins = ["planned_dataset"]
+pytestmark = pytest.mark.any_nnunet  # test_rivals.py trains this method with the oldest release
 
 
 def started(root: Path) -> tuple[Any, Samples, Any]:

@@ -21,6 +21,7 @@ from alhvr_trainer.trainers.samples import predictions, take_apart
 from alhvr_trainer.trainers.two_decoders import make_auxiliary
 
 pytest_plugins = ["planned_dataset"]
+pytestmark = pytest.mark.any_nnunet  # test_rivals.py trains this method with the oldest release
 
 
 def ready(root: Path) -> tuple[Any, dict[str, Any]]:

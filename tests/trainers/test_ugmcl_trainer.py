@@ -17,6 +17,7 @@ from alhvr_trainer.trainers.samples import full_resolution, predictions, take_ap
 from alhvr_trainer.trainers.ugmcl import UGMCLTrainer, foreground_masks
 
 pytest_plugins = ["planned_dataset"]
+pytestmark = pytest.mark.any_nnunet  # test_rivals.py trains this method with the oldest release
 
 REGIONS = {
     "labels": {"background": 0, "whole": [1, 2], "core": 2},
