@@ -158,7 +158,7 @@ def test_on_a_cluster_trainings_are_the_workers_and_end_with_the_command(tmp_pat
         running = first_trainings(tmp_path)[0]
         found = running.environ()
         command.send_signal(signal.SIGINT)
-        assert command.wait(timeout=60) == 130
+        assert command.wait(timeout=180) == 130
         assert all_end([running]) and len(cluster.workers) == 1
     assert {name: found[name] for name in own} == own
     assert found["nnUNet_n_proc_DA"] == "0" and found["OMP_NUM_THREADS"] == "1"  # the client's

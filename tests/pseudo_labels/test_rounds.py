@@ -146,7 +146,7 @@ def test_a_command_that_is_ended_ends_its_training(
             started = training_of(command, tiny / "results" / NAME / "rounds_logs" / "ALHVRTrainer_fold_0.log")
             assert len(started) > 1 and any("train" in process.cmdline() for process in started)
             command.send_signal(end)
-            assert command.wait(timeout=60) == status
+            assert command.wait(timeout=180) == status
             assert all_end(started)
         finally:
             for process in (command, *started):

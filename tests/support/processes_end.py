@@ -18,7 +18,7 @@ def ended(process: psutil.Process) -> bool:
 
 def all_end(processes: Sequence[psutil.Process]) -> bool:
     """Whether they end soon: on a busy machine a signal takes its time."""
-    end = time.monotonic() + 30
+    end = time.monotonic() + 90
     while time.monotonic() < end and not all(map(ended, processes)):
         time.sleep(0.05)
     return all(map(ended, processes))
