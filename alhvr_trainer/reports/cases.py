@@ -147,7 +147,7 @@ def prepared(volumes: Mapping[str, Volume], case: str) -> dict[str, Volume]:
     sizes = {name: each.image.GetSize() for name, each in volumes.items()}
     if len(set(sizes.values())) > 1:
         listed = ", ".join(f"{name} {size}" for name, size in sizes.items())
-        raise InputError(f"the files of case {case} have different sizes: {listed}; make those anew that are wrong")
+        raise InputError(f"the files of case {case} have different sizes: {listed}; replace the wrong ones")
     first = next(iter(volumes.values())).image
     for each in volumes.values():  # they differ by rounding, which ITK does not forgive
         each.image.CopyInformation(first)

@@ -102,7 +102,7 @@ def _write(
     model: TrainedModel, fold: int | str, target: Path, validation: int, unlabeled: int, predicting: dict[str, object]
 ) -> Path:
     from alhvr_trainer.data.stream import evenly
-    from alhvr_trainer.reports.cases import Reader, class_values, mapped_case, read_validation, worst
+    from alhvr_trainer.reports.cases import Reader, class_values, read_validation, worst
     from alhvr_trainer.reports.document import Document, document
     from alhvr_trainer.reports.training import read_training
 
@@ -131,16 +131,8 @@ def _write(
             else:
                 worst_cases.append(found)
     unsure = _unsure_cases(model, reader, fold, chosen, predicting) if chosen else []
-    ending = model.dataset_json["file_ending"]
-    over_time = []
-    for case, images in of_fold.items():
-        try:
-            mapped = mapped_case(reader, case, images, folder.parent, ending)
-        except InputError as error:
-            notes.append(f"The regions of unlabeled case {case} are not shown: {error}.")
-        else:
-            over_time += [mapped] if mapped else []
-    parts = Document(model, fold, training, dice, worst_cases, unsure, over_time, len(chosen), len(of_fold), notes)
+    mapped = _mapped_cases(model, reader, of_fold, folder.parent, notes)
+    parts = Document(model, fold, training, dice, worst_cases, unsure, mapped, len(chosen), len(of_fold), notes)
     write_text(target, document(parts))
     print(f"{target}: {target.stat().st_size / 1e6:.1f} MB", flush=True)
     return target
@@ -194,6 +186,24 @@ def _validation_case(
     if not (prediction and reference and images):
         return None
     return validation_case(reader, case, images, reference, prediction, dice)
+
+
+def _mapped_cases(
+    model: TrainedModel, reader: Reader, unlabeled: Cases, fold: Path, notes: list[str]
+) -> list[ShownCase]:
+    """Those whose regions the training mapped; what cannot be shown is added to the notes."""
+    from alhvr_trainer.reports.cases import mapped_case
+
+    shown = []
+    for case, images in unlabeled.items():
+        try:
+            found = mapped_case(reader, case, images, fold, model.dataset_json["file_ending"])
+        except InputError as error:
+            notes.append(f"The regions of unlabeled case {case} are not shown: {error}.")
+            continue
+        if found is not None:
+            shown.append(found)
+    return shown
 
 
 def _unsure_cases(

@@ -32,7 +32,7 @@ def region_map_file(fold: Path, case: str, moment: str, ending: str) -> Path:
 
     Args:
         fold: folder of the training.
-        case: its name, or a pattern.
+        case: its name.
         moment: of :data:`MOMENTS`.
         ending: of image files.
     """
