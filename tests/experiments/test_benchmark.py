@@ -71,6 +71,7 @@ def test_there_are_the_announced_suites():
         "brats2019",
         "hippocampus-augmentation",
         "hippocampus-cpu",
+        "hippocampus-lengths",
         "phantom-quick",
     ]
 

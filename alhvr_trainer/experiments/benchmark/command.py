@@ -34,8 +34,8 @@ def benchmark(
     suite's settings must not change below finished runs: that is an error.
 
     Args:
-        suite: phantom-quick, hippocampus-cpu, hippocampus-augmentation, acdc-cpu, acdc-quick, acdc, abdomenct1k,
-            brats2019, or a YAML file.
+        suite: phantom-quick, hippocampus-cpu, hippocampus-augmentation, hippocampus-lengths, acdc-cpu, acdc-quick,
+            acdc, abdomenct1k, brats2019, or a YAML file.
         output: folder for runs, logs, tables and plots; default: benchmark_SUITE.
         methods: only these, separated by commas.
         table: only the methods of this table: comparison, ablation or regions.
