@@ -9,6 +9,8 @@ import pytest
 
 from alhvr_trainer.annotation.ranking import choose, distances_between, draw, need, thumbnail
 
+pytestmark = pytest.mark.any_nnunet
+
 APART = np.array([[0.0, 0.01, 0.8, 0.9], [0.01, 0.0, 0.8, 0.9], [0.8, 0.8, 0.0, 0.5], [0.9, 0.9, 0.5, 0.0]])
 """The first two of four cases look alike."""
 NEEDS = [0.9, 0.8, 0.3, 0.1]

@@ -14,6 +14,8 @@ from alhvr_trainer import suggest
 from alhvr_trainer.annotation import predictions
 from alhvr_trainer.errors import InputError
 
+pytestmark = pytest.mark.any_nnunet
+
 pytest_plugins = ["planned_dataset"]
 
 UNLABELED = {"case_004", "case_005", "scan_000", "scan_001", "scan_002"}

@@ -17,6 +17,8 @@ from alhvr_trainer.augmentation.corruption import (
     opened,
 )
 
+pytestmark = pytest.mark.any_nnunet
+
 SCIPY = {
     dilated: lambda x, disk: ndimage.grey_dilation(x, footprint=disk, mode="constant", cval=-np.inf),
     eroded: lambda x, disk: ndimage.grey_erosion(x, footprint=disk, mode="constant", cval=np.inf),

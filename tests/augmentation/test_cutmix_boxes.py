@@ -7,6 +7,8 @@ import torch
 
 from alhvr_trainer.augmentation.cutmix import boxes, mixed
 
+pytestmark = pytest.mark.any_nnunet
+
 
 @pytest.mark.parametrize("shape", [(40, 24), (16, 40, 24)])
 def test_boxes_have_edges_of_a_quarter_to_three_quarters_everywhere(shape: tuple[int, ...]):

@@ -9,6 +9,8 @@ import torch
 
 from alhvr_trainer.losses.cutmix import pseudo_label_loss
 
+pytestmark = pytest.mark.any_nnunet
+
 
 def test_computed_by_hand():
     logits = torch.tensor([[[0.0, math.log(3)], [math.log(3), 0.0]]])  # foreground with 3/4, then with 1/4

@@ -7,6 +7,8 @@ import pytest
 
 from alhvr_trainer.pseudo_labels.selection import dice_between, judge
 
+pytestmark = pytest.mark.any_nnunet
+
 CLASSES = {"shell": (1,), "core": (2,)}
 
 

@@ -28,6 +28,8 @@ from alhvr_trainer.reports.document import LARGEST_PAGE, Document, document
 from alhvr_trainer.reports.training import read_training
 from alhvr_trainer.reports.volumes import as_volume
 
+pytestmark = pytest.mark.any_nnunet
+
 pytest_plugins = ["report_page"]
 
 

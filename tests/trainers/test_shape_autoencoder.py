@@ -19,6 +19,8 @@ from alhvr_trainer.trainers.shape_autoencoder import (
     train_autoencoder,
 )
 
+pytestmark = pytest.mark.any_nnunet
+
 CLASSES = LabelCoding(3)
 REGIONS = LabelCoding(3, ((1, 2), (2,)))
 

@@ -16,6 +16,8 @@ from alhvr_trainer.trainers import aau, shape_training
 from alhvr_trainer.trainers.aau import AAUTrainer
 from alhvr_trainer.trainers.checkpoints import read_checkpoint
 
+pytestmark = pytest.mark.any_nnunet
+
 pytest_plugins = ["planned_dataset"]
 
 
