@@ -17,8 +17,6 @@ from trained_models import make_model, predict_with_nnunet
 
 from alhvr_trainer.export.bundle import export_bundle
 
-pytestmark = pytest.mark.any_nnunet
-
 CONFIGS = ("inference", "inference_native")
 AFFINE = np.diag([0.9, 1.2, 2.5, 1.0])
 

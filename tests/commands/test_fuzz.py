@@ -37,8 +37,6 @@ from alhvr_trainer.data.case_images import read_case
 from alhvr_trainer.errors import InputError
 from alhvr_trainer.trainers.alhvr import ALHVRTrainer
 
-pytestmark = pytest.mark.any_nnunet
-
 pytest_plugins = ["planned_dataset"]
 
 EXAMPLES = {
